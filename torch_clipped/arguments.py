@@ -1,0 +1,106 @@
+"""The clipping arguments of a parameter group: their names, their defaults, and what may stand there."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .clipping import CLIPPING_TYPES, Clipping
+
+__all__ = ["NONFINITE_POLICIES", "Arguments"]
+
+NONFINITE_POLICIES = ("skip", "error", "zero", "propagate")
+OLDER_SPELLINGS = {
+    "value": "coord_wise",
+    "no_clip": "none",
+    "coordinate_wise": "coord_wise",
+    "auto_clip": "auto",
+    "linear_rand_autoclip": "linear_rand_auto",
+    "quadratic_rand_autoclip": "quadratic_rand_auto",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The validated clipping arguments of one parameter group, as plain names and numbers."""
+
+    clipping_type: str = "norm"
+    clipping_level: Any = None  # a float, or None for a type without a level
+    clipping_beta: float = 0.85
+    clipping_window: int = 1000
+    norm_type: float = 2.0
+    nonfinite: str = "skip"
+    clipping_seed: int = 0
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Arguments:
+        """The arguments that stand in a parameter group; ValueError names the first one that is nonsense."""
+        name = _clipping_type(group["clipping_type"])
+        beta = _number("clipping_beta", group["clipping_beta"], "a number between 0 and 1")
+        if not 0 < beta < 1:
+            raise ValueError(f"clipping_beta must be between 0 and 1, both excluded, got {beta}")
+        norm_type = math.inf if group["norm_type"] == "inf" else _number("norm_type", group["norm_type"], "a number >= 1")
+        if norm_type < 1:
+            raise ValueError(f"norm_type must be >= 1 or inf, got {norm_type}")
+        if group["nonfinite"] not in NONFINITE_POLICIES:
+            choices = ", ".join(NONFINITE_POLICIES)
+            raise ValueError(f"nonfinite must be one of {choices}, got {group['nonfinite']!r}")
+        return cls(
+            clipping_type=name,
+            clipping_level=_level(name, CLIPPING_TYPES[name], group["clipping_level"]),
+            clipping_beta=beta,
+            clipping_window=_integer("clipping_window", group["clipping_window"], smallest=2),
+            norm_type=norm_type,
+            nonfinite=group["nonfinite"],
+            clipping_seed=_integer("clipping_seed", group["clipping_seed"], smallest=0),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entries of a parameter group."""
+        return asdict(self)
+
+
+def _clipping_type(name: Any) -> str:
+    current = OLDER_SPELLINGS.get(name, name) if isinstance(name, str) else None
+    if current in CLIPPING_TYPES:
+        return str(current)
+    choices = sorted({*CLIPPING_TYPES, "value"})
+    near = difflib.get_close_matches(str(name), [*choices, *OLDER_SPELLINGS], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"clipping_type must be one of {', '.join(choices)}, got {name!r}{hint}")
+
+
+def _level(name: str, rule: Clipping | None, level: Any) -> float | None:
+    if rule is None:
+        if level is not None:
+            raise ValueError(f"clipping_level must be None for clipping_type={name!r}, which does not clip, got {level!r}")
+        return None
+    if level is None:
+        return rule.threshold.default_level
+    number = _number("clipping_level", level, "a number or None")
+    try:
+        rule.threshold.check(number)
+    except ValueError as error:
+        raise ValueError(f"{error} (clipping_type={name!r})") from None
+    return number
+
+
+def _number(argument: str, value: Any, wanted: str) -> float:
+    """A real number as a float: also numpy's, and tensors and arrays without dimensions."""
+    plain = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
+    if isinstance(plain, (bool, np.bool_)) or not isinstance(plain, numbers.Real) or math.isnan(plain):
+        raise ValueError(f"{argument} must be {wanted}, got {value!r}")
+    return float(plain)
+
+
+def _integer(argument: str, value: Any, smallest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) < 2**63:
+        raise ValueError(f"{argument} must be an integer >= {smallest}, got {value!r}")
+    return int(value)

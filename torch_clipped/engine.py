@@ -1,0 +1,127 @@
+"""The engine: measure -> threshold -> decide -> scale, for every clip set of an optimizer.
+
+The host never looks at a number that lives on an accelerator: what is a float or a bool on the CPU is a tensor there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .clip_sets import ClipSet, Totals
+from .history import namespace, on_host
+from .measures import entries
+
+__all__ = ["Verdict", "clip_"]
+
+SMALLEST_FOLDED = 1e-30  # the kernels divide by the inverse, a float32 number
+
+
+class Verdict(NamedTuple):
+    """What is left for the optimizer to do."""
+
+    skip: Any  # leave this step out: a bool, or a bool tensor on an accelerator
+    coefficient: Any = None  # still to be multiplied with all gradients; None if they are scaled already
+
+
+class Measured(NamedTuple):
+    """The gradients of a clip set and the lengths of its blocks (blocks,), without the gradient scaler's factor."""
+
+    grads: Sequence[Tensor | None]
+    lengths: Any
+    finite: Any
+
+
+@torch.no_grad()
+def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_inf: Any = False, fold: bool = False) -> Verdict:
+    """Clip the gradients of all clip sets in place and remember what was seen.
+
+    ``grad_scale`` is the factor by which a gradient scaler has multiplied them, ``found_inf`` what it found: true means
+    that it leaves this step out by itself. With ``fold`` the coefficient of the only set is returned for the optimizer's
+    own kernel to apply, so that no pass over the gradients is spent on it.
+    """
+    if found_inf is True:
+        return Verdict(found_inf)
+    with np.errstate(all="ignore"):
+        measured = [_measure(clip_set, grad_scale) for clip_set in sets]
+        skip = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
+        if skip is True:
+            return Verdict(skip)
+        kept = ~skip if isinstance(skip, Tensor) else True
+        coefficient: Any = None
+        any_recorded: Any = False
+        any_clipped: Any = False
+        norms = []
+        for clip_set, (grads, lengths, finite) in zip(sets, measured, strict=True):
+            valid = (lengths > 0) & (finite | namespace(lengths).isfinite(lengths)) & kept
+            thresholds, coefficients = clip_set.apply_rule(lengths, valid, totals.step)
+            if fold and not (on_host(clip_set.device) and coefficients[0] < SMALLEST_FOLDED):
+                coefficient = coefficients[0]
+            else:
+                clip_set.measure.shrink_(grads, coefficients, thresholds * grad_scale)
+            recorded, clipped = (lengths != 0).any() & kept, (coefficients < 1).any()
+            norms.append(clip_set.remember(lengths, thresholds, coefficients, recorded, clipped))
+            any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped
+        totals.remember(norms, sets[0].arguments.norm_type, any_recorded, any_clipped)
+        return Verdict(skip, coefficient)
+
+
+def _measure(clip_set: ClipSet, grad_scale: Any) -> Measured:
+    grads = clip_set.gradients()
+    if clip_set.arguments.nonfinite == "zero" and not on_host(clip_set.device):
+        _zero_nonfinite_(grads)  # the host cannot look whether it is needed
+    lengths = clip_set.lengths(grads) / grad_scale
+    return Measured(grads, lengths, namespace(lengths).isfinite(lengths).all())
+
+
+def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: Totals, grad_scale: Any, found_inf: Any) -> Any:
+    """Do what the sets' policies say about gradients that are not finite; returns whether to skip the step."""
+    if all(m.finite is np.True_ for m in measured):
+        return False
+    for clip_set, m in zip(sets, measured, strict=True):
+        if clip_set.arguments.nonfinite == "error" and not m.finite:  # has to look, also on an accelerator
+            raise RuntimeError(
+                f"the gradient of parameter group {_first_nonfinite(clip_set)} is not finite; nothing was changed. "
+                "nonfinite='skip' leaves such a step out, nonfinite='zero' replaces its entries that are not finite by 0"
+            )
+    skip: Any = False
+    for clip_set, m in zip(sets, measured, strict=True):
+        if clip_set.arguments.nonfinite == "skip":
+            bad = ~(m.finite | found_inf)
+            clip_set.count_skipped(bad)
+            skip = skip | bad
+    if not on_host(sets[0].device):
+        totals.count_skipped(skip)
+        return skip | found_inf
+    if skip:
+        if totals.count_skipped(skip) == 1:
+            warnings.warn(
+                "a gradient was not finite and the step was skipped; later ones are counted in "
+                "clipping_stats()['skipped_steps'] without a warning",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return True
+    for i, (clip_set, m) in enumerate(zip(sets, measured, strict=True)):
+        if clip_set.arguments.nonfinite == "zero" and not m.finite:
+            _zero_nonfinite_(m.grads)
+            measured[i] = _measure(clip_set, grad_scale)
+    return False
+
+
+def _zero_nonfinite_(grads: Sequence[Tensor | None]) -> None:
+    for grad in grads:
+        if grad is not None:
+            (grad._values() if grad.is_sparse else grad).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _first_nonfinite(clip_set: ClipSet) -> int:
+    for index, group in zip(clip_set.indices, clip_set.groups, strict=True):
+        if not all(entries(p.grad).isfinite().all() for p in group["params"] if p.grad is not None):
+            return index
+    raise AssertionError("called for a set whose gradients are finite")

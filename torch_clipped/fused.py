@@ -1,0 +1,137 @@
+"""Torch's fused kernels: chosen for one step where they are right, with the clipping coefficient folded in.
+
+The parameter groups keep what the user wrote: ``fused`` is switched on around the parent's step only, so that checkpoints
+stay the same and a checkpoint of the plain optimizer does not switch it off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import SGD, Adam, Optimizer
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+from .history import on_host
+
+__all__ = ["FusedPlan", "scaler_factors", "undecorated"]
+
+_DEVICES = frozenset(_get_fused_kernels_supported_devices())
+State = dict[Any, dict[str, Any]]
+Group = dict[str, Any]
+
+
+def undecorated(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step function without torch's wrapper that runs the step hooks: our own step has run them already."""
+    function: Any = getattr(step, "__func__", step)
+    return function.__wrapped__ if getattr(function, "hooked", False) else function  # type: ignore[no-any-return]
+
+
+_FUSED_STEPS = {undecorated(SGD.step), undecorated(Adam.step)}
+
+
+def scaler_factors(optimizer: Optimizer, device: torch.device) -> tuple[Any, Any]:
+    """What a gradient scaler hands to a fused optimizer: the factor in the gradients, and whether it found an infinity."""
+    grad_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+    if on_host(device):
+        return 1.0 if grad_scale is None else float(grad_scale), found_inf is not None and bool(found_inf)
+    return (
+        1.0 if grad_scale is None else grad_scale.to(device, non_blocking=True),
+        False if found_inf is None else found_inf.to(device, non_blocking=True) != 0,
+    )
+
+
+class FusedPlan:
+    """Which groups take torch's fused kernel in this step.
+
+    ``complete`` says that all groups do: only then may the kernel be told to scale or to skip, for it is told so for the
+    whole optimizer. ``exact`` says that its factor, a float32 number, is exact enough for all gradients.
+    """
+
+    def __init__(self, groups: Sequence[Group], clipped: Sequence[Group], state: State, parent_step: Any) -> None:
+        torch_decides = parent_step in _FUSED_STEPS
+        self.state = state
+        self.switched = [group for group in clipped if torch_decides and _chooses_fused(group, state)]
+        self.fused = self.switched + [group for group in groups if torch_decides and group["fused"]]
+        self.complete = len(self.fused) == len(groups)
+        self.exact = all(p.dtype != torch.float64 for group in groups for p in group["params"])
+
+    @contextmanager
+    def carried_out(self, optimizer: Optimizer, grad_scale: Any, coefficient: Any, skip: Any) -> Iterator[None]:
+        """Run the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
+        for group in self.fused:
+            _fill_momentum_buffers(group, self.state)
+        for group in self.switched:
+            _host_steps_to_device(group, self.state)
+            group["fused"] = True
+        attributes: dict[str, Any] = vars(optimizer)
+        before: dict[str, Any] = {name: attributes[name] for name in ("grad_scale", "found_inf") if name in attributes}
+        if isinstance(coefficient, Tensor):
+            attributes["grad_scale"] = (grad_scale / coefficient).float()
+        elif coefficient is not None and coefficient < 1:
+            attributes["grad_scale"] = torch.tensor(grad_scale / coefficient, dtype=torch.float32)
+        if isinstance(skip, Tensor):
+            attributes["found_inf"] = skip.float()
+        try:
+            yield
+        finally:
+            for group in self.switched:
+                group["fused"] = None
+            for name in ("grad_scale", "found_inf"):
+                attributes.pop(name, None)
+            attributes.update(before)
+
+
+def _chooses_fused(group: Group, state: State) -> bool:
+    """Whether the group leaves the choice to us and the fused kernel computes the right thing in its next step."""
+    if group["fused"] is not None or group["foreach"] is not None or group["differentiable"]:
+        return False
+    if group.get("capturable") or isinstance(group["weight_decay"], Tensor):
+        return False
+    if group.get("dampening") and _lacks_buffers(group, state):
+        return False
+    return all(_lie_alike(p, p.grad, state.get(p)) for p in group["params"] if p.grad is not None)
+
+
+def _lie_alike(param: Tensor, grad: Tensor, state: dict[str, Any] | None) -> bool:
+    """The kernels walk through memory: parameter, gradient and state must lie there alike and without holes."""
+    if type(param) not in (Parameter, Tensor) or type(grad) is not Tensor or grad.layout != torch.strided:
+        return False
+    if not param.is_floating_point() or grad.dtype != param.dtype or param.device.type not in _DEVICES:
+        return False
+    stride = param.stride()
+    if grad.stride() != stride or not torch.ops.aten.is_non_overlapping_and_dense(param):
+        return False
+    values = state.values() if state else ()
+    return all(value.stride() == stride for value in values if isinstance(value, Tensor) and value.dim() > 0)
+
+
+def _fill_momentum_buffers(group: Group, state: State) -> None:
+    """Give late parameters of SGD a zero momentum buffer, which is what their first step starts from anyway.
+
+    Without it torch's fused SGD raises TypeError where only some parameters have one, and on an accelerator leaves the
+    buffers uninitialised where the kernel is told to skip the very first step.
+    """
+    if not group.get("dampening") and _lacks_buffers(group, state):
+        for p in group["params"]:
+            if p.grad is not None and state[p].get("momentum_buffer") is None:
+                state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+
+
+def _lacks_buffers(group: Group, state: State) -> bool:
+    if not group.get("momentum"):
+        return False
+    with_grad = [p for p in group["params"] if p.grad is not None]
+    missing = [state.get(p, {}).get("momentum_buffer") is None for p in with_grad]
+    return any(missing) and (not all(missing) or not all(on_host(p.device) for p in with_grad))
+
+
+def _host_steps_to_device(group: Group, state: State) -> None:
+    for p in group["params"]:
+        step = state.get(p, {}).get("step")
+        if isinstance(step, Tensor) and step.device != p.device:  # as a plain checkpoint has it
+            state[p]["step"] = step.to(p.device, torch.float32)

@@ -1,0 +1,132 @@
+"""Measures: how long is which block of the gradient?
+
+The norms of all tensors are taken once, without copying a gradient, and combined in float64. On the CPU torch's own norms
+run on one thread and lose digits over millions of numbers; norms of rows do neither. Results that float32 could not hold
+are measured again, carefully.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .history import accumulation_dtype, namespace, on_host
+
+__all__ = ["combine", "entries", "largest_entries", "tensor_norms"]
+
+_ROW = 16384  # entries a row: long enough to be fast, short enough for float32 to keep its digits
+_SPLIT = 65536  # tensors from here on are measured by rows, in parallel
+_CHUNK = 1 << 20  # entries that the careful path converts to float64 at a time
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def entries(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor as one dimension; a view unless its memory has holes. A sparse one must be coalesced."""
+    if tensor.is_sparse:
+        tensor = tensor._values()
+    if not tensor.is_contiguous() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.reshape(-1)
+
+
+def tensor_norms(tensors: Sequence[Tensor | None], norm_type: float, device: torch.device) -> Any:
+    """The p-norm of each tensor, 0 for None: float64 of shape (tensors,), numpy on the host and else a tensor on device."""
+    flat = [(i, entries(t)) for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
+    if on_host(device):
+        return _host_norms(flat, len(tensors), norm_type)
+    return _device_norms(flat, len(tensors), norm_type, device)
+
+
+def largest_entries(tensors: Sequence[Tensor | None], norm_type: float, device: torch.device) -> Any:
+    """The largest absolute value of each tensor; ``norm_type`` plays no part."""
+    return tensor_norms(tensors, math.inf, device)
+
+
+def combine(norms: Any, norm_type: float) -> Any:
+    """The p-norm of a vector whose parts have these p-norms; 0 of no parts."""
+    if len(norms) == 0:
+        return norms.sum()
+    largest = norms.max()
+    if norm_type == math.inf:
+        return largest
+    xp = namespace(norms)
+    unit = xp.where(xp.isfinite(largest) & (largest > 0), largest, 1.0)  # powers of the ratios cannot overflow
+    return ((norms / unit) ** norm_type).sum() ** (1 / norm_type) * unit
+
+
+def _host_norms(flat: Sequence[tuple[int, Tensor]], count: int, norm_type: float) -> Any:
+    norms = np.zeros(count)
+    if norm_type == math.inf:
+        for i, values in flat:
+            norms[i] = _largest(values)
+        return norms
+    if norm_type not in (1, 2):
+        for i, values in flat:
+            norms[i] = _careful_norm(values, norm_type)
+        return norms
+    rows: list[Tensor] = []
+    whole: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+    owners: defaultdict[torch.dtype, list[int]] = defaultdict(list)
+    row_owners: list[int] = []
+    for i, values in flat:
+        size = values.numel()
+        if size >= _SPLIT:
+            cut = size - size % _ROW
+            dtype = torch.float32 if values.dtype in _LOW_PRECISION else None
+            rows.append(torch.linalg.vector_norm(values[:cut].view(-1, _ROW), norm_type, dim=1, dtype=dtype))
+            row_owners += [i] * (cut // _ROW)
+            values = values[cut:]
+        if size < _SPLIT or len(values):
+            whole[values.dtype].append(values)
+            owners[values.dtype].append(i)
+    powers = np.zeros(count)
+    for dtype, members in whole.items():
+        accumulate = torch.float32 if dtype in _LOW_PRECISION else None
+        parts = torch.stack(torch._foreach_norm(members, norm_type, dtype=accumulate)).numpy().astype(np.float64)
+        powers[owners[dtype]] = parts**norm_type
+    if rows:
+        parts = torch.cat(rows).numpy().astype(np.float64)
+        powers += np.bincount(row_owners, parts**norm_type, count)
+    norms = powers ** (1 / norm_type)
+    low = 1e-30 ** (1 / norm_type)  # below, float32 powers lose digits
+    for i, values in flat:
+        if not low < norms[i] < math.inf:
+            norms[i] = _careful_norm(values, norm_type)
+    return norms
+
+
+def _largest(values: Tensor) -> float:
+    if values.is_complex():
+        values = values.abs()
+    low, high = torch.aminmax(values)
+    return max(-float(low), float(high)) if low == low else math.nan
+
+
+def _careful_norm(values: Tensor, norm_type: float) -> float:
+    """The norm in float64, relative to the largest entry, so that no power overflows or vanishes."""
+    parts = []
+    for chunk in torch.split(values, _CHUNK):
+        moduli = chunk.abs().double()
+        largest = moduli.max()
+        if not 0 < largest < math.inf:
+            parts.append(largest.item())
+        else:
+            parts.append((torch.linalg.vector_norm(moduli / largest, norm_type) * largest).item())
+    return float(combine(np.array(parts), norm_type))
+
+
+def _device_norms(flat: Sequence[tuple[int, Tensor]], count: int, norm_type: float, device: torch.device) -> Tensor:
+    """Without a host synchronization: float64 sums need no second look."""
+    norms = torch.zeros(count, dtype=accumulation_dtype(device), device=device)
+    for i, values in flat:
+        if values.is_complex():
+            values = values.abs()
+        norm = torch.linalg.vector_norm(values, norm_type, dtype=accumulation_dtype(values.device))
+        norms[i] = norm.to(norms, non_blocking=True)
+    return norms

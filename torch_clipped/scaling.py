@@ -1,0 +1,78 @@
+"""Scaling: make the blocks of a gradient as short as the rule says, in place.
+
+Each function takes the gradients (None where a parameter has none) and, one a block, the coefficients and the thresholds,
+both on the scale on which the gradients stand. On the CPU it looks first and writes only what changes; on an accelerator the
+host must not look, and everything is multiplied.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["clamp_entries_", "scale_all_", "scale_each_"]
+
+Gradients = Sequence[Tensor | None]
+
+
+def scale_all_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+    """Multiply every gradient by the one coefficient."""
+    if not isinstance(coefficients, Tensor):
+        if coefficients[0] < 1:
+            _multiply_((_writable(g), float(coefficients[0])) for g in grads if g is not None)
+        return
+    for members in _by_device(grads).values():
+        torch._foreach_mul_([g for _, g in members], coefficients[0].to(members[0][1].device, non_blocking=True))
+
+
+def scale_each_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+    """Multiply each gradient by its own coefficient."""
+    if not isinstance(coefficients, Tensor):
+        pairs = zip(grads, coefficients.tolist(), strict=True)
+        _multiply_((_writable(g), c) for g, c in pairs if g is not None and c < 1)
+        return
+    for device, members in _by_device(grads).items():
+        own = coefficients.to(device, non_blocking=True)
+        torch._foreach_mul_([g for _, g in members], [own[i] for i, _ in members])
+
+
+def clamp_entries_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+    """Clamp the entries of each gradient whose coefficient says so to plus or minus its threshold; complex ones by modulus."""
+    on_host = not isinstance(coefficients, Tensor)
+    for i, grad in enumerate(grads):
+        if grad is None or (on_host and coefficients[i] == 1):
+            continue
+        limit: Any = (
+            float(thresholds[i]) if on_host else torch.where(coefficients[i] < 1, thresholds[i], torch.inf).to(grad.device)
+        )
+        values = _writable(grad)
+        if values.is_complex():
+            values.mul_((limit / values.abs()).clamp_(max=1).nan_to_num_(nan=1.0))
+        else:
+            values.clamp_(-limit, limit)
+
+
+def _writable(grad: Tensor) -> Tensor:
+    return grad._values() if grad.is_sparse else grad
+
+
+def _by_device(grads: Gradients) -> dict[torch.device, list[tuple[int, Tensor]]]:
+    devices: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+    for i, grad in enumerate(grads):
+        if grad is not None and grad.numel() > 0:
+            devices[grad.device].append((i, _writable(grad)))
+    return devices
+
+
+def _multiply_(pairs: Iterable[tuple[Tensor, float]]) -> None:
+    """Multiply tensors by numbers in (0, 1), also by numbers that float32 cannot hold."""
+    work = list(pairs)
+    if any(c < 1e-30 for _, c in work):
+        work = [(values, c**0.5) for values, c in work]
+        torch._foreach_mul_([values for values, _ in work], [c for _, c in work])
+    if work:
+        torch._foreach_mul_([values for values, _ in work], [c for _, c in work])

@@ -307,10 +307,7 @@ def reference_sgd_step(
                 kept["b"] = [momentum * b + (1 - dampening) * value for b, value in pairs]
             else:  # the first gradient is not dampened
                 kept["b"] = g
-            if nesterov:
-                g = [value + momentum * b for value, b in zip(g, kept["b"], strict=True)]
-            else:
-                g = kept["b"]
+            g = [value + momentum * b for value, b in zip(g, kept["b"], strict=True)] if nesterov else kept["b"]
         theta[:] = [w - lr * value for w, value in zip(theta, g, strict=True)]
 
 

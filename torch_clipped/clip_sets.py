@@ -98,7 +98,7 @@ class Totals(Counts):
     @property
     def step(self) -> Any:
         """The number of steps before this one, from which random decisions draw."""
-        return self.counts[0]
+        return self.counts[0] if isinstance(self.counts, Tensor) else int(self.counts[0])
 
     def remember(self, set_norms: Sequence[Any], norm_type: float, recorded: Any, clipped: Any) -> None:
         """Count a step, and record the norm of the whole gradient where it is known."""

@@ -61,4 +61,5 @@ def uniform(seed: int, stream: int, step: Any) -> Any:
     for word in (seed, seed >> 32, stream):
         state = _mix(state ^ _mix((word + 0x7F4A7C15) & _MASK))
     low = _mix(_mix(((step & _MASK) + 0x7F4A7C15) & _MASK) ^ state)
-    return _mix(low ^ _mix(((step >> 32) + 0x165667B1) & _MASK)) / 2.0**32
+    bits = _mix(low ^ _mix(((step >> 32) + 0x165667B1) & _MASK))
+    return (bits >> 8) / 2.0**24  # 24 bits are exact in every floating type

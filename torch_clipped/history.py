@@ -79,7 +79,7 @@ def quantile(memory: SimpleNamespace, probability: float) -> Any:
         known = memory.count.clamp(max=window)
         empty = torch.arange(window, device=known.device)[:, None] >= known
         ordered = memory.lengths.masked_fill(empty, torch.inf).sort(dim=0).values
-        position = (known - 1).clamp(min=0) * probability
+        position = (known - 1).clamp(min=0).to(ordered.dtype) * probability
         lower = position.long()
         upper = torch.minimum(lower + 1, (known - 1).clamp(min=0))
         low, high = ordered.gather(0, lower[None])[0], ordered.gather(0, upper[None])[0]

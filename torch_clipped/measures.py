@@ -1,8 +1,8 @@
 """Measures: how long is which block of the gradient?
 
 The norms of all tensors are taken once, without copying a gradient, and combined in float64. On the CPU torch's own norms
-run on one thread and lose digits over millions of numbers; norms of rows do neither. Results that float32 could not hold
-are measured again, carefully.
+run on one thread and lose digits over millions of numbers; norms of rows do neither. Results that float32 could not hold,
+and norm types other than 2 and inf, are measured carefully in float64.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from .history import accumulation_dtype, namespace, on_host
 
 __all__ = ["combine", "entries", "largest_entries", "tensor_norms"]
 
-_ROW = 16384  # entries a row: long enough to be fast, short enough for float32 to keep its digits
+_ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
 _SPLIT = 65536  # tensors from here on are measured by rows, in parallel
 _CHUNK = 1 << 20  # entries that the careful path converts to float64 at a time
+_LOWEST = 1e-15  # shorter than this, float32 squares lose digits
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -61,43 +62,41 @@ def combine(norms: Any, norm_type: float) -> Any:
 
 
 def _host_norms(flat: Sequence[tuple[int, Tensor]], count: int, norm_type: float) -> Any:
+    if norm_type == 2:
+        return _host_euclidean_norms(flat, count)
     norms = np.zeros(count)
-    if norm_type == math.inf:
-        for i, values in flat:
-            norms[i] = _largest(values)
-        return norms
-    if norm_type not in (1, 2):
-        for i, values in flat:
-            norms[i] = _careful_norm(values, norm_type)
-        return norms
-    rows: list[Tensor] = []
-    whole: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
-    owners: defaultdict[torch.dtype, list[int]] = defaultdict(list)
-    row_owners: list[int] = []
     for i, values in flat:
-        size = values.numel()
-        if size >= _SPLIT:
-            cut = size - size % _ROW
+        norms[i] = _largest(values) if norm_type == math.inf else _careful_norm(values, norm_type)
+    return norms
+
+
+def _host_euclidean_norms(flat: Sequence[tuple[int, Tensor]], count: int) -> Any:
+    rows: list[Tensor] = []
+    row_owners: list[int] = []
+    short: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+    short_owners: defaultdict[torch.dtype, list[int]] = defaultdict(list)
+    for i, values in flat:
+        if values.numel() >= _SPLIT:
+            cut = values.numel() - values.numel() % _ROW
             dtype = torch.float32 if values.dtype in _LOW_PRECISION else None
-            rows.append(torch.linalg.vector_norm(values[:cut].view(-1, _ROW), norm_type, dim=1, dtype=dtype))
+            rows.append(torch.linalg.vector_norm(values[:cut].view(-1, _ROW), dim=1, dtype=dtype))
             row_owners += [i] * (cut // _ROW)
             values = values[cut:]
-        if size < _SPLIT or len(values):
-            whole[values.dtype].append(values)
-            owners[values.dtype].append(i)
-    powers = np.zeros(count)
-    for dtype, members in whole.items():
+        if values.numel() > 0:
+            short[values.dtype].append(values)
+            short_owners[values.dtype].append(i)
+    squares = np.zeros(count)
+    for dtype, members in short.items():
         accumulate = torch.float32 if dtype in _LOW_PRECISION else None
-        parts = torch.stack(torch._foreach_norm(members, norm_type, dtype=accumulate)).numpy().astype(np.float64)
-        powers[owners[dtype]] = parts**norm_type
+        parts = torch.stack(torch._foreach_norm(members, 2, dtype=accumulate)).numpy().astype(np.float64)
+        squares[short_owners[dtype]] = parts * parts
     if rows:
         parts = torch.cat(rows).numpy().astype(np.float64)
-        powers += np.bincount(row_owners, parts**norm_type, count)
-    norms = powers ** (1 / norm_type)
-    low = 1e-30 ** (1 / norm_type)  # below, float32 powers lose digits
+        squares += np.bincount(row_owners, parts * parts, count)
+    norms = np.sqrt(squares)
     for i, values in flat:
-        if not low < norms[i] < math.inf:
-            norms[i] = _careful_norm(values, norm_type)
+        if not _LOWEST < norms[i] < math.inf:
+            norms[i] = _careful_norm(values, 2)
     return norms
 
 

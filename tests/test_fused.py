@@ -1,0 +1,177 @@
+"""Torch's fused kernels: taken where they are right, with the coefficient folded in, and never where they are wrong."""
+
+import math
+
+import pytest
+import torch
+
+from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
+
+CLASSES = {
+    "sgd": (ClippedSGD, {"lr": 0.1, "momentum": 0.9}),
+    "adam": (ClippedAdam, {"lr": 0.1}),
+    "adamw": (ClippedAdamW, {"lr": 0.1}),
+}
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    """Counts the calls of torch's fused kernels."""
+    calls = []
+    for name in ("_fused_sgd_", "_fused_adam_", "_fused_adamw_"):
+        kernel = getattr(torch, name)
+
+        def counted(*args, name=name, kernel=kernel, **kwargs):
+            calls.append((name, kwargs["grad_scale"]))
+            return kernel(*args, **kwargs)
+
+        monkeypatch.setattr(torch, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_fused_kernels_are_chosen_and_leave_no_trace_in_the_groups(name, kernel_calls):
+    cls, options = CLASSES[name]
+    param = torch.nn.Parameter(randn(5))
+    optimizer = cls([param], **options)
+    param.grad = randn(5, seed=1)
+    optimizer.step()
+    assert len(kernel_calls) == 1
+    assert optimizer.param_groups[0]["fused"] is None
+    assert optimizer.state_dict()["param_groups"][0]["fused"] is None
+    assert not hasattr(optimizer, "grad_scale")
+
+
+def test_nothing_is_folded_where_nothing_is_clipped(kernel_calls):
+    param = torch.nn.Parameter(randn(5))
+    optimizer = ClippedSGD([param], clipping_level=100)
+    param.grad = randn(5, seed=1)
+    before = param.grad.clone()
+    optimizer.step()
+    assert kernel_calls == [("_fused_sgd_", None)]
+    assert param.grad.equal(before)
+    param.grad = 1000 * before
+    optimizer.step()
+    assert kernel_calls[1][1].item() == pytest.approx(10 * before.norm().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"fused": False}])
+def test_flags_of_the_user_are_obeyed(flags, kernel_calls):
+    param = torch.nn.Parameter(randn(5))
+    optimizer = ClippedSGD([param], **flags)
+    param.grad = randn(5, seed=1)
+    optimizer.step()
+    assert kernel_calls == []
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("level", [0.5, 1e9])
+@pytest.mark.parametrize("lay_out", ["grad", "param", "both", "transposed", "holes"])
+def test_memory_layouts_that_fused_kernels_get_wrong(lay_out, level, name):
+    cls, options = CLASSES[name]
+    runs = []
+    for flags in ({}, {"foreach": False, "fused": False}):
+        weight, grad = randn(4, 3, 5, 6), randn(4, 3, 5, 6, seed=1)
+        if lay_out in ("param", "both"):
+            weight = weight.to(memory_format=torch.channels_last)
+        if lay_out in ("grad", "both"):
+            grad = grad.to(memory_format=torch.channels_last)
+        if lay_out == "transposed":
+            grad = grad.transpose(0, 3).contiguous().transpose(0, 3)
+        if lay_out == "holes":
+            weight = torch.zeros(4, 3, 5, 12)[..., ::2].copy_(weight)
+        param = torch.nn.Parameter(weight)
+        optimizer = cls([param], clipping_level=level, **options, **flags)
+        for _ in range(3):
+            param.grad = grad.clone(memory_format=torch.preserve_format)
+            optimizer.step()
+        runs.append(param.detach().clone())
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.3])
+def test_parameter_whose_first_gradient_comes_late(dampening):
+    runs = []
+    for flags in ({}, {"foreach": False, "fused": False}):
+        params = [torch.nn.Parameter(randn(5, seed=i)) for i in range(2)]
+        optimizer = ClippedSGD(params, lr=0.1, momentum=0.9, dampening=dampening, **flags)
+        for step in range(4):
+            params[0].grad = randn(5, seed=10 + step)
+            params[1].grad = randn(5, seed=20 + step) if step >= 2 else None
+            optimizer.step()
+        runs.append(torch.stack([p.detach() for p in params]))
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-6, atol=1e-7)
+
+
+def test_overflow_in_the_very_first_step_under_a_gradient_scaler():
+    for seed in range(20):
+        param = torch.nn.Parameter(randn(1000, seed=seed))
+        start = param.detach().clone()
+        optimizer = ClippedSGD([param], lr=0.1, momentum=0.9, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale((param * math.inf).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert param.equal(start)
+        assert optimizer.clipping_stats()["steps"] == optimizer.clipping_stats()["skipped_steps"] == 0
+        param.grad = None
+        scaler.scale((param * 2).sum()).backward()
+        scaler.step(optimizer)
+        assert param.isfinite().all()
+
+
+def test_float64_keeps_its_digits_in_a_clipped_fused_step():
+    param = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = ClippedSGD([param], lr=1.0, clipping_level=1.0, fused=True)
+    param.grad = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    optimizer.step()
+    wanted = -torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) / math.sqrt(14)
+    torch.testing.assert_close(param.detach(), wanted, rtol=1e-14, atol=0)
+
+
+def test_coefficients_that_float32_cannot_hold():
+    for dtype in (torch.float32, torch.bfloat16):
+        param = torch.nn.Parameter(torch.zeros(4, dtype=dtype))
+        optimizer = ClippedSGD([param], lr=1.0, clipping_level=1e-6)
+        param.grad = torch.full((4,), 2e38, dtype=dtype)
+        optimizer.step()
+        assert (-param).tolist() == pytest.approx([5e-7] * 4, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_plain_checkpoint_does_not_switch_fused_kernels_off(name, kernel_calls):
+    cls, options = CLASSES[name]
+    param = torch.nn.Parameter(randn(5))
+    plain = cls.__mro__[2]([param], **options)
+    param.grad = randn(5, seed=1)
+    plain.step()
+    assert kernel_calls == []
+    optimizer = cls([param], **options)
+    optimizer.load_state_dict(plain.state_dict())
+    optimizer.step()
+    assert len(kernel_calls) == 1
+
+
+def test_failing_step_leaves_the_groups_as_the_user_wrote_them(monkeypatch):
+    param = torch.nn.Parameter(randn(5))
+    optimizer = ClippedSGD([param])
+    param.grad = randn(5, seed=1)
+    monkeypatch.setattr(torch, "_fused_sgd_", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    assert optimizer.param_groups[0]["fused"] is None
+    assert not hasattr(optimizer, "grad_scale")
+
+
+def test_group_of_type_none_is_not_scaled_with_the_others():
+    first, second = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+    groups = [{"params": [first]}, {"params": [second], "clipping_type": "none"}]
+    optimizer = ClippedSGD(groups, lr=1.0, clipping_level=1.0, fused=True)
+    first.grad, second.grad = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert (-first).tolist() == pytest.approx([0.6, 0.8])
+    assert (-second).tolist() == [3.0, 4.0]

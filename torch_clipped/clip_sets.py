@@ -28,7 +28,7 @@ from .decisions import uniform
 from .history import accumulation_dtype, namespace, new_history, on_host, push, resized
 from .measures import combine
 
-__all__ = ["ARGUMENT_NAMES", "ClipSet", "Group", "Totals", "common_device", "is_memory", "prepare_memory"]
+__all__ = ["ARGUMENT_NAMES", "ClipSet", "Group", "Totals", "common_device", "is_memory", "make_clip_sets", "prepare_memory"]
 
 Group = dict[str, Any]
 ARGUMENT_NAMES = tuple(Arguments().as_dict())
@@ -196,3 +196,31 @@ def common_device(groups: Sequence[Group]) -> torch.device:
     """Where lengths are combined: on the device of the first parameter that is not on the host."""
     devices = (p.device for group in groups for p in group["params"])
     return next((device for device in devices if not on_host(device)), torch.device("cpu"))
+
+
+def make_clip_sets(groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
+    """The clip sets of an optimizer's parameter groups, whose arguments are checked and whose memory is prepared."""
+    device = common_device(groups)
+    members: dict[Arguments, list[int]] = {}
+    for i, group in enumerate(groups):
+        try:
+            arguments = Arguments.of(group)
+        except ValueError as error:
+            raise ValueError(f"parameter group {i}: {error}") from None
+        members.setdefault(arguments, []).append(i)
+    for arguments, indices in members.items():
+        for i in indices:
+            groups[i].update(arguments.as_dict())
+            prepare_memory(groups[i], arguments, device)
+    rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
+    sets = [
+        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device)
+        for rule, arguments, indices in rules
+        if rule is not None
+    ]
+    complete = (
+        len(sets) == len(members)
+        and all(clip_set.measure.gives_norm for clip_set in sets)
+        and len({clip_set.arguments.norm_type for clip_set in sets}) == 1
+    )
+    return sets, Totals(groups[0], complete)

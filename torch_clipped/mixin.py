@@ -1,0 +1,233 @@
+"""The mixin that puts clipping into an optimizer class, between the closure and the update."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from operator import is_
+from typing import Any, ClassVar, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .arguments import Arguments
+from .clip_sets import ARGUMENT_NAMES, ClipSet, Group, Totals, common_device, is_memory, make_clip_sets, prepare_memory
+from .engine import clip_
+from .fused import FusedPlan, scaler_factors, undecorated
+from .statistics import grad_norms, statistics, whole_statistics
+
+__all__ = ["Clipped"]
+
+RENAMED = {"p_autoclip": "clipping_level", "beta": "clipping_beta"}
+
+
+def _written(groups: list[Group]) -> list[Any]:
+    """The objects that decide about clip sets: the groups and the clipping arguments in them."""
+    return [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
+
+
+class Clipped(Optimizer):
+    """The clipping part of every optimizer here: a mixin in front of an optimizer class of torch.
+
+    Between the closure and the update, the gradient g of each block is shortened in place:
+
+        alpha = threshold / length          g <- g * min(1, alpha)   where the decision says so
+
+    ``clipping_type`` names what a block is (the whole gradient, one tensor, one entry), where the threshold comes from, and
+    when it is obeyed; README.md has the table of types. Weight decay, momentum and moments only ever see the clipped
+    gradient, and ``p.grad`` holds it after the step. Parameter groups with equal clipping arguments form one clip set: the
+    global length is the length of the whole set, by default of the whole model.
+
+    Args:
+        *args, **kwargs: the arguments of the optimizer class, with its own names, places and defaults. ``fused=None`` with
+            ``foreach=None`` takes torch's fused kernels wherever they are right.
+        clipping_type (str): the name of a clipping type. Default: ``"norm"``.
+        clipping_level (float, optional): the one number that the type needs, in the unit that the table gives.
+            Default: None, the type's default level.
+        clipping_beta (float): base of the clipping probability of the random types, in (0, 1). Default: 0.85.
+        clipping_window (int): how many lengths are remembered, at least 2. Default: 1000 (steps).
+        norm_type (float): the p of the p-norm, from 1 to inf. Default: 2.
+        nonfinite (str): what to do with a gradient that has entries that are inf or NaN. ``"skip"``: leave weights, state
+            and history as they are, warn once and count; ``"error"``: RuntimeError before anything is changed; ``"zero"``:
+            such entries become 0, the rest is clipped; ``"propagate"``: hand them on unclipped, as torch would.
+            Default: ``"skip"``.
+        clipping_seed (int): seed of the random types, at least 0. Their draws depend on the seed and the step count only.
+            Default: 0.
+
+    A parameter group may hold clipping arguments of its own, and all of them may be changed between steps by writing to
+    ``param_groups``. A group that names a ``clipping_type`` takes its default level unless it names a ``clipping_level``.
+
+    Raises:
+        ValueError: an argument is not what it has to be; in :meth:`step` also a value written to ``param_groups``.
+        TypeError: an unknown argument.
+
+    Example:
+        >>> import torch
+        >>> class ClippedRMSprop(Clipped, torch.optim.RMSprop):
+        ...     "RMSprop with gradient clipping."
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = ClippedRMSprop([weight], lr=0.1, clipping_level=1.0)
+        >>> weight.grad = torch.tensor([30.0, 40.0])
+        >>> optimizer.step()
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
+
+    References:
+        Razvan Pascanu, Tomas Mikolov, Yoshua Bengio, On the difficulty of training recurrent neural networks, 2013,
+        https://arxiv.org/abs/1211.5063 (clipping by the norm).
+    """
+
+    __signature__: ClassVar[inspect.Signature]
+    _sets: tuple[list[ClipSet], Totals] | None
+    _shape: list[tuple[int, torch.device | None]]
+    _written: list[Any]
+
+    def __init__(
+        self,
+        *args: Any,
+        clipping_type: str = "norm",
+        clipping_level: float | None = None,
+        clipping_beta: float = 0.85,
+        clipping_window: int = 1000,
+        norm_type: float = 2.0,
+        nonfinite: str = "skip",
+        clipping_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self._refuse_renamed(kwargs, inspect.signature(super().__init__).parameters)
+        arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
+        self._clipping_defaults = Arguments.of(arguments.as_dict()).as_dict()
+        super().__init__(*args, **kwargs)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the parent's arguments and the clipping arguments in help() and editors."""
+        super().__init_subclass__(**kwargs)
+        own = inspect.signature(Clipped.__init__).parameters
+        clipping = [p for p in own.values() if p.kind is p.KEYWORD_ONLY]
+        parent = inspect.signature(next(c for c in cls.__mro__ if not issubclass(c, Clipped)).__init__)
+        cls.__signature__ = parent.replace(parameters=[*list(parent.parameters.values())[1:], *clipping])
+
+    def _refuse_renamed(self, given: Any, known: Any) -> None:
+        for old, new in RENAMED.items():
+            if old in given and old not in known:
+                raise TypeError(f"{type(self).__name__} has no argument {old!r}: it is called {new!r}")
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a parameter group, as torch does; it may name clipping arguments of its own.
+
+        A group that names a ``clipping_type`` takes that type's default level unless it names a ``clipping_level`` too.
+        """
+        if isinstance(param_group, dict):
+            if "clipping_type" not in self.defaults:  # during construction
+                self.defaults.update(self._clipping_defaults)
+            self._refuse_renamed(param_group, self.defaults)
+            named = {name: param_group[name] for name in ARGUMENT_NAMES if name in param_group}
+            level = {"clipping_level": None} if "clipping_type" in named else {}
+            arguments = Arguments.of(self.defaults | level | named)
+            param_group.update(arguments.as_dict())
+        super().add_param_group(param_group)
+        prepare_memory(param_group, arguments, common_device(self.param_groups))
+        self._sets = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
+        before = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        for i, group in enumerate(self.param_groups):
+            source = before[i] if i < len(before) else self.defaults
+            for name in ARGUMENT_NAMES:
+                group.setdefault(name, source[name])
+            prepare_memory(group, Arguments.of(group), common_device(self.param_groups))
+        self._sets = None
+
+    def __repr__(self) -> str:
+        groups = self.param_groups
+        self.param_groups = [{k: v for k, v in group.items() if not is_memory(k)} for group in groups]
+        try:
+            return super().__repr__()
+        finally:
+            self.param_groups = groups
+
+    def _clip_sets(self) -> tuple[list[ClipSet], Totals]:
+        """The clip sets of the parameter groups as they are now; made anew only where something was edited."""
+        groups = self.param_groups
+        shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
+        written = _written(groups)
+        if self._sets is None or shape != self._shape or not all(map(is_, written, self._written)):
+            self._sets = make_clip_sets(groups)
+            self._shape, self._written = shape, _written(groups)
+        return self._sets
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Evaluate the closure, if there is one, clip the gradients in place and perform the parent's step.
+
+        A step whose gradient is not finite does what ``nonfinite`` says; afterwards ``p.grad`` holds the clipped gradient.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        parent_step = undecorated(super().step)
+        sets, totals = self._clip_sets()
+        if not sets:
+            return parent_step(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            sets, totals = self._clip_sets()  # a closure may edit the groups
+        grad_scale, found_inf = scaler_factors(self, sets[0].device)
+        clipped = [group for clip_set in sets for group in clip_set.groups]
+        plan = FusedPlan(self.param_groups, clipped, self.state, parent_step)
+        one_coefficient = len(sets) == 1 and len(clipped) == len(self.param_groups) and not sets[0].measure.blocks_are_tensors
+        fold = one_coefficient and plan.complete and plan.exact
+        skip, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
+        if not plan.complete:
+            skip = bool(skip)  # only a fused kernel can skip what the host does not know
+        if skip is not True:
+            with plan.carried_out(self, grad_scale, coefficient, skip):
+                parent_step(self)
+        return loss
+
+    @overload
+    def clipping_stats(self, per_set: Literal[False] = ...) -> dict[str, float]: ...
+
+    @overload
+    def clipping_stats(self, per_set: Literal[True]) -> list[dict[str, float]]: ...
+
+    def clipping_stats(self, per_set: bool = False) -> dict[str, float] | list[dict[str, float]]:
+        """What clipping did, as plain floats for any logger. Reading waits for an accelerator; stepping does not.
+
+        Args:
+            per_set: a list with one dict a clip set, instead of one dict for the whole gradient.
+
+        Returns:
+            ``grad_norm`` and ``clipped_norm``, the norm of the gradient before and after clipping in the last step;
+            ``threshold`` and ``coefficient`` of that step, medians where there are many blocks; ``clip_rate``, the share of
+            the steps in which something was clipped; ``steps``, ``clipped_steps`` and ``skipped_steps``. Steps whose
+            gradient is zero are not counted. What would cost another pass over the gradient is NaN.
+
+        Example:
+            >>> import torch
+            >>> from torch_clipped import ClippedSGD
+            >>> weight = torch.nn.Parameter(torch.zeros(2))
+            >>> optimizer = ClippedSGD([weight], clipping_level=1)
+            >>> weight.grad = torch.tensor([3.0, 4.0])
+            >>> optimizer.step()
+            >>> stats = optimizer.clipping_stats()
+            >>> stats["grad_norm"], stats["clipped_norm"], stats["clip_rate"]
+            (5.0, 1.0, 1.0)
+        """
+        sets, totals = self._clip_sets()
+        return [statistics(clip_set) for clip_set in sets] if per_set else whole_statistics(sets, totals)
+
+    def grad_norms(self) -> Tensor:
+        """The norms of the whole gradient before clipping, oldest first: float64 of shape (at most ``clipping_window``,).
+
+        Zero gradients and gradients that are not finite are not recorded. It stays empty where the norm of the whole gradient
+        is not known: with types that do not measure it (``none``, ``coord_wise``) or norm types that differ between groups.
+        """
+        return grad_norms(self._clip_sets()[1])

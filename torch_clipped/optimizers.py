@@ -14,6 +14,7 @@ class ClippedSGD(Clipped, SGD):
 
     Example:
         >>> import torch
+        >>> from torch_clipped import ClippedSGD
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = ClippedSGD(model.parameters(), lr=5e-2, momentum=0.9, clipping_type="layer_wise", clipping_level=1)
         >>> model(torch.ones(2, 3)).square().sum().backward()
@@ -26,6 +27,7 @@ class ClippedAdam(Clipped, Adam):
 
     Example:
         >>> import torch
+        >>> from torch_clipped import ClippedAdam
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = ClippedAdam(model.parameters(), lr=1e-3, clipping_type="auto", clipping_level=0.9)
         >>> model(torch.ones(2, 3)).square().sum().backward()
@@ -38,6 +40,7 @@ class ClippedAdamW(Clipped, AdamW):
 
     Example:
         >>> import torch
+        >>> from torch_clipped import ClippedAdamW
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = ClippedAdamW(model.parameters(), lr=1e-3, weight_decay=0.1, clipping_level=1.0)
         >>> model(torch.ones(2, 3)).square().sum().backward()

@@ -1,0 +1,41 @@
+"""What README.md says is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from torch_clipped.arguments import OLDER_SPELLINGS, Arguments
+from torch_clipped.clipping import CLIPPING_TYPES
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_every_python_block_runs(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "'steps': 100.0" in capsys.readouterr().out
+
+
+def test_table_lists_every_type_with_its_default_level():
+    rows = [line.split("|") for line in README.splitlines() if line.startswith("| `") and "default" not in line]
+    table = {re.findall(r"`(\w+)`", row[1])[0]: row[-2].strip() for row in rows}
+    assert {name: float(level) if level else None for name, level in table.items()} == {
+        name: rule.threshold.default_level if rule else None for name, rule in CLIPPING_TYPES.items()
+    }
+
+
+def test_older_spellings_and_other_defaults_are_named():
+    for name in OLDER_SPELLINGS:
+        assert f"`{name}`" in README
+    for name, value in Arguments().as_dict().items():
+        assert f"`{name}`" in README
+        if isinstance(value, (int, float)):
+            assert re.search(rf"`{name}` \({value}", README), name
+
+
+@pytest.mark.parametrize("ending", ["-m pytest", "-m experiments heavy-tails"])
+def test_each_command_stands_there_once(ending):
+    assert sum(line.startswith("python3 -m venv") and line.endswith(ending) for line in README.splitlines()) == 1

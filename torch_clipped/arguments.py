@@ -46,10 +46,11 @@ class Arguments:
         beta = _number("clipping_beta", group["clipping_beta"], "a number between 0 and 1")
         if not 0 < beta < 1:
             raise ValueError(f"clipping_beta must be between 0 and 1, both excluded, got {beta}")
-        norm_type = math.inf if group["norm_type"] == "inf" else _number("norm_type", group["norm_type"], "a number >= 1")
+        norm_type = group["norm_type"]
+        norm_type = math.inf if isinstance(norm_type, str) and norm_type == "inf" else _number("norm_type", norm_type, "a number")
         if norm_type < 1:
             raise ValueError(f"norm_type must be >= 1 or inf, got {norm_type}")
-        if group["nonfinite"] not in NONFINITE_POLICIES:
+        if not isinstance(group["nonfinite"], str) or group["nonfinite"] not in NONFINITE_POLICIES:
             choices = ", ".join(NONFINITE_POLICIES)
             raise ValueError(f"nonfinite must be one of {choices}, got {group['nonfinite']!r}")
         return cls(
@@ -72,7 +73,7 @@ def _clipping_type(name: Any) -> str:
     if current in CLIPPING_TYPES:
         return str(current)
     choices = sorted({*CLIPPING_TYPES, "value"})
-    near = difflib.get_close_matches(str(name), [*choices, *OLDER_SPELLINGS], n=1)
+    near = difflib.get_close_matches(str(name).lower(), [*choices, *OLDER_SPELLINGS], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"clipping_type must be one of {', '.join(choices)}, got {name!r}{hint}")
 

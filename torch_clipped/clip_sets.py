@@ -59,7 +59,7 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
     for lengths, count in (("norms", "norms_count"), ("lengths", "count")):
         kept = group.get(f"clipping_{lengths}")
         if lengths in fresh and kept is not None and len(kept) != window:
-            group[f"clipping_{lengths}"], group[f"clipping_{count}"] = resized(kept, group[f"clipping_{count}"], window)
+            group[f"clipping_{lengths}"], group[f"clipping_{count}"] = resized(kept, group[f"clipping_{count}"], window).values()
     for name, value in fresh.items():
         kept = group.get(f"clipping_{name}")
         value = value if kept is None or kept.shape != value.shape else kept

@@ -104,7 +104,7 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
                 "a gradient was not finite and the step was skipped; later ones are counted in "
                 "clipping_stats()['skipped_steps'] without a warning",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=6,  # the line that calls step()
             )
         return True
     for i, (clip_set, m) in enumerate(zip(sets, measured, strict=True)):

@@ -1,0 +1,1 @@
+"""Experiments on clipped optimizers: ``python -m experiments NAME``."""

@@ -12,19 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .clipping import CLIPPING_TYPES, Clipping
+from .clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
 
 __all__ = ["NONFINITE_POLICIES", "Arguments"]
 
 NONFINITE_POLICIES = ("skip", "error", "zero", "propagate")
-OLDER_SPELLINGS = {
-    "value": "coord_wise",
-    "no_clip": "none",
-    "coordinate_wise": "coord_wise",
-    "auto_clip": "auto",
-    "linear_rand_autoclip": "linear_rand_auto",
-    "quadratic_rand_autoclip": "quadratic_rand_auto",
-}
 
 
 @dataclass(frozen=True)

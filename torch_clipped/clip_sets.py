@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .decisions import uniform
 from .history import accumulation_dtype, namespace, new_history, on_host, push, resized
 from .measures import combine
+from .thresholds import Blocks
 
 __all__ = ["ARGUMENT_NAMES", "ClipSet", "Group", "Totals", "common_device", "is_memory", "make_clip_sets", "prepare_memory"]
 
@@ -37,6 +39,12 @@ ARGUMENT_NAMES = tuple(Arguments().as_dict())
 def is_memory(key: str) -> bool:
     """Whether this key of a parameter group is something that clipping remembers."""
     return key.startswith("clipping_") and key not in ARGUMENT_NAMES
+
+
+def block_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
+    """How many blocks each parameter has; [1] where all are one block."""
+    blocks_in = MEASURES[rule.measure].blocks_in
+    return [1] if blocks_in is None else [blocks_in(p) for p in params]
 
 
 def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> None:
@@ -54,8 +62,7 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
         "norms_count": norms["count"],
     }
     if rule is not None:
-        blocks = len(group["params"]) if MEASURES[rule.measure].blocks_are_tensors else 1
-        fresh |= rule.threshold.memory(blocks, window)
+        fresh |= rule.threshold.memory(sum(block_counts(rule, group["params"])), window)
     for lengths, count in (("norms", "norms_count"), ("lengths", "count")):
         kept = group.get(f"clipping_{lengths}")
         if lengths in fresh and kept is not None and len(kept) != window:
@@ -122,16 +129,17 @@ class ClipSet(Counts):
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
+        self.is_one_block = self.measure.blocks_in is None
         super().__init__(groups[0]["clipping_set_steps"])
         self.last = _view(groups[0]["clipping_last"])
         names = rule.threshold.memory(1, 2)
+        self.counts_of_blocks: list[int] = []
         self.cells: list[tuple[slice, SimpleNamespace]] = []
-        start = 0
-        for group in groups if self.measure.blocks_are_tensors else groups[:1]:
+        for group in groups[:1] if self.is_one_block else groups:
             memory = SimpleNamespace(**{name: _view(group[f"clipping_{name}"]) for name in names})
-            stop = start + len(group["params"]) if self.measure.blocks_are_tensors else 1
-            self.cells.append((slice(start, stop), memory))
-            start = stop
+            start = sum(self.counts_of_blocks)
+            self.counts_of_blocks += block_counts(rule, group["params"])
+            self.cells.append((slice(start, sum(self.counts_of_blocks)), memory))
 
     def gradients(self) -> list[Tensor | None]:
         """The gradients in the order of the parameters; a sparse one is coalesced where it stands."""
@@ -145,8 +153,8 @@ class ClipSet(Counts):
 
     def lengths(self, grads: Sequence[Tensor | None]) -> Any:
         """The length of each block (blocks,)."""
-        norms = self.measure.norms(grads, self.arguments.norm_type, self.device)
-        return norms if self.measure.blocks_are_tensors else combine(norms, self.arguments.norm_type)[None]
+        norms = self.measure.norms(grads, self.counts_of_blocks, self.arguments.norm_type, self.device)
+        return combine(norms, self.arguments.norm_type)[None] if self.is_one_block else norms
 
     def norm(self, lengths: Any) -> Any:
         """The norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
@@ -161,8 +169,18 @@ class ClipSet(Counts):
         def draw() -> Any:
             return uniform(arguments.clipping_seed, self.indices[0], step)
 
+        def weight_lengths(cell: slice) -> Any:
+            return self.lengths([p for group in self.groups for p in group["params"]])[cell]
+
+        norm = self.norm(lengths)
         parts = [
-            self.rule(lengths[cell], arguments.clipping_level, arguments.clipping_beta, memory, valid[cell], draw)
+            self.rule(
+                Blocks(lengths[cell], valid[cell], norm, partial(weight_lengths, cell)),
+                arguments.clipping_level,
+                arguments.clipping_beta,
+                memory,
+                draw,
+            )
             for cell, memory in self.cells
         ]
         if len(parts) == 1:

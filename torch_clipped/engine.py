@@ -63,7 +63,7 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
             if fold and not (on_host(clip_set.device) and coefficients[0] < SMALLEST_FOLDED):
                 coefficient = coefficients[0]
             else:
-                clip_set.measure.shrink_(grads, coefficients, thresholds * grad_scale)
+                clip_set.measure.shrink_(grads, clip_set.counts_of_blocks, coefficients, thresholds * grad_scale)
             recorded, clipped = (lengths != 0).any() & kept, (coefficients < 1).any()
             norms.append(clip_set.remember(lengths, thresholds, coefficients, recorded, clipped))
             any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped

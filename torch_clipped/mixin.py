@@ -182,7 +182,7 @@ class Clipped(Optimizer):
         grad_scale, found_inf = scaler_factors(self, sets[0].device)
         clipped = [group for clip_set in sets for group in clip_set.groups]
         plan = FusedPlan(self.param_groups, clipped, self.state, parent_step)
-        one_coefficient = len(sets) == 1 and len(clipped) == len(self.param_groups) and not sets[0].measure.blocks_are_tensors
+        one_coefficient = len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
         fold = one_coefficient and plan.complete and plan.exact
         skip, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
         if not plan.complete:

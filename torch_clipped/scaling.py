@@ -1,8 +1,8 @@
 """Scaling: make the blocks of a gradient as short as the rule says, in place.
 
-Each function takes the gradients (None where a parameter has none) and, one a block, the coefficients and the thresholds,
-both on the scale on which the gradients stand. On the CPU it looks first and writes only what changes; on an accelerator the
-host must not look, and everything is multiplied.
+Each function takes the gradients (None where a parameter has none), how many blocks each parameter has, and, one a block,
+the coefficients and the thresholds, both on the scale on which the gradients stand. On the CPU it looks first and writes only
+what changes; on an accelerator the host must not look, and everything is multiplied.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["clamp_entries_", "scale_all_", "scale_each_"]
+__all__ = ["clamp_entries_", "scale_all_", "scale_each_", "scale_units_"]
 
 Gradients = Sequence[Tensor | None]
 
 
-def scale_all_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply every gradient by the one coefficient."""
     if not isinstance(coefficients, Tensor):
         if coefficients[0] < 1:
@@ -29,7 +29,7 @@ def scale_all_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
         torch._foreach_mul_([g for _, g in members], coefficients[0].to(members[0][1].device, non_blocking=True))
 
 
-def scale_each_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply each gradient by its own coefficient."""
     if not isinstance(coefficients, Tensor):
         pairs = zip(grads, coefficients.tolist(), strict=True)
@@ -40,7 +40,7 @@ def scale_each_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
         torch._foreach_mul_([g for _, g in members], [own[i] for i, _ in members])
 
 
-def clamp_entries_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Clamp the entries of each gradient whose coefficient says so to plus or minus its threshold; complex ones by modulus."""
     on_host = not isinstance(coefficients, Tensor)
     for i, grad in enumerate(grads):
@@ -54,6 +54,18 @@ def clamp_entries_(grads: Gradients, coefficients: Any, thresholds: Any) -> None
             values.mul_((limit / values.abs()).clamp_(max=1).nan_to_num_(nan=1.0))
         else:
             values.clamp_(-limit, limit)
+
+
+def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
+    """Multiply each unit of each gradient by its own coefficient."""
+    parts = torch.split(torch.as_tensor(coefficients), list(counts))
+    for grad, part in zip(grads, parts, strict=True):
+        if grad is None or (part.is_cpu and not (part < 1).any()):
+            continue
+        if grad.is_sparse and grad.dim() > 1:
+            part = part[grad._indices()[0]]
+        values = _writable(grad)
+        values.mul_(part.to(values).view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else part[0].to(values))
 
 
 def _writable(grad: Tensor) -> Tensor:

@@ -148,7 +148,8 @@ class ZClip(Threshold):
 
     def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
         xp = history.namespace(blocks.lengths)
-        share = xp.where(memory.seen < self.warm_up, 1 / (memory.seen + 1), 1 - self.averaging)
+        equal_share = xp.ones_like(memory.average) / (memory.seen + 1)
+        share = xp.where(memory.seen < self.warm_up, equal_share, 1 - self.averaging)
         before = clipped_lengths - memory.average
         mean = memory.average + share * before
         after = clipped_lengths - mean

@@ -163,5 +163,5 @@ def test_adaptive_types_over_200_steps_with_spikes(clipping_type, accelerator, m
         optimizer.step()
         assert_close(flat([p.grad for p in params]), wanted, 1e-9, f"gradient of step {step}")
         assert optimizer.clipping_stats()["clipped_steps"] == oracle.clipped_steps
-    assert 5 <= oracle.clipped_steps
+    assert oracle.clipped_steps >= 5
     assert oracle.clipped_steps < oracle.steps or clipping_type == "adaptive"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
 
-__all__ = ["NONFINITE_POLICIES", "Arguments"]
+__all__ = ["ARGUMENT_NAMES", "NONFINITE_POLICIES", "Arguments"]
 
 NONFINITE_POLICIES = ("skip", "error", "zero", "propagate")
 
@@ -58,6 +58,9 @@ class Arguments:
     def as_dict(self) -> dict[str, Any]:
         """The entries of a parameter group."""
         return asdict(self)
+
+
+ARGUMENT_NAMES = tuple(Arguments().as_dict())
 
 
 def _clipping_type(name: Any) -> str:

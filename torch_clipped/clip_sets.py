@@ -1,21 +1,11 @@
-"""Clip sets: the parameter groups with equal clipping arguments, and what is remembered about them.
-
-Everything remembered stands as plain tensors in the parameter groups, under keys that every group has from the start:
-
-    clipping_lengths, clipping_count            the memory of thresholds that have one: of the whole set in its first group,
-                                                or of each tensor in the tensor's own group
-    clipping_set_steps, clipping_last           counts and last values of the set, in its first group
-    clipping_steps, clipping_norms, clipping_norms_count
-                                                counts and norms of the whole gradient, in the optimizer's first group
-
-On the CPU the engine works on numpy views of these tensors, so that remembering costs no tensor operation.
-"""
+"""Clip sets: the parameter groups with equal clipping arguments, which are measured and clipped together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from functools import partial
+from operator import is_
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,62 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import Arguments
+from .arguments import ARGUMENT_NAMES, Arguments
 from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .decisions import uniform
-from .history import accumulation_dtype, namespace, new_history, on_host, push, resized
+from .history import namespace, push
 from .measures import combine
+from .memory import Group, block_counts, common_device, prepare_memory, threshold_memory, view
 from .thresholds import Blocks
 
-__all__ = ["ARGUMENT_NAMES", "ClipSet", "Group", "Totals", "common_device", "is_memory", "make_clip_sets", "prepare_memory"]
-
-Group = dict[str, Any]
-ARGUMENT_NAMES = tuple(Arguments().as_dict())
-
-
-def is_memory(key: str) -> bool:
-    """Whether this key of a parameter group is something that clipping remembers."""
-    return key.startswith("clipping_") and key not in ARGUMENT_NAMES
-
-
-def block_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
-    """How many blocks each parameter has; [1] where all are one block."""
-    blocks_in = MEASURES[rule.measure].blocks_in
-    return [1] if blocks_in is None else [blocks_in(p) for p in params]
-
-
-def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> None:
-    """Give a parameter group the memory its arguments ask for, on ``device``; what it has and still fits is kept.
-
-    A history whose window differs keeps its newest lengths.
-    """
-    rule, window = CLIPPING_TYPES[arguments.clipping_type], arguments.clipping_window
-    norms = new_history(window, 1)
-    fresh = {
-        "steps": torch.zeros(3, dtype=torch.int64),
-        "set_steps": torch.zeros(3, dtype=torch.int64),
-        "last": torch.full((4,), torch.nan, dtype=torch.float64),
-        "norms": norms["lengths"],
-        "norms_count": norms["count"],
-    }
-    if rule is not None:
-        fresh |= rule.threshold.memory(sum(block_counts(rule, group["params"])), window)
-    for lengths, count in (("norms", "norms_count"), ("lengths", "count")):
-        kept = group.get(f"clipping_{lengths}")
-        if lengths in fresh and kept is not None and len(kept) != window:
-            group[f"clipping_{lengths}"], group[f"clipping_{count}"] = resized(kept, group[f"clipping_{count}"], window).values()
-    for name, value in fresh.items():
-        kept = group.get(f"clipping_{name}")
-        value = value if kept is None or kept.shape != value.shape else kept
-        dtype = accumulation_dtype(device) if value.is_floating_point() else value.dtype
-        group[f"clipping_{name}"] = value.to(device, dtype)
+__all__ = ["ClipSet", "Counts", "CurrentSets", "Totals"]
 
 
 class Counts:
     """Three numbers that stand in a parameter group: steps, clipped steps, skipped steps."""
 
     def __init__(self, counts: Tensor) -> None:
-        self.counts = _view(counts)
+        self.counts = view(counts)
 
     def count(self, recorded: Any, clipped: Any) -> None:
         """Count one more step if it was ``recorded``, and as clipped if something was ``clipped``."""
@@ -100,7 +50,7 @@ class Totals(Counts):
     def __init__(self, group: Group, complete: bool) -> None:
         super().__init__(group["clipping_steps"])
         self.complete = complete
-        self.norms = SimpleNamespace(lengths=_view(group["clipping_norms"]), count=_view(group["clipping_norms_count"]))
+        self.norms = SimpleNamespace(lengths=view(group["clipping_norms"]), count=view(group["clipping_norms_count"]))
 
     @property
     def step(self) -> Any:
@@ -126,17 +76,17 @@ class ClipSet(Counts):
         groups: Sequence[Group],
         indices: Sequence[int],
         device: torch.device,
+        memories: Sequence[SimpleNamespace],
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
         self.is_one_block = self.measure.blocks_in is None
         super().__init__(groups[0]["clipping_set_steps"])
-        self.last = _view(groups[0]["clipping_last"])
-        names = rule.threshold.memory(1, 2)
+        self.last = view(groups[0]["clipping_last"])
         self.counts_of_blocks: list[int] = []
         self.cells: list[tuple[slice, SimpleNamespace]] = []
         for group in groups[:1] if self.is_one_block else groups:
-            memory = SimpleNamespace(**{name: _view(group[f"clipping_{name}"]) for name in names})
+            memory = threshold_memory(group, rule, memories)
             start = sum(self.counts_of_blocks)
             self.counts_of_blocks += block_counts(rule, group["params"])
             self.cells.append((slice(start, sum(self.counts_of_blocks)), memory))
@@ -206,18 +156,30 @@ def _median(values: Any) -> Any:
     return values.quantile(0.5) if isinstance(values, Tensor) else np.median(values)
 
 
-def _view(tensor: Tensor) -> Any:
-    return tensor.numpy() if on_host(tensor.device) else tensor
+class CurrentSets:
+    """The clip sets of parameter groups as these are now, made anew only where something was edited."""
+
+    def __init__(self) -> None:
+        self._made: tuple[list[ClipSet], Totals] | None = None
+        self._shape: list[tuple[int, torch.device | None]] = []
+        self._written: list[Any] = []
+
+    def of(self, groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
+        """The clip sets of these groups; ValueError if a group holds nonsense."""
+        shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
+        if self._made is None or shape != self._shape or not all(map(is_, _written(groups), self._written)):
+            before = self._made[0] if self._made else []
+            self._made = _make_clip_sets(groups, [memory for clip_set in before for _, memory in clip_set.cells])
+            self._shape, self._written = shape, _written(groups)
+        return self._made
 
 
-def common_device(groups: Sequence[Group]) -> torch.device:
-    """Where lengths are combined: on the device of the first parameter that is not on the host."""
-    devices = (p.device for group in groups for p in group["params"])
-    return next((device for device in devices if not on_host(device)), torch.device("cpu"))
+def _written(groups: Sequence[Group]) -> list[Any]:
+    """The objects that decide about clip sets: the groups and the clipping arguments in them."""
+    return [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
 
 
-def make_clip_sets(groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
-    """The clip sets of an optimizer's parameter groups, whose arguments are checked and whose memory is prepared."""
+def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]) -> tuple[list[ClipSet], Totals]:
     device = common_device(groups)
     members: dict[Arguments, list[int]] = {}
     for i, group in enumerate(groups):
@@ -232,7 +194,7 @@ def make_clip_sets(groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
             prepare_memory(groups[i], arguments, device)
     rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
     sets = [
-        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device)
+        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, memories)
         for rule, arguments, indices in rules
         if rule is not None
     ]

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from operator import is_
 from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .arguments import Arguments
-from .clip_sets import ARGUMENT_NAMES, ClipSet, Group, Totals, common_device, is_memory, make_clip_sets, prepare_memory
+from .arguments import ARGUMENT_NAMES, Arguments
+from .clip_sets import ClipSet, CurrentSets, Totals
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated
+from .memory import Group, common_device, is_memory, prepare_memory
 from .statistics import grad_norms, statistics, whole_statistics
 
 __all__ = ["Clipped"]
 
 RENAMED = {"p_autoclip": "clipping_level", "beta": "clipping_beta"}
-
-
-def _written(groups: list[Group]) -> list[Any]:
-    """The objects that decide about clip sets: the groups and the clipping arguments in them."""
-    return [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
 
 
 class Clipped(Optimizer):
@@ -79,9 +74,6 @@ class Clipped(Optimizer):
     """
 
     __signature__: ClassVar[inspect.Signature]
-    _sets: tuple[list[ClipSet], Totals] | None
-    _shape: list[tuple[int, torch.device | None]]
-    _written: list[Any]
 
     def __init__(
         self,
@@ -128,7 +120,7 @@ class Clipped(Optimizer):
             param_group.update(arguments.as_dict())
         super().add_param_group(param_group)
         prepare_memory(param_group, arguments, common_device(self.param_groups))
-        self._sets = None
+        self._current_sets = CurrentSets()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
@@ -139,7 +131,7 @@ class Clipped(Optimizer):
             for name in ARGUMENT_NAMES:
                 group.setdefault(name, source[name])
             prepare_memory(group, Arguments.of(group), common_device(self.param_groups))
-        self._sets = None
+        self._current_sets = CurrentSets()
 
     def __repr__(self) -> str:
         groups = self.param_groups
@@ -150,14 +142,7 @@ class Clipped(Optimizer):
             self.param_groups = groups
 
     def _clip_sets(self) -> tuple[list[ClipSet], Totals]:
-        """The clip sets of the parameter groups as they are now; made anew only where something was edited."""
-        groups = self.param_groups
-        shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
-        written = _written(groups)
-        if self._sets is None or shape != self._shape or not all(map(is_, written, self._written)):
-            self._sets = make_clip_sets(groups)
-            self._shape, self._written = shape, _written(groups)
-        return self._sets
+        return self._current_sets.of(self.param_groups)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Evaluate the closure, if there is one, clip the gradients in place and perform the parent's step.

@@ -2,7 +2,10 @@
 
 from .clipping import Clipping, register_clipping
 from .decisions import Always, Randomly
+from .functional import GradientClipper, clip_gradients_
+from .level_scheduler import LevelScheduler, linear_warmup, multiple_at_start
 from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD
+from .suspicions import ClippingWarning
 from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, ZClip
 
 __all__ = [
@@ -13,12 +16,18 @@ __all__ = [
     "ClippedAdamW",
     "ClippedSGD",
     "Clipping",
+    "ClippingWarning",
     "Constant",
+    "GradientClipper",
+    "LevelScheduler",
     "MeanStd",
     "Quantile",
     "Randomly",
     "RatioToWeights",
     "ZClip",
+    "clip_gradients_",
+    "linear_warmup",
+    "multiple_at_start",
     "register_clipping",
 ]
 __version__ = "0.1.0"

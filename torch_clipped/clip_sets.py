@@ -21,19 +21,27 @@ from .measures import combine
 from .memory import Group, block_counts, common_device, prepare_memory, threshold_memory, view
 from .thresholds import Blocks
 
-__all__ = ["ClipSet", "Counts", "CurrentSets", "Totals"]
+__all__ = ["ClipSet", "CurrentSets", "Record", "Totals"]
 
 
-class Counts:
-    """Three numbers that stand in a parameter group: steps, clipped steps, skipped steps."""
+class Record:
+    """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they stand in a parameter group.
 
-    def __init__(self, counts: Tensor) -> None:
-        self.counts = view(counts)
+    The values are the norm before and after clipping, the threshold and the coefficient.
+    """
+
+    def __init__(self, counts: Tensor, last: Tensor) -> None:
+        self.counts, self.last = view(counts), view(last)
 
     def count(self, recorded: Any, clipped: Any) -> None:
         """Count one more step if it was ``recorded``, and as clipped if something was ``clipped``."""
         self.counts[0] += recorded
         self.counts[1] += clipped
+
+    def keep(self, last: Sequence[Any], recorded: Any) -> None:
+        """Keep these values of the step, if it was recorded."""
+        for place, value in enumerate(last):
+            self.last[place] = value if recorded is np.True_ else namespace(self.last).where(recorded, value, self.last[place])
 
     def count_skipped(self, skipped: Any) -> Any:
         """Count one more skipped step if it was; returns how many there are."""
@@ -41,14 +49,14 @@ class Counts:
         return self.counts[2]
 
 
-class Totals(Counts):
+class Totals(Record):
     """Counts and norms of the whole gradient, kept in the optimizer's first parameter group.
 
     ``complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
     """
 
     def __init__(self, group: Group, complete: bool) -> None:
-        super().__init__(group["clipping_steps"])
+        super().__init__(group["clipping_steps"], group["clipping_last"])
         self.complete = complete
         self.norms = SimpleNamespace(lengths=view(group["clipping_norms"]), count=view(group["clipping_norms_count"]))
 
@@ -57,16 +65,26 @@ class Totals(Counts):
         """The number of steps before this one, from which random decisions draw."""
         return self.counts[0] if isinstance(self.counts, Tensor) else int(self.counts[0])
 
-    def remember(self, set_norms: Sequence[Any], norm_type: float, recorded: Any, clipped: Any) -> None:
-        """Count a step, and record the norm of the whole gradient where it is known."""
+    def remember(self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float, recorded: Any, clipped: Any) -> None:
+        """Count a step; keep the values of the whole gradient from those of its sets and whether each was recorded."""
+        if recorded is np.False_:
+            return
         self.count(recorded, clipped)
+        last = sets[0][0] if len(sets) == 1 else self._combined(sets, norm_type)
+        self.keep(last, recorded)
         if self.complete:
-            xp = namespace(self.norms.lengths)
-            norm = set_norms[0] if len(set_norms) == 1 else combine(xp.stack(set_norms), norm_type)
-            push(self.norms, norm[None], (xp.isfinite(norm) & recorded)[None])
+            push(self.norms, last[0][None], (namespace(last[0]).isfinite(last[0]) & recorded)[None])
+
+    def _combined(self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float) -> list[Any]:
+        xp = namespace(self.last)
+        table = xp.stack([xp.stack([*last]) for last, _ in sets])  # (sets, 4)
+        recorded = xp.stack([recorded for _, recorded in sets])
+        norms = [combine(table[:, place], norm_type) if self.complete else table[0, place] * math.nan for place in (0, 1)]
+        medians = [_median(xp.where(recorded, table[:, place], math.nan)) for place in (2, 3)]
+        return norms + medians
 
 
-class ClipSet(Counts):
+class ClipSet(Record):
     """The parameter groups that are clipped together, and their memory."""
 
     def __init__(
@@ -81,8 +99,7 @@ class ClipSet(Counts):
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
         self.is_one_block = self.measure.blocks_in is None
-        super().__init__(groups[0]["clipping_set_steps"])
-        self.last = view(groups[0]["clipping_last"])
+        super().__init__(groups[0]["clipping_set_steps"], groups[0]["clipping_set_last"])
         self.counts_of_blocks: list[int] = []
         self.cells: list[tuple[slice, SimpleNamespace]] = []
         for group in groups[:1] if self.is_one_block else groups:
@@ -139,21 +156,21 @@ class ClipSet(Counts):
         concatenate = namespace(lengths).concatenate
         return concatenate(thresholds), concatenate(coefficients)
 
-    def remember(self, lengths: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> Any:
-        """Count a step and keep its last values; returns the norm of the set."""
+    def remember(self, lengths: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
+        """Count a step and keep its values, which are returned."""
         self.count(recorded, clipped)
         norm = self.norm(lengths)
         coefficient = _median(coefficients) if self.measure.gives_norm else norm
-        last = norm, self.norm(lengths * coefficients), _median(thresholds), coefficient
-        for place, value in enumerate(last):
-            self.last[place] = value if recorded is np.True_ else namespace(lengths).where(recorded, value, self.last[place])
-        return norm
+        last = [norm, self.norm(lengths * coefficients), _median(thresholds), coefficient]
+        self.keep(last, recorded)
+        return last
 
 
 def _median(values: Any) -> Any:
+    """The median of those that are not NaN."""
     if len(values) == 1:
         return values[0]
-    return values.quantile(0.5) if isinstance(values, Tensor) else np.median(values)
+    return values.nanquantile(0.5) if isinstance(values, Tensor) else np.median(values[~np.isnan(values)])
 
 
 class CurrentSets:
@@ -187,6 +204,8 @@ def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]
             arguments = Arguments.of(group)
         except ValueError as error:
             raise ValueError(f"parameter group {i}: {error}") from None
+        if group.get("differentiable") and CLIPPING_TYPES[arguments.clipping_type] is not None:
+            raise ValueError(f"parameter group {i}: differentiable=True needs clipping_type='none'")
         members.setdefault(arguments, []).append(i)
     for arguments, indices in members.items():
         for i in indices:

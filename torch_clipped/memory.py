@@ -1,8 +1,8 @@
 """What clipping remembers, and where: as plain tensors in the parameter groups, under keys that every group has from the start.
 
-    clipping_set_steps, clipping_last           counts and last values of the clip set, in its first group
-    clipping_steps, clipping_norms, clipping_norms_count
-                                                counts and norms of the whole gradient, in the optimizer's first group
+    clipping_set_steps, clipping_set_last       counts and last values of the clip set, in its first group
+    clipping_steps, clipping_last, clipping_norms, clipping_norms_count
+                                                the same of the whole gradient, and its norms, in the optimizer's first group
     the threshold's own (clipping_lengths, clipping_count, clipping_average, ...)
                                                 of the whole clip set in its first group, or of the blocks of each parameter in
                                                 the parameter's own group
@@ -50,6 +50,7 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
         "steps": torch.zeros(3, dtype=torch.int64),
         "set_steps": torch.zeros(3, dtype=torch.int64),
         "last": torch.full((4,), torch.nan, dtype=torch.float64),
+        "set_last": torch.full((4,), torch.nan, dtype=torch.float64),
         "norms": norms["lengths"],
         "norms_count": norms["count"],
     }

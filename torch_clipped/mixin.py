@@ -15,7 +15,7 @@ from .clip_sets import ClipSet, CurrentSets, Totals
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated
 from .memory import Group, common_device, is_memory, prepare_memory
-from .statistics import grad_norms, statistics, whole_statistics
+from .statistics import grad_norms, statistics
 
 __all__ = ["Clipped"]
 
@@ -91,6 +91,7 @@ class Clipped(Optimizer):
         arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
         self._clipping_defaults = Arguments.of(arguments.as_dict()).as_dict()
         super().__init__(*args, **kwargs)
+        self._clip_sets()  # nonsense that only shows in a whole group is refused here and not in the first step
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments and the clipping arguments in help() and editors."""
@@ -125,12 +126,12 @@ class Clipped(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
         before = self.__dict__.get("param_groups", [])
-        super().__setstate__(state)
-        for i, group in enumerate(self.param_groups):
-            source = before[i] if i < len(before) else self.defaults
+        for i, group in enumerate(state["param_groups"]):
+            source = before[i] if i < len(before) else state["defaults"]
             for name in ARGUMENT_NAMES:
                 group.setdefault(name, source[name])
-            prepare_memory(group, Arguments.of(group), common_device(self.param_groups))
+            prepare_memory(group, Arguments.of(group), common_device(state["param_groups"]))
+        super().__setstate__(state)
         self._current_sets = CurrentSets()
 
     def __repr__(self) -> str:
@@ -166,10 +167,10 @@ class Clipped(Optimizer):
             sets, totals = self._clip_sets()  # a closure may edit the groups
         grad_scale, found_inf = scaler_factors(self, sets[0].device)
         clipped = [group for clip_set in sets for group in clip_set.groups]
-        plan = FusedPlan(self.param_groups, clipped, self.state, parent_step)
+        plan = FusedPlan(self, clipped, parent_step)
         one_coefficient = len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
         fold = one_coefficient and plan.complete and plan.exact
-        skip, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
+        skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
         if not plan.complete:
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
         if skip is not True:
@@ -207,7 +208,7 @@ class Clipped(Optimizer):
             (5.0, 1.0, 1.0)
         """
         sets, totals = self._clip_sets()
-        return [statistics(clip_set) for clip_set in sets] if per_set else whole_statistics(sets, totals)
+        return [statistics(clip_set) for clip_set in sets] if per_set else statistics(totals)
 
     def grad_norms(self) -> Tensor:
         """The norms of the whole gradient before clipping, oldest first: float64 of shape (at most ``clipping_window``,).

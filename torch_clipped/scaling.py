@@ -8,7 +8,7 @@ what changes; on an accelerator the host must not look, and everything is multip
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ Gradients = Sequence[Tensor | None]
 def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply every gradient by the one coefficient."""
     if not isinstance(coefficients, Tensor):
-        if coefficients[0] < 1:
-            _multiply_((_writable(g), float(coefficients[0])) for g in grads if g is not None)
+        for grad in grads if coefficients[0] < 1 else ():
+            if grad is not None:
+                _multiply_(_writable(grad), float(coefficients[0]))
         return
     for members in _by_device(grads).values():
         torch._foreach_mul_([g for _, g in members], coefficients[0].to(members[0][1].device, non_blocking=True))
@@ -32,8 +33,9 @@ def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Any, thres
 def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply each gradient by its own coefficient."""
     if not isinstance(coefficients, Tensor):
-        pairs = zip(grads, coefficients.tolist(), strict=True)
-        _multiply_((_writable(g), c) for g, c in pairs if g is not None and c < 1)
+        for grad, coefficient in zip(grads, coefficients.tolist(), strict=True):
+            if grad is not None and coefficient < 1:
+                _multiply_(_writable(grad), coefficient)
         return
     for device, members in _by_device(grads).items():
         own = coefficients.to(device, non_blocking=True)
@@ -80,11 +82,9 @@ def _by_device(grads: Gradients) -> dict[torch.device, list[tuple[int, Tensor]]]
     return devices
 
 
-def _multiply_(pairs: Iterable[tuple[Tensor, float]]) -> None:
-    """Multiply tensors by numbers in (0, 1), also by numbers that float32 cannot hold."""
-    work = list(pairs)
-    if any(c < 1e-30 for _, c in work):
-        work = [(values, c**0.5) for values, c in work]
-        torch._foreach_mul_([values for values, _ in work], [c for _, c in work])
-    if work:
-        torch._foreach_mul_([values for values, _ in work], [c for _, c in work])
+def _multiply_(values: Tensor, coefficient: float) -> None:
+    """Multiply by a number in (0, 1), also by one that float32 cannot hold. (_foreach_mul_ would round it to float16 first.)"""
+    if coefficient < 1e-30:
+        coefficient = coefficient**0.5
+        values.mul_(coefficient)
+    values.mul_(coefficient)

@@ -4,7 +4,7 @@ from .clipping import Clipping, register_clipping
 from .decisions import Always, Randomly
 from .functional import GradientClipper, clip_gradients_
 from .level_scheduler import LevelScheduler, linear_warmup, multiple_at_start
-from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD
+from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
 from .suspicions import ClippingWarning
 from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, ZClip
 
@@ -26,6 +26,7 @@ __all__ = [
     "RatioToWeights",
     "ZClip",
     "clip_gradients_",
+    "clip_optimizer",
     "linear_warmup",
     "multiple_at_start",
     "register_clipping",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, overload
 
 import torch
@@ -20,6 +21,12 @@ from .statistics import grad_norms, statistics
 __all__ = ["Clipped"]
 
 RENAMED = {"p_autoclip": "clipping_level", "beta": "clipping_beta"}
+
+
+@lru_cache
+def _calls_closure_itself(step: Callable[..., Any]) -> bool:
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 class Clipped(Optimizer):
@@ -123,16 +130,19 @@ class Clipped(Optimizer):
         prepare_memory(param_group, arguments, common_device(self.param_groups))
         self._current_sets = CurrentSets()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
-        before = self.__dict__.get("param_groups", [])
-        for i, group in enumerate(state["param_groups"]):
-            source = before[i] if i < len(before) else state["defaults"]
+    def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
+        """Give parameter groups the clipping arguments they lack, each from its source, and the memory for them."""
+        for group, source in zip(groups, sources, strict=True):
             for name in ARGUMENT_NAMES:
                 group.setdefault(name, source[name])
-            prepare_memory(group, Arguments.of(group), common_device(state["param_groups"]))
-        super().__setstate__(state)
+            prepare_memory(group, Arguments.of(group), common_device(groups))
         self._current_sets = CurrentSets()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
+        groups = state["param_groups"]
+        self._adopt_groups(groups, vars(self).get("param_groups") or [state["defaults"]] * len(groups))
+        super().__setstate__(state)
 
     def __repr__(self) -> str:
         groups = self.param_groups
@@ -160,6 +170,8 @@ class Clipped(Optimizer):
         sets, totals = self._clip_sets()
         if not sets:
             return parent_step(self, closure)
+        if _calls_closure_itself(parent_step):
+            return parent_step(self) if closure is None else parent_step(self, self._clipping_closure(closure))
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -177,6 +189,22 @@ class Clipped(Optimizer):
             with plan.carried_out(self, grad_scale, coefficient, skip):
                 parent_step(self)
         return loss
+
+    def _clipping_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure for an optimizer that evaluates it many times: each evaluation leaves clipped gradients.
+
+        An evaluation that is to be skipped leaves no gradients at all, which ends the search of LBFGS where it is.
+        """
+
+        def evaluate() -> Any:
+            loss = closure()
+            if bool(clip_(*self._clip_sets()).skip):
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.grad = None
+            return loss
+
+        return evaluate
 
     @overload
     def clipping_stats(self, per_set: Literal[False] = ...) -> dict[str, float]: ...

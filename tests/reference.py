@@ -68,13 +68,13 @@ class ZClip:
 
     The order is that of the authors' package zclip 1.0.0 (class ZClip, clip_option="adaptive_scaling"): z and
     the threshold come from the statistics of the steps before; then the mean moves; then the variance moves,
-    by the distance to the mean that has just moved. EPSILON is added to the std in z alone, not in the
-    threshold. The norms of the warm-up enter unclipped and with equal weights, the variance over n; the step
-    that completes the warm-up is not clipped either. The package's further limit max_grad_norm is no part of
-    this.
+    by the distance to the mean that has just moved. The norms of the warm-up enter unclipped and with equal
+    weights, the variance over n; the step that completes the warm-up is not clipped either. Two things of the
+    package are no part of this: the further limit max_grad_norm, and the 1e-6 it adds to the std in z alone,
+    which makes the result depend on the unit of the gradient.
     """
 
-    AVERAGING, WARM_UP, EPSILON = 0.97, 25, 1e-6
+    AVERAGING, WARM_UP = 0.97, 25
 
     def __init__(self) -> None:
         self.first_norms: list[float] = []
@@ -90,7 +90,7 @@ class ZClip:
                 self.variance = math.fsum(deviation * deviation for deviation in deviations) / self.WARM_UP
             return math.inf
         std = math.sqrt(self.variance)
-        z = (norm - self.mean) / (std + self.EPSILON)
+        z = (norm - self.mean) / std if std > 0 else math.copysign(math.inf, norm - self.mean)
         threshold = self.mean + level * level / z * std if z > level else math.inf
         clipped = min(norm, threshold)
         self.mean = self.AVERAGING * self.mean + (1 - self.AVERAGING) * clipped

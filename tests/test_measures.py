@@ -11,7 +11,7 @@ HOST = torch.device("cpu")
 
 
 def norm(values, norm_type=2.0):
-    return tensor_norms([values], norm_type, HOST)[0]
+    return tensor_norms([values], [1], norm_type, HOST)[0]
 
 
 @pytest.mark.parametrize("norm_type", [1, 2, 2.5, math.inf])
@@ -53,13 +53,13 @@ def test_length_is_finite_only_if_every_entry_is(size, norm_type, bad):
 
 def test_small_rows_beside_large_ones_keep_their_own_length():
     tensors = [torch.full((70_000,), 1e-24), torch.ones(70_000), None, torch.zeros(3), torch.full((2,), 1e22)]
-    lengths = tensor_norms(tensors, 2.0, HOST)
+    lengths = tensor_norms(tensors, [1] * len(tensors), 2.0, HOST)
     assert lengths == pytest.approx([1e-24 * math.sqrt(70_000), math.sqrt(70_000), 0, 0, 1e22 * math.sqrt(2)], rel=1e-5)
 
 
 def test_mixed_types_are_combined_in_float64():
     tensors = [torch.ones(3, dtype=dtype) for dtype in (torch.float16, torch.float64, torch.bfloat16, torch.float32)]
-    lengths = tensor_norms(tensors, 2.0, HOST)
+    lengths = tensor_norms(tensors, [1] * len(tensors), 2.0, HOST)
     assert lengths.dtype == np.float64
     assert combine(lengths, 2.0) == pytest.approx(math.sqrt(12), rel=1e-7)
 
@@ -69,7 +69,7 @@ def test_complex_numbers_count_by_modulus():
     assert norm(values) == pytest.approx(math.sqrt(50))
     assert norm(values, 1) == pytest.approx(10)
     assert norm(values, 3) == pytest.approx(250 ** (1 / 3))
-    assert largest_entries([values], 2.0, HOST)[0] == pytest.approx(5)
+    assert largest_entries([values], [1], 2.0, HOST)[0] == pytest.approx(5)
 
 
 def test_entries_are_a_view_of_dense_memory():

@@ -139,3 +139,29 @@ def test_accelerator_path_takes_the_same_steps_as_the_host_path(clipping_type, m
     torch.testing.assert_close(device_norms, norms, rtol=1e-6, atol=0)
     assert device_stats == pytest.approx(stats, rel=1e-5, nan_ok=True)
     assert stats["skipped_steps"] == 1
+
+
+@pytest.mark.parametrize("clipping_type", ["layer_wise_auto", "zscore", "layer_wise_zscore", "adaptive", "zclip", "adagc"])
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_adaptive_types_over_200_steps_with_spikes(clipping_type, accelerator, monkeypatch):
+    """Long enough for every warm-up and for the window to wrap; a late parameter, zeros, and spikes of 1,000 times the length."""
+    if accelerator:
+        for module in ("engine", "clip_sets", "measures", "fused"):
+            monkeypatch.setattr(f"torch_clipped.{module}.on_host", lambda device: False)
+    params = start(torch.float64)
+    optimizer = ClippedSGD(params, lr=0.01, momentum=0.5, clipping_type=clipping_type, clipping_window=50)
+    oracle = ReferenceClipper(clipping_type, window=50)
+    for step in range(200):
+        grads = gradients(step, torch.float64)
+        if step < 130:
+            grads[2] = None
+        if step % 20 == 19:
+            grads = [None if g is None else 1000 * g for g in grads]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        wanted = oracle.clip(flat(grads), weights=flat(params), shapes=SHAPES)
+        optimizer.step()
+        assert_close(flat([p.grad for p in params]), wanted, 1e-9, f"gradient of step {step}")
+        assert optimizer.clipping_stats()["clipped_steps"] == oracle.clipped_steps
+    assert oracle.clipped_steps >= 5
+    assert oracle.clipped_steps < oracle.steps or clipping_type == "adaptive"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from torch_clipped.arguments import OLDER_SPELLINGS, Arguments
-from torch_clipped.clipping import CLIPPING_TYPES
+from torch_clipped.arguments import Arguments
+from torch_clipped.clipping import CLIPPING_TYPES, OLDER_SPELLINGS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

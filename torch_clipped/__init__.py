@@ -1,6 +1,34 @@
 """Gradient clipping inside the optimizer: replace ``torch.optim.SGD`` by ``ClippedSGD``, and nothing else changes."""
 
-from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD
+from .clipping import Clipping, register_clipping
+from .decisions import Always, Randomly
+from .functional import GradientClipper, clip_gradients_
+from .level_scheduler import LevelScheduler, linear_warmup, multiple_at_start
+from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
+from .suspicions import ClippingWarning
+from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, ZClip
 
-__all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD"]
+__all__ = [
+    "AdaGC",
+    "Always",
+    "Clipped",
+    "ClippedAdam",
+    "ClippedAdamW",
+    "ClippedSGD",
+    "Clipping",
+    "ClippingWarning",
+    "Constant",
+    "GradientClipper",
+    "LevelScheduler",
+    "MeanStd",
+    "Quantile",
+    "Randomly",
+    "RatioToWeights",
+    "ZClip",
+    "clip_gradients_",
+    "clip_optimizer",
+    "linear_warmup",
+    "multiple_at_start",
+    "register_clipping",
+]
 __version__ = "0.1.0"

@@ -12,19 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .clipping import CLIPPING_TYPES, Clipping
+from .clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
 
-__all__ = ["NONFINITE_POLICIES", "Arguments"]
+__all__ = ["ARGUMENT_NAMES", "NONFINITE_POLICIES", "Arguments"]
 
 NONFINITE_POLICIES = ("skip", "error", "zero", "propagate")
-OLDER_SPELLINGS = {
-    "value": "coord_wise",
-    "no_clip": "none",
-    "coordinate_wise": "coord_wise",
-    "auto_clip": "auto",
-    "linear_rand_autoclip": "linear_rand_auto",
-    "quadratic_rand_autoclip": "quadratic_rand_auto",
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,9 @@ class Arguments:
         if not 0 < beta < 1:
             raise ValueError(f"clipping_beta must be between 0 and 1, both excluded, got {beta}")
         norm_type = group["norm_type"]
-        norm_type = math.inf if isinstance(norm_type, str) and norm_type == "inf" else _number("norm_type", norm_type, "a number")
+        if isinstance(norm_type, str) and norm_type == "inf":  # as torch's norms spell it
+            norm_type = math.inf
+        norm_type = _number("norm_type", norm_type, "a number")
         if norm_type < 1:
             raise ValueError(f"norm_type must be >= 1 or inf, got {norm_type}")
         if not isinstance(group["nonfinite"], str) or group["nonfinite"] not in NONFINITE_POLICIES:
@@ -66,6 +60,9 @@ class Arguments:
     def as_dict(self) -> dict[str, Any]:
         """The entries of a parameter group."""
         return asdict(self)
+
+
+ARGUMENT_NAMES = tuple(Arguments().as_dict())
 
 
 def _clipping_type(name: Any) -> str:
@@ -96,9 +93,15 @@ def _level(name: str, rule: Clipping | None, level: Any) -> float | None:
 def _number(argument: str, value: Any, wanted: str) -> float:
     """A real number as a float: also numpy's, and tensors and arrays without dimensions."""
     plain = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
-    if isinstance(plain, (bool, np.bool_)) or not isinstance(plain, numbers.Real) or math.isnan(plain):
+    if not isinstance(plain, numbers.Real) or isinstance(plain, (bool, np.bool_)):
         raise ValueError(f"{argument} must be {wanted}, got {value!r}")
-    return float(plain)
+    try:
+        number = float(plain)
+    except OverflowError:
+        raise ValueError(f"{argument} must be {wanted} that a float can hold, got {value!r}") from None
+    if math.isnan(number):
+        raise ValueError(f"{argument} must be {wanted}, got {value!r}")
+    return number
 
 
 def _integer(argument: str, value: Any, smallest: int) -> int:

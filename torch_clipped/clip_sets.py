@@ -1,20 +1,11 @@
-"""Clip sets: the parameter groups with equal clipping arguments, and what is remembered about them.
-
-Everything remembered stands as plain tensors in the parameter groups, under keys that every group has from the start:
-
-    clipping_lengths, clipping_count            the memory of thresholds that have one: of the whole set in its first group,
-                                                or of each tensor in the tensor's own group
-    clipping_set_steps, clipping_last           counts and last values of the set, in its first group
-    clipping_steps, clipping_norms, clipping_norms_count
-                                                counts and norms of the whole gradient, in the optimizer's first group
-
-On the CPU the engine works on numpy views of these tensors, so that remembering costs no tensor operation.
-"""
+"""Clip sets: the parameter groups with equal clipping arguments, which are measured and clipped together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from operator import is_
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,61 +13,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import Arguments
+from .arguments import ARGUMENT_NAMES, Arguments
 from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .decisions import uniform
-from .history import accumulation_dtype, namespace, new_history, on_host, push, resized
+from .history import namespace, push
 from .measures import combine
+from .memory import Group, block_counts, common_device, prepare_memory, threshold_memory, view
+from .thresholds import Blocks
 
-__all__ = ["ARGUMENT_NAMES", "ClipSet", "Group", "Totals", "common_device", "is_memory", "make_clip_sets", "prepare_memory"]
-
-Group = dict[str, Any]
-ARGUMENT_NAMES = tuple(Arguments().as_dict())
-
-
-def is_memory(key: str) -> bool:
-    """Whether this key of a parameter group is something that clipping remembers."""
-    return key.startswith("clipping_") and key not in ARGUMENT_NAMES
+__all__ = ["ClipSet", "CurrentSets", "Record", "Totals"]
 
 
-def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> None:
-    """Give a parameter group the memory its arguments ask for, on ``device``; what it has and still fits is kept.
+class Record:
+    """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they stand in a parameter group.
 
-    A history whose window differs keeps its newest lengths.
+    The values are the norm before and after clipping, the threshold and the coefficient.
     """
-    rule, window = CLIPPING_TYPES[arguments.clipping_type], arguments.clipping_window
-    norms = new_history(window, 1)
-    fresh = {
-        "steps": torch.zeros(3, dtype=torch.int64),
-        "set_steps": torch.zeros(3, dtype=torch.int64),
-        "last": torch.full((4,), torch.nan, dtype=torch.float64),
-        "norms": norms["lengths"],
-        "norms_count": norms["count"],
-    }
-    if rule is not None:
-        blocks = len(group["params"]) if MEASURES[rule.measure].blocks_are_tensors else 1
-        fresh |= rule.threshold.memory(blocks, window)
-    for lengths, count in (("norms", "norms_count"), ("lengths", "count")):
-        kept = group.get(f"clipping_{lengths}")
-        if lengths in fresh and kept is not None and len(kept) != window:
-            group[f"clipping_{lengths}"], group[f"clipping_{count}"] = resized(kept, group[f"clipping_{count}"], window).values()
-    for name, value in fresh.items():
-        kept = group.get(f"clipping_{name}")
-        value = value if kept is None or kept.shape != value.shape else kept
-        dtype = accumulation_dtype(device) if value.is_floating_point() else value.dtype
-        group[f"clipping_{name}"] = value.to(device, dtype)
 
-
-class Counts:
-    """Three numbers that stand in a parameter group: steps, clipped steps, skipped steps."""
-
-    def __init__(self, counts: Tensor) -> None:
-        self.counts = _view(counts)
+    def __init__(self, counts: Tensor, last: Tensor) -> None:
+        self.counts, self.last = view(counts), view(last)
 
     def count(self, recorded: Any, clipped: Any) -> None:
         """Count one more step if it was ``recorded``, and as clipped if something was ``clipped``."""
         self.counts[0] += recorded
         self.counts[1] += clipped
+
+    def keep(self, last: Sequence[Any], recorded: Any) -> None:
+        """Keep these values of the step, if it was recorded."""
+        for place, value in enumerate(last):
+            self.last[place] = value if recorded is np.True_ else namespace(self.last).where(recorded, value, self.last[place])
 
     def count_skipped(self, skipped: Any) -> Any:
         """Count one more skipped step if it was; returns how many there are."""
@@ -84,32 +49,42 @@ class Counts:
         return self.counts[2]
 
 
-class Totals(Counts):
+class Totals(Record):
     """Counts and norms of the whole gradient, kept in the optimizer's first parameter group.
 
     ``complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
     """
 
     def __init__(self, group: Group, complete: bool) -> None:
-        super().__init__(group["clipping_steps"])
+        super().__init__(group["clipping_steps"], group["clipping_last"])
         self.complete = complete
-        self.norms = SimpleNamespace(lengths=_view(group["clipping_norms"]), count=_view(group["clipping_norms_count"]))
+        self.norms = SimpleNamespace(lengths=view(group["clipping_norms"]), count=view(group["clipping_norms_count"]))
 
     @property
     def step(self) -> Any:
         """The number of steps before this one, from which random decisions draw."""
         return self.counts[0] if isinstance(self.counts, Tensor) else int(self.counts[0])
 
-    def remember(self, set_norms: Sequence[Any], norm_type: float, recorded: Any, clipped: Any) -> None:
-        """Count a step, and record the norm of the whole gradient where it is known."""
+    def remember(self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float, recorded: Any, clipped: Any) -> None:
+        """Count a step; keep the values of the whole gradient from those of its sets and whether each was recorded."""
+        if recorded is np.False_:
+            return
         self.count(recorded, clipped)
+        last = sets[0][0] if len(sets) == 1 else self._combined(sets, norm_type)
+        self.keep(last, recorded)
         if self.complete:
-            xp = namespace(self.norms.lengths)
-            norm = set_norms[0] if len(set_norms) == 1 else combine(xp.stack(set_norms), norm_type)
-            push(self.norms, norm[None], (xp.isfinite(norm) & recorded)[None])
+            push(self.norms, last[0][None], (namespace(last[0]).isfinite(last[0]) & recorded)[None])
+
+    def _combined(self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float) -> list[Any]:
+        xp = namespace(self.last)
+        table = xp.stack([xp.stack([*last]) for last, _ in sets])  # (sets, 4)
+        recorded = xp.stack([recorded for _, recorded in sets])
+        norms = [combine(table[:, place], norm_type) if self.complete else table[0, place] * math.nan for place in (0, 1)]
+        medians = [_median(xp.where(recorded, table[:, place], math.nan)) for place in (2, 3)]
+        return norms + medians
 
 
-class ClipSet(Counts):
+class ClipSet(Record):
     """The parameter groups that are clipped together, and their memory."""
 
     def __init__(
@@ -119,19 +94,19 @@ class ClipSet(Counts):
         groups: Sequence[Group],
         indices: Sequence[int],
         device: torch.device,
+        memories: Sequence[SimpleNamespace],
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
-        super().__init__(groups[0]["clipping_set_steps"])
-        self.last = _view(groups[0]["clipping_last"])
-        names = rule.threshold.memory(1, 2)
+        self.is_one_block = self.measure.blocks_in is None
+        super().__init__(groups[0]["clipping_set_steps"], groups[0]["clipping_set_last"])
+        self.counts_of_blocks: list[int] = []
         self.cells: list[tuple[slice, SimpleNamespace]] = []
-        start = 0
-        for group in groups if self.measure.blocks_are_tensors else groups[:1]:
-            memory = SimpleNamespace(**{name: _view(group[f"clipping_{name}"]) for name in names})
-            stop = start + len(group["params"]) if self.measure.blocks_are_tensors else 1
-            self.cells.append((slice(start, stop), memory))
-            start = stop
+        for group in groups[:1] if self.is_one_block else groups:
+            memory = threshold_memory(group, rule, memories)
+            start = sum(self.counts_of_blocks)
+            self.counts_of_blocks += block_counts(rule, group["params"])
+            self.cells.append((slice(start, sum(self.counts_of_blocks)), memory))
 
     def gradients(self) -> list[Tensor | None]:
         """The gradients in the order of the parameters; a sparse one is coalesced where it stands."""
@@ -145,8 +120,8 @@ class ClipSet(Counts):
 
     def lengths(self, grads: Sequence[Tensor | None]) -> Any:
         """The length of each block (blocks,)."""
-        norms = self.measure.norms(grads, self.arguments.norm_type, self.device)
-        return norms if self.measure.blocks_are_tensors else combine(norms, self.arguments.norm_type)[None]
+        norms = self.measure.norms(grads, self.counts_of_blocks, self.arguments.norm_type, self.device)
+        return combine(norms, self.arguments.norm_type)[None] if self.is_one_block else norms
 
     def norm(self, lengths: Any) -> Any:
         """The norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
@@ -161,8 +136,18 @@ class ClipSet(Counts):
         def draw() -> Any:
             return uniform(arguments.clipping_seed, self.indices[0], step)
 
+        def weight_lengths(cell: slice) -> Any:
+            return self.lengths([p for group in self.groups for p in group["params"]])[cell]
+
+        norm = self.norm(lengths)
         parts = [
-            self.rule(lengths[cell], arguments.clipping_level, arguments.clipping_beta, memory, valid[cell], draw)
+            self.rule(
+                Blocks(lengths[cell], valid[cell], norm, partial(weight_lengths, cell)),
+                arguments.clipping_level,
+                arguments.clipping_beta,
+                memory,
+                draw,
+            )
             for cell, memory in self.cells
         ]
         if len(parts) == 1:
@@ -171,35 +156,47 @@ class ClipSet(Counts):
         concatenate = namespace(lengths).concatenate
         return concatenate(thresholds), concatenate(coefficients)
 
-    def remember(self, lengths: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> Any:
-        """Count a step and keep its last values; returns the norm of the set."""
+    def remember(self, lengths: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
+        """Count a step and keep its values, which are returned."""
         self.count(recorded, clipped)
         norm = self.norm(lengths)
         coefficient = _median(coefficients) if self.measure.gives_norm else norm
-        last = norm, self.norm(lengths * coefficients), _median(thresholds), coefficient
-        for place, value in enumerate(last):
-            self.last[place] = value if recorded is np.True_ else namespace(lengths).where(recorded, value, self.last[place])
-        return norm
+        last = [norm, self.norm(lengths * coefficients), _median(thresholds), coefficient]
+        self.keep(last, recorded)
+        return last
 
 
 def _median(values: Any) -> Any:
+    """The median of those that are not NaN."""
     if len(values) == 1:
         return values[0]
-    return values.quantile(0.5) if isinstance(values, Tensor) else np.median(values)
+    return values.nanquantile(0.5) if isinstance(values, Tensor) else np.median(values[~np.isnan(values)])
 
 
-def _view(tensor: Tensor) -> Any:
-    return tensor.numpy() if on_host(tensor.device) else tensor
+class CurrentSets:
+    """The clip sets of parameter groups as these are now, made anew only where something was edited."""
+
+    def __init__(self) -> None:
+        self._made: tuple[list[ClipSet], Totals] | None = None
+        self._shape: list[tuple[int, torch.device | None]] = []
+        self._written: list[Any] = []
+
+    def of(self, groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
+        """The clip sets of these groups; ValueError if a group holds nonsense."""
+        shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
+        if self._made is None or shape != self._shape or not all(map(is_, _written(groups), self._written)):
+            before = self._made[0] if self._made else []
+            self._made = _make_clip_sets(groups, [memory for clip_set in before for _, memory in clip_set.cells])
+            self._shape, self._written = shape, _written(groups)
+        return self._made
 
 
-def common_device(groups: Sequence[Group]) -> torch.device:
-    """Where lengths are combined: on the device of the first parameter that is not on the host."""
-    devices = (p.device for group in groups for p in group["params"])
-    return next((device for device in devices if not on_host(device)), torch.device("cpu"))
+def _written(groups: Sequence[Group]) -> list[Any]:
+    """The objects that decide about clip sets: the groups and the clipping arguments in them."""
+    return [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
 
 
-def make_clip_sets(groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
-    """The clip sets of an optimizer's parameter groups, whose arguments are checked and whose memory is prepared."""
+def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]) -> tuple[list[ClipSet], Totals]:
     device = common_device(groups)
     members: dict[Arguments, list[int]] = {}
     for i, group in enumerate(groups):
@@ -207,6 +204,8 @@ def make_clip_sets(groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
             arguments = Arguments.of(group)
         except ValueError as error:
             raise ValueError(f"parameter group {i}: {error}") from None
+        if group.get("differentiable") and CLIPPING_TYPES[arguments.clipping_type] is not None:
+            raise ValueError(f"parameter group {i}: differentiable=True needs clipping_type='none'")
         members.setdefault(arguments, []).append(i)
     for arguments, indices in members.items():
         for i in indices:
@@ -214,7 +213,7 @@ def make_clip_sets(groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
             prepare_memory(groups[i], arguments, device)
     rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
     sets = [
-        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device)
+        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, memories)
         for rule, arguments, indices in rules
         if rule is not None
     ]

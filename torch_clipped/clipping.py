@@ -19,24 +19,25 @@ from torch import Tensor
 from . import measures, scaling
 from .decisions import Always, Decision, Randomly
 from .history import namespace
-from .thresholds import Constant, Quantile, Threshold
+from .thresholds import AdaGC, Blocks, Constant, MeanStd, Quantile, RatioToWeights, Threshold, ZClip
 
-__all__ = ["CLIPPING_TYPES", "MEASURES", "Clipping", "Measure"]
+__all__ = ["CLIPPING_TYPES", "MEASURES", "OLDER_SPELLINGS", "Clipping", "Measure", "register_clipping"]
 
 
 class Measure(NamedTuple):
     """How one kind of block is measured and shortened."""
 
-    norms: Callable[[Sequence[Tensor | None], float, torch.device], Any]  # of the tensors
-    blocks_are_tensors: bool  # else all tensors together are one block
+    norms: Callable[[Sequence[Tensor | None], Sequence[int], float, torch.device], Any]
+    blocks_in: Callable[[Tensor], int] | None  # how many blocks a parameter has; None: all parameters are one block
     gives_norm: bool  # whether the norm of the whole gradient follows from the lengths
-    shrink_: Callable[[Sequence[Tensor | None], Any, Any], None]
+    shrink_: Callable[[Sequence[Tensor | None], Sequence[int], Any, Any], None]
 
 
 MEASURES: dict[str, Measure] = {
-    "global": Measure(measures.tensor_norms, False, True, scaling.scale_all_),
-    "layer": Measure(measures.tensor_norms, True, True, scaling.scale_each_),
-    "coordinate": Measure(measures.largest_entries, True, False, scaling.clamp_entries_),
+    "global": Measure(measures.tensor_norms, None, True, scaling.scale_all_),
+    "layer": Measure(measures.tensor_norms, lambda parameter: 1, True, scaling.scale_each_),
+    "unit": Measure(measures.unit_norms, measures.unit_count, True, scaling.scale_units_),
+    "coordinate": Measure(measures.largest_entries, lambda parameter: 1, False, scaling.clamp_entries_),
 }
 
 
@@ -49,14 +50,15 @@ class Clipping:
     decision: Decision = Always()  # noqa: RUF009 (frozen)
 
     def __call__(
-        self, lengths: Any, level: float, beta: float, memory: SimpleNamespace, valid: Any, draw: Callable[[], Any]
+        self, blocks: Blocks, level: float, beta: float, memory: SimpleNamespace, draw: Callable[[], Any]
     ) -> tuple[Any, Any]:
         """The threshold and the coefficient of each block; a block that is not valid is left alone."""
-        xp = namespace(lengths)
-        thresholds = self.threshold(lengths, level, memory, valid)
-        alpha = thresholds / xp.where(valid, lengths, 1.0)
-        clipped = valid & self.decision(alpha, beta, draw)
-        return thresholds, xp.where(clipped, alpha, 1.0)
+        xp = namespace(blocks.lengths)
+        thresholds = self.threshold(blocks, level, memory)
+        alpha = thresholds / xp.where(blocks.valid, blocks.lengths, 1.0)
+        coefficients = xp.where(blocks.valid & self.decision(alpha, beta, draw), alpha, 1.0)
+        self.threshold.remember(blocks, blocks.lengths * coefficients, memory)
+        return thresholds, coefficients
 
 
 CLIPPING_TYPES: dict[str, Clipping | None] = {
@@ -69,4 +71,50 @@ CLIPPING_TYPES: dict[str, Clipping | None] = {
     "quadratic_rand_norm": Clipping("global", Constant(1.0), Randomly(power=2)),
     "linear_rand_auto": Clipping("global", Quantile(0.75), Randomly(power=1)),
     "quadratic_rand_auto": Clipping("global", Quantile(0.75), Randomly(power=2)),
+    "layer_wise_auto": Clipping("layer", Quantile(0.9)),
+    "zscore": Clipping("global", MeanStd(2.0)),
+    "layer_wise_zscore": Clipping("layer", MeanStd(2.0)),
+    "adaptive": Clipping("unit", RatioToWeights(0.01)),
+    "zclip": Clipping("global", ZClip(2.5)),
+    "adagc": Clipping("layer", AdaGC(1.04)),
+}
+
+
+def register_clipping(name: str, clipping: Clipping) -> None:
+    """Add a clipping type of one's own, to be named by ``clipping_type`` like the others.
+
+    Parameter groups and checkpoints hold the name only: register it in every process, before the optimizer is made.
+
+    Args:
+        name: the new name, a Python identifier that no clipping type has yet.
+        clipping: its measure, threshold and decision.
+
+    Raises:
+        ValueError: the name is taken or no identifier, or the measure is unknown.
+        TypeError: ``clipping`` is no :class:`Clipping`.
+
+    Example:
+        >>> from torch_clipped import Clipping, ClippedSGD, Randomly, Quantile, register_clipping
+        >>> register_clipping("layer_wise_rand_auto", Clipping("layer", Quantile(0.9), Randomly(power=2)))
+        >>> optimizer = ClippedSGD([torch.zeros(3)], clipping_type="layer_wise_rand_auto")
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"name must be a Python identifier, got {name!r}")
+    if name in CLIPPING_TYPES or name in OLDER_SPELLINGS:
+        raise ValueError(f"name must be new, but there is a clipping type {name!r} already")
+    if not isinstance(clipping, Clipping):
+        raise TypeError(f"clipping must be a Clipping(measure, threshold, decision), got {clipping!r}")
+    if clipping.measure not in MEASURES:
+        raise ValueError(f"measure must be one of {', '.join(sorted(MEASURES))}, got {clipping.measure!r}")
+    CLIPPING_TYPES[name] = clipping
+
+
+# names of older code
+OLDER_SPELLINGS = {
+    "value": "coord_wise",
+    "no_clip": "none",
+    "coordinate_wise": "coord_wise",
+    "auto_clip": "auto",
+    "linear_rand_autoclip": "linear_rand_auto",
+    "quadratic_rand_autoclip": "quadratic_rand_auto",
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 from .clip_sets import ClipSet, Totals
 from .history import namespace, on_host
 from .measures import entries
+from .suspicions import ClippingWarning
 
 __all__ = ["Verdict", "clip_"]
 
@@ -26,6 +27,7 @@ class Verdict(NamedTuple):
     """What is left for the optimizer to do."""
 
     skip: Any  # leave this step out: a bool, or a bool tensor on an accelerator
+    norms: Sequence[Any] = ()  # of the clip sets, before clipping
     coefficient: Any = None  # still to be multiplied with all gradients; None if they are scaled already
 
 
@@ -51,24 +53,24 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
         measured = [_measure(clip_set, grad_scale) for clip_set in sets]
         skip = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
         if skip is True:
-            return Verdict(skip)
+            return Verdict(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
         kept = ~skip if isinstance(skip, Tensor) else True
         coefficient: Any = None
         any_recorded: Any = False
         any_clipped: Any = False
-        norms = []
+        records: list[tuple[list[Any], Any]] = []
         for clip_set, (grads, lengths, finite) in zip(sets, measured, strict=True):
             valid = (lengths > 0) & (finite | namespace(lengths).isfinite(lengths)) & kept
             thresholds, coefficients = clip_set.apply_rule(lengths, valid, totals.step)
             if fold and not (on_host(clip_set.device) and coefficients[0] < SMALLEST_FOLDED):
                 coefficient = coefficients[0]
             else:
-                clip_set.measure.shrink_(grads, coefficients, thresholds * grad_scale)
+                clip_set.measure.shrink_(grads, clip_set.counts_of_blocks, coefficients, thresholds * grad_scale)
             recorded, clipped = (lengths != 0).any() & kept, (coefficients < 1).any()
-            norms.append(clip_set.remember(lengths, thresholds, coefficients, recorded, clipped))
+            records.append((clip_set.remember(lengths, thresholds, coefficients, recorded, clipped), recorded))
             any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped
-        totals.remember(norms, sets[0].arguments.norm_type, any_recorded, any_clipped)
-        return Verdict(skip, coefficient)
+        totals.remember(records, sets[0].arguments.norm_type, any_recorded, any_clipped)
+        return Verdict(skip, [last[0] for last, _ in records], coefficient)
 
 
 def _measure(clip_set: ClipSet, grad_scale: Any) -> Measured:
@@ -103,7 +105,7 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
             warnings.warn(
                 "a gradient was not finite and the step was skipped; later ones are counted in "
                 "clipping_stats()['skipped_steps'] without a warning",
-                RuntimeWarning,
+                ClippingWarning,
                 stacklevel=6,  # the line that calls step()
             )
         return True

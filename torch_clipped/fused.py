@@ -52,12 +52,23 @@ class FusedPlan:
     whole optimizer. ``exact`` says that its factor, a float32 number, is exact enough for all gradients.
     """
 
-    def __init__(self, groups: Sequence[Group], clipped: Sequence[Group], state: State, parent_step: Any) -> None:
-        torch_decides = parent_step in _FUSED_STEPS
-        self.state = state
-        self.switched = [group for group in clipped if torch_decides and _chooses_fused(group, state)]
-        self.fused = self.switched + [group for group in groups if torch_decides and group["fused"]]
-        self.complete = len(self.fused) == len(groups)
+    def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any) -> None:
+        self.state = optimizer.state
+        groups = optimizer.param_groups if parent_step in _FUSED_STEPS else []
+        scaled = getattr(optimizer, "grad_scale", None) is not None  # only fused kernels understand that
+        self.switched: list[tuple[Group, bool]] = []
+        self.fused: list[Group] = []
+        for group in groups:
+            fused = bool(group["fused"])
+            if fused and not scaled and _late_and_dampened(group, self.state):
+                fused = False
+            elif group["fused"] is None and group["foreach"] is None and any(group is other for other in clipped):
+                fused = _is_right(group, self.state)
+            if fused != bool(group["fused"]):
+                self.switched.append((group, fused))
+            if fused:
+                self.fused.append(group)
+        self.complete = len(self.fused) == len(optimizer.param_groups)
         self.exact = all(p.dtype != torch.float64 for group in groups for p in group["params"])
 
     @contextmanager
@@ -65,9 +76,10 @@ class FusedPlan:
         """Run the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
         for group in self.fused:
             _fill_momentum_buffers(group, self.state)
-        for group in self.switched:
             _host_steps_to_device(group, self.state)
-            group["fused"] = True
+        wanted = [group["fused"] for group, _ in self.switched]
+        for group, fused in self.switched:
+            group["fused"] = fused
         attributes: dict[str, Any] = vars(optimizer)
         before: dict[str, Any] = {name: attributes[name] for name in ("grad_scale", "found_inf") if name in attributes}
         if isinstance(coefficient, Tensor):
@@ -79,20 +91,18 @@ class FusedPlan:
         try:
             yield
         finally:
-            for group in self.switched:
-                group["fused"] = None
+            for (group, _), fused in zip(self.switched, wanted, strict=True):
+                group["fused"] = fused
             for name in ("grad_scale", "found_inf"):
                 attributes.pop(name, None)
             attributes.update(before)
 
 
-def _chooses_fused(group: Group, state: State) -> bool:
-    """Whether the group leaves the choice to us and the fused kernel computes the right thing in its next step."""
-    if group["fused"] is not None or group["foreach"] is not None or group["differentiable"]:
+def _is_right(group: Group, state: State) -> bool:
+    """Whether the fused kernel computes the right thing in this group's next step."""
+    if group["differentiable"] or isinstance(group["weight_decay"], Tensor) or _late_and_dampened(group, state):
         return False
-    if group.get("capturable") or isinstance(group["weight_decay"], Tensor):
-        return False
-    if group.get("dampening") and _lacks_buffers(group, state):
+    if group.get("capturable") and any(on_host(p.device) for p in group["params"]):
         return False
     return all(_lie_alike(p, p.grad, state.get(p)) for p in group["params"] if p.grad is not None)
 
@@ -120,6 +130,11 @@ def _fill_momentum_buffers(group: Group, state: State) -> None:
         for p in group["params"]:
             if p.grad is not None and state[p].get("momentum_buffer") is None:
                 state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+
+
+def _late_and_dampened(group: Group, state: State) -> bool:
+    """SGD does not dampen a parameter's first gradient; its kernel does, unless it is the first gradient of all parameters."""
+    return bool(group.get("dampening")) and _lacks_buffers(group, state)
 
 
 def _lacks_buffers(group: Group, state: State) -> bool:

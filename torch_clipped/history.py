@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["accumulation_dtype", "chronological", "namespace", "new_history", "on_host", "push", "quantile", "resized"]
+__all__ = [
+    "accumulation_dtype",
+    "chronological",
+    "mean_and_std",
+    "namespace",
+    "new_history",
+    "on_host",
+    "push",
+    "quantile",
+    "resized",
+]
 
 
 def namespace(values: Any) -> ModuleType:
@@ -87,6 +97,17 @@ def quantile(memory: SimpleNamespace, probability: float) -> Any:
     if not hasattr(memory, "ordered"):  # sorted once after a start or a load, kept sorted by push
         memory.ordered = [array("d", np.sort(chronological(memory, block))) for block in range(blocks)]
     return np.array([_sorted_quantile(values, probability) for values in memory.ordered])
+
+
+def mean_and_std(memory: SimpleNamespace) -> tuple[Any, Any, Any]:
+    """How many lengths of each block are known, their mean and their sample standard deviation, each (blocks,)."""
+    xp = namespace(memory.lengths)
+    window = memory.lengths.shape[0]
+    known = memory.count.clip(max=window)
+    is_known = xp.arange(window, device=memory.lengths.device)[:, None] < known
+    mean = xp.where(is_known, memory.lengths, 0.0).sum(0) / known.clip(min=1)
+    squares = xp.where(is_known, (memory.lengths - mean) ** 2, 0.0)
+    return known, mean, (squares.sum(0) / (known - 1).clip(min=1)) ** 0.5
 
 
 def chronological(memory: SimpleNamespace, block: int = 0) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .history import accumulation_dtype, namespace, on_host
 
-__all__ = ["combine", "entries", "largest_entries", "tensor_norms"]
+__all__ = ["combine", "entries", "largest_entries", "tensor_norms", "unit_count", "unit_norms"]
 
 _ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
 _SPLIT = 65536  # tensors from here on are measured by rows, in parallel
@@ -36,7 +36,7 @@ def entries(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
-def tensor_norms(tensors: Sequence[Tensor | None], norm_type: float, device: torch.device) -> Any:
+def tensor_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The p-norm of each tensor, 0 for None: float64 of shape (tensors,), numpy on the host and else a tensor on device."""
     flat = [(i, entries(t)) for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
     if on_host(device):
@@ -44,9 +44,30 @@ def tensor_norms(tensors: Sequence[Tensor | None], norm_type: float, device: tor
     return _device_norms(flat, len(tensors), norm_type, device)
 
 
-def largest_entries(tensors: Sequence[Tensor | None], norm_type: float, device: torch.device) -> Any:
+def largest_entries(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The largest absolute value of each tensor; ``norm_type`` plays no part."""
-    return tensor_norms(tensors, math.inf, device)
+    return tensor_norms(tensors, counts, math.inf, device)
+
+
+def unit_count(tensor: Tensor) -> int:
+    """How many units a parameter has: the rows of a matrix, the filters of a convolution; else one."""
+    return tensor.shape[0] if tensor.dim() > 1 else 1
+
+
+def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
+    """The p-norm of each unit of each tensor, in order: float64 of shape (sum of counts,)."""
+    norms = torch.zeros(sum(counts), dtype=accumulation_dtype(device), device=device)
+    for tensor, part in zip(tensors, torch.split(norms, list(counts)), strict=True):
+        if tensor is None or tensor.numel() == 0:
+            continue
+        units = tensor._values() if tensor.is_sparse else tensor
+        if tensor.dim() <= 1:
+            units = units.reshape(1, -1)
+        if tensor.is_sparse and tensor.dim() > 1:
+            part[tensor._indices()[0]] = _unit_norms(units, norm_type).to(part)
+        else:
+            part.copy_(_unit_norms(units, norm_type), non_blocking=True)
+    return norms.numpy() if on_host(device) else norms
 
 
 def combine(norms: Any, norm_type: float) -> Any:
@@ -107,16 +128,33 @@ def _largest(values: Tensor) -> float:
     return max(-float(low), float(high)) if low == low else math.nan
 
 
+def _unit_norms(units: Tensor, norm_type: float) -> Tensor:
+    dimensions = tuple(range(1, units.dim()))
+    norms: Tensor
+    if not on_host(units.device):
+        norms = torch.linalg.vector_norm(units, norm_type, dim=dimensions, dtype=accumulation_dtype(units.device))
+        return norms
+    if norm_type not in (2, math.inf):
+        return _careful_unit_norms(units, norm_type)
+    dtype = torch.float32 if units.dtype in _LOW_PRECISION else None
+    norms = torch.linalg.vector_norm(units, norm_type, dim=dimensions, dtype=dtype).double()
+    odd = ~((norms > _LOWEST) & (norms < math.inf))
+    if odd.any():
+        norms[odd] = _careful_unit_norms(units[odd], norm_type)
+    return norms
+
+
+def _careful_unit_norms(units: Tensor, norm_type: float) -> Tensor:
+    """Norms in float64, relative to the largest entry of each unit, so that no power overflows or vanishes."""
+    moduli = units.abs().double().flatten(1)
+    largest = moduli.amax(1, keepdim=True)
+    scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+    norms: Tensor = torch.linalg.vector_norm(moduli / scale, norm_type, dim=1) * scale[:, 0]
+    return norms
+
+
 def _careful_norm(values: Tensor, norm_type: float) -> float:
-    """The norm in float64, relative to the largest entry, so that no power overflows or vanishes."""
-    parts = []
-    for chunk in torch.split(values, _CHUNK):
-        moduli = chunk.abs().double()
-        largest = moduli.max()
-        if not 0 < largest < math.inf:
-            parts.append(largest.item())
-        else:
-            parts.append((torch.linalg.vector_norm(moduli / largest, norm_type) * largest).item())
+    parts = [_careful_unit_norms(chunk[None], norm_type).item() for chunk in torch.split(values, _CHUNK)]
     return float(combine(np.array(parts), norm_type))
 
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from operator import is_
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .arguments import Arguments
-from .clip_sets import ARGUMENT_NAMES, ClipSet, Group, Totals, common_device, is_memory, make_clip_sets, prepare_memory
+from .arguments import ARGUMENT_NAMES, Arguments
+from .clip_sets import ClipSet, CurrentSets, Totals
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated
-from .statistics import grad_norms, statistics, whole_statistics
+from .memory import Group, common_device, is_memory, prepare_memory
+from .statistics import grad_norms, statistics
 
 __all__ = ["Clipped"]
 
 RENAMED = {"p_autoclip": "clipping_level", "beta": "clipping_beta"}
 
 
-def _written(groups: list[Group]) -> list[Any]:
-    """The objects that decide about clip sets: the groups and the clipping arguments in them."""
-    return [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
+@lru_cache
+def _calls_closure_itself(step: Callable[..., Any]) -> bool:
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 class Clipped(Optimizer):
@@ -79,9 +81,6 @@ class Clipped(Optimizer):
     """
 
     __signature__: ClassVar[inspect.Signature]
-    _sets: tuple[list[ClipSet], Totals] | None
-    _shape: list[tuple[int, torch.device | None]]
-    _written: list[Any]
 
     def __init__(
         self,
@@ -99,6 +98,7 @@ class Clipped(Optimizer):
         arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
         self._clipping_defaults = Arguments.of(arguments.as_dict()).as_dict()
         super().__init__(*args, **kwargs)
+        self._clip_sets()  # nonsense that only shows in a whole group is refused here and not in the first step
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments and the clipping arguments in help() and editors."""
@@ -128,18 +128,21 @@ class Clipped(Optimizer):
             param_group.update(arguments.as_dict())
         super().add_param_group(param_group)
         prepare_memory(param_group, arguments, common_device(self.param_groups))
-        self._sets = None
+        self._current_sets = CurrentSets()
+
+    def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
+        """Give parameter groups the clipping arguments they lack, each from its source, and the memory for them."""
+        for group, source in zip(groups, sources, strict=True):
+            for name in ARGUMENT_NAMES:
+                group.setdefault(name, source[name])
+            prepare_memory(group, Arguments.of(group), common_device(groups))
+        self._current_sets = CurrentSets()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
-        before = self.__dict__.get("param_groups", [])
+        groups = state["param_groups"]
+        self._adopt_groups(groups, vars(self).get("param_groups") or [state["defaults"]] * len(groups))
         super().__setstate__(state)
-        for i, group in enumerate(self.param_groups):
-            source = before[i] if i < len(before) else self.defaults
-            for name in ARGUMENT_NAMES:
-                group.setdefault(name, source[name])
-            prepare_memory(group, Arguments.of(group), common_device(self.param_groups))
-        self._sets = None
 
     def __repr__(self) -> str:
         groups = self.param_groups
@@ -150,14 +153,7 @@ class Clipped(Optimizer):
             self.param_groups = groups
 
     def _clip_sets(self) -> tuple[list[ClipSet], Totals]:
-        """The clip sets of the parameter groups as they are now; made anew only where something was edited."""
-        groups = self.param_groups
-        shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
-        written = _written(groups)
-        if self._sets is None or shape != self._shape or not all(map(is_, written, self._written)):
-            self._sets = make_clip_sets(groups)
-            self._shape, self._written = shape, _written(groups)
-        return self._sets
+        return self._current_sets.of(self.param_groups)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Evaluate the closure, if there is one, clip the gradients in place and perform the parent's step.
@@ -174,6 +170,8 @@ class Clipped(Optimizer):
         sets, totals = self._clip_sets()
         if not sets:
             return parent_step(self, closure)
+        if _calls_closure_itself(parent_step):
+            return parent_step(self) if closure is None else parent_step(self, self._clipping_closure(closure))
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -181,16 +179,32 @@ class Clipped(Optimizer):
             sets, totals = self._clip_sets()  # a closure may edit the groups
         grad_scale, found_inf = scaler_factors(self, sets[0].device)
         clipped = [group for clip_set in sets for group in clip_set.groups]
-        plan = FusedPlan(self.param_groups, clipped, self.state, parent_step)
-        one_coefficient = len(sets) == 1 and len(clipped) == len(self.param_groups) and not sets[0].measure.blocks_are_tensors
+        plan = FusedPlan(self, clipped, parent_step)
+        one_coefficient = len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
         fold = one_coefficient and plan.complete and plan.exact
-        skip, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
+        skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
         if not plan.complete:
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
         if skip is not True:
             with plan.carried_out(self, grad_scale, coefficient, skip):
                 parent_step(self)
         return loss
+
+    def _clipping_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure for an optimizer that evaluates it many times: each evaluation leaves clipped gradients.
+
+        An evaluation that is to be skipped leaves no gradients at all, which ends the search of LBFGS where it is.
+        """
+
+        def evaluate() -> Any:
+            loss = closure()
+            if bool(clip_(*self._clip_sets()).skip):
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.grad = None
+            return loss
+
+        return evaluate
 
     @overload
     def clipping_stats(self, per_set: Literal[False] = ...) -> dict[str, float]: ...
@@ -222,7 +236,7 @@ class Clipped(Optimizer):
             (5.0, 1.0, 1.0)
         """
         sets, totals = self._clip_sets()
-        return [statistics(clip_set) for clip_set in sets] if per_set else whole_statistics(sets, totals)
+        return [statistics(clip_set) for clip_set in sets] if per_set else statistics(totals)
 
     def grad_norms(self) -> Tensor:
         """The norms of the whole gradient before clipping, oldest first: float64 of shape (at most ``clipping_window``,).

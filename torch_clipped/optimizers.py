@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from torch.optim import SGD, Adam, AdamW
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+from weakref import ref
 
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from .arguments import Arguments
 from .mixin import Clipped
 
-__all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD"]
+__all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD", "clip_optimizer"]
 
 
 class ClippedSGD(Clipped, SGD):
@@ -46,3 +52,91 @@ class ClippedAdamW(Clipped, AdamW):
         >>> model(torch.ones(2, 3)).square().sum().backward()
         >>> optimizer.step()
     """
+
+
+def clip_optimizer(
+    optimizer: Optimizer,
+    clipping_type: str = "norm",
+    clipping_level: float | None = None,
+    *,
+    clipping_beta: float = 0.85,
+    clipping_window: int = 1000,
+    norm_type: float = 2.0,
+    nonfinite: str = "skip",
+    clipping_seed: int = 0,
+) -> Optimizer:
+    """Make an optimizer that exists already clip its gradients.
+
+    The object stays the same, and so do its state, its parameter groups, its hooks and the schedulers that drive it; its class
+    becomes ``Clipped<Its name>``, with the methods of :class:`Clipped`. Parameter groups that hold clipping arguments keep them.
+
+    Args:
+        optimizer: any optimizer whose ``step`` is that of its class (perhaps counted by a learning rate scheduler).
+        clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in
+            :class:`Clipped`.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        TypeError: it is no optimizer.
+        ValueError: an argument is not what it has to be, the optimizer clips already, or something has replaced its ``step``.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import clip_optimizer
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.RMSprop([weight])
+        >>> clip_optimizer(optimizer, "norm", 1.0) is optimizer
+        True
+        >>> type(optimizer).__name__
+        'ClippedRMSprop'
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(optimizer, Clipped):
+        raise ValueError("optimizer must be one that does not clip yet; change its clipping by writing to param_groups")
+    arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
+    own_step = vars(optimizer).get("step")
+    if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
+        raise ValueError(f"optimizer must have the step of its class, but {own_step!r} was put in its place: clip it before that")
+    before: Any = type(optimizer)
+    optimizer.__class__ = _clipped_class(before)
+    assert isinstance(optimizer, Clipped)
+    try:
+        defaults = Arguments.of(arguments.as_dict()).as_dict()
+        optimizer._adopt_groups(optimizer.param_groups, [defaults] * len(optimizer.param_groups))
+        optimizer._clip_sets()
+    except ValueError:
+        optimizer.__class__ = before
+        raise
+    optimizer.defaults.update(defaults)
+    optimizer._patch_step_function()
+    if own_step is not None:  # a scheduler counts the steps of the former class
+        vars(optimizer)["step"] = _counted_step(ref(optimizer))
+    return optimizer
+
+
+def _counted_step(optimizer: Callable[[], Any]) -> Callable[..., Any]:
+    def step(*args: Any, **kwargs: Any) -> Any:
+        optimizer()._opt_called = True
+        return type(optimizer()).step(optimizer(), *args, **kwargs)
+
+    vars(step)["_wrapped_by_lr_sched"] = True
+    return step
+
+
+@cache
+def _clipped_class(cls: Any) -> type[Clipped]:
+    named = {SGD: ClippedSGD, Adam: ClippedAdam, AdamW: ClippedAdamW}
+    if cls in named:
+        return named[cls]
+    doc = f"{cls.__name__} with gradient clipping, see torch_clipped.Clipped."
+    namespace = {"__doc__": doc, "__module__": cls.__module__, "__reduce__": lambda self: (_remake, (cls,), self.__getstate__())}
+    return type(f"Clipped{cls.__name__}", (Clipped, cls), namespace)
+
+
+def _remake(cls: Any) -> Clipped:
+    """An empty object of the clipped class, for copy and pickle, which know importable classes only."""
+    clipped = _clipped_class(cls)
+    return clipped.__new__(clipped)

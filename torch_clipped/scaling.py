@@ -1,46 +1,48 @@
 """Scaling: make the blocks of a gradient as short as the rule says, in place.
 
-Each function takes the gradients (None where a parameter has none) and, one a block, the coefficients and the thresholds,
-both on the scale on which the gradients stand. On the CPU it looks first and writes only what changes; on an accelerator the
-host must not look, and everything is multiplied.
+Each function takes the gradients (None where a parameter has none), how many blocks each parameter has, and, one a block,
+the coefficients and the thresholds, both on the scale on which the gradients stand. On the CPU it looks first and writes only
+what changes; on an accelerator the host must not look, and everything is multiplied.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["clamp_entries_", "scale_all_", "scale_each_"]
+__all__ = ["clamp_entries_", "scale_all_", "scale_each_", "scale_units_"]
 
 Gradients = Sequence[Tensor | None]
 
 
-def scale_all_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply every gradient by the one coefficient."""
     if not isinstance(coefficients, Tensor):
-        if coefficients[0] < 1:
-            _multiply_((_writable(g), float(coefficients[0])) for g in grads if g is not None)
+        for grad in grads if coefficients[0] < 1 else ():
+            if grad is not None:
+                _multiply_(_writable(grad), float(coefficients[0]))
         return
     for members in _by_device(grads).values():
         torch._foreach_mul_([g for _, g in members], coefficients[0].to(members[0][1].device, non_blocking=True))
 
 
-def scale_each_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply each gradient by its own coefficient."""
     if not isinstance(coefficients, Tensor):
-        pairs = zip(grads, coefficients.tolist(), strict=True)
-        _multiply_((_writable(g), c) for g, c in pairs if g is not None and c < 1)
+        for grad, coefficient in zip(grads, coefficients.tolist(), strict=True):
+            if grad is not None and coefficient < 1:
+                _multiply_(_writable(grad), coefficient)
         return
     for device, members in _by_device(grads).items():
         own = coefficients.to(device, non_blocking=True)
         torch._foreach_mul_([g for _, g in members], [own[i] for i, _ in members])
 
 
-def clamp_entries_(grads: Gradients, coefficients: Any, thresholds: Any) -> None:
+def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Clamp the entries of each gradient whose coefficient says so to plus or minus its threshold; complex ones by modulus."""
     on_host = not isinstance(coefficients, Tensor)
     for i, grad in enumerate(grads):
@@ -56,6 +58,18 @@ def clamp_entries_(grads: Gradients, coefficients: Any, thresholds: Any) -> None
             values.clamp_(-limit, limit)
 
 
+def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
+    """Multiply each unit of each gradient by its own coefficient."""
+    parts = torch.split(torch.as_tensor(coefficients), list(counts))
+    for grad, part in zip(grads, parts, strict=True):
+        if grad is None or (part.is_cpu and not (part < 1).any()):
+            continue
+        if grad.is_sparse and grad.dim() > 1:
+            part = part[grad._indices()[0]]
+        values = _writable(grad)
+        values.mul_(part.to(values).view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else part[0].to(values))
+
+
 def _writable(grad: Tensor) -> Tensor:
     return grad._values() if grad.is_sparse else grad
 
@@ -68,11 +82,9 @@ def _by_device(grads: Gradients) -> dict[torch.device, list[tuple[int, Tensor]]]
     return devices
 
 
-def _multiply_(pairs: Iterable[tuple[Tensor, float]]) -> None:
-    """Multiply tensors by numbers in (0, 1), also by numbers that float32 cannot hold."""
-    work = list(pairs)
-    if any(c < 1e-30 for _, c in work):
-        work = [(values, c**0.5) for values, c in work]
-        torch._foreach_mul_([values for values, _ in work], [c for _, c in work])
-    if work:
-        torch._foreach_mul_([values for values, _ in work], [c for _, c in work])
+def _multiply_(values: Tensor, coefficient: float) -> None:
+    """Multiply by a number in (0, 1), also by one that float32 cannot hold. (_foreach_mul_ would round it to float16 first.)"""
+    if coefficient < 1e-30:
+        coefficient = coefficient**0.5
+        values.mul_(coefficient)
+    values.mul_(coefficient)

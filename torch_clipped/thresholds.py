@@ -1,67 +1,75 @@
 """Thresholds: how long is too long?
 
-A threshold is frozen; what it remembers is an argument. It answers three questions:
-
-- ``check(level)``: is this a level for me? ValueError if not.
-- ``memory(blocks, window)``: the tensors it wants kept in the parameter group, by name (none by default).
-- ``threshold(lengths, level, memory, valid)``: the longest length that is left alone, one a block. Blocks that are not
-  ``valid`` (zero or not finite) must not enter the memory.
-
-Arrays are numpy on the host and torch on an accelerator (see ``history``).
+A threshold is frozen; what it remembers is an argument. ``memory`` names the tensors it wants kept in the parameter group, by
+block; in a step these come back as numpy arrays on the host and as tensors on an accelerator (see ``history``), to be written
+in place. Blocks that are not ``valid`` (zero or not finite) must leave no trace in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import history
 
-__all__ = ["Constant", "Quantile", "Threshold"]
+__all__ = ["AdaGC", "Blocks", "Constant", "MeanStd", "Quantile", "RatioToWeights", "Threshold", "ZClip"]
 
 
-class Threshold(Protocol):
-    """What the engine asks of a threshold."""
+class Blocks(NamedTuple):
+    """What a threshold may look at."""
 
-    @property
-    def default_level(self) -> float: ...
-    def check(self, level: float) -> None: ...
-    def memory(self, blocks: int, window: int) -> dict[str, Tensor]: ...
-    def __call__(self, lengths: Any, level: float, memory: SimpleNamespace, valid: Any) -> Any: ...
+    lengths: Any  # of each block, (blocks,)
+    valid: Any  # whether the length is positive and finite, (blocks,)
+    norm: Any  # of the whole clip set
+    weight_lengths: Callable[[], Any]  # the lengths of the weights of the same blocks, (blocks,)
 
 
 @dataclass(frozen=True)
-class Constant:
-    """threshold = level, in the unit of the length; ``inf`` measures and never clips."""
+class Threshold:
+    """The longest length that is left alone, for each block."""
 
     default_level: float
 
     def check(self, level: float) -> None:
+        """Raise ValueError if this is no level for me."""
         if not level > 0:
-            raise ValueError(f"clipping_level is the largest length and must be > 0, got {level}")
+            raise ValueError(f"clipping_level must be > 0, got {level}")
 
     def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
+        """The tensors to be kept in the parameter group, as they are at the start."""
         return {}
 
-    def __call__(self, lengths: Any, level: float, memory: SimpleNamespace, valid: Any) -> Any:
-        return history.namespace(lengths).full_like(lengths, level)
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
+        """The thresholds (blocks,); inf where nothing is to be clipped."""
+        raise NotImplementedError
+
+    def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
+        """Take notice of the step after the decision."""
 
 
 @dataclass(frozen=True)
-class Quantile:
+class Constant(Threshold):
+    """threshold = level, in the unit of the length; ``inf`` measures and never clips."""
+
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
+        return history.namespace(blocks.lengths).full_like(blocks.lengths, level)
+
+
+@dataclass(frozen=True)
+class Quantile(Threshold):
     """threshold = quantile p = level of the last ``window`` lengths of the block, the present one included.
 
     Linear between order statistics, as ``numpy.quantile`` does by default. p = 1 never clips.
 
     References:
-        Seetharaman, Wichern, Pardo, Le Roux, AutoClip: Adaptive Gradient Clipping for Source Separation Networks,
-        2020, https://arxiv.org/abs/2007.14469 (there without a window).
+        Prem Seetharaman, Gordon Wichern, Bryan Pardo, Jonathan Le Roux, AutoClip: Adaptive Gradient Clipping for Source
+        Separation Networks, 2020, https://arxiv.org/abs/2007.14469 (there without a window).
     """
-
-    default_level: float
 
     def check(self, level: float) -> None:
         if not 0 < level <= 1:
@@ -70,6 +78,121 @@ class Quantile:
     def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
         return history.new_history(window, blocks)
 
-    def __call__(self, lengths: Any, level: float, memory: SimpleNamespace, valid: Any) -> Any:
-        history.push(memory, lengths, valid)
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
+        history.push(memory, blocks.lengths, blocks.valid)
         return history.quantile(memory, level)
+
+
+@dataclass(frozen=True)
+class MeanStd(Threshold):
+    """threshold = mean + level * std of the last ``window`` lengths of the block, the present one excluded.
+
+    std is that of a sample (n - 1); before two lengths are known nothing is clipped.
+    """
+
+    def check(self, level: float) -> None:
+        if not 0 <= level < float("inf"):
+            raise ValueError(f"clipping_level is a number of standard deviations and must be >= 0 and finite, got {level}")
+
+    def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
+        return history.new_history(window, blocks)
+
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
+        known, mean, std = history.mean_and_std(memory)
+        return history.namespace(mean).where(known >= 2, mean + level * std, float("inf"))
+
+    def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
+        history.push(memory, blocks.lengths, blocks.valid)
+
+
+@dataclass(frozen=True)
+class RatioToWeights(Threshold):
+    """threshold = level * max(||w||, 1e-3), w the weights of the same block.
+
+    The floor lets weights that start at zero train.
+
+    References:
+        Andrew Brock, Soham De, Samuel L. Smith, Karen Simonyan, High-Performance Large-Scale Image Recognition Without
+        Normalization, 2021, https://arxiv.org/abs/2102.06171 (adaptive gradient clipping).
+    """
+
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
+        return level * blocks.weight_lengths().clip(min=1e-3)
+
+
+@dataclass(frozen=True)
+class ZClip(Threshold):
+    """threshold = mean + level**2 * std / z where z = (length - mean) / std > level, else none.
+
+    mean and std run with the clipped lengths x: mean <- 0.97 mean + 0.03 x, then variance <- 0.97 variance + 0.03 (x - mean)**2.
+    They start as mean and variance (over n) of the first 25 lengths, which are not clipped.
+
+    References:
+        Abhay Kumar, Louis Owen, Nilabhra Roy Chowdhury, Fabian Guera, ZClip: Adaptive Spike Mitigation for LLM Pre-Training,
+        2025, https://arxiv.org/abs/2504.02507.
+    """
+
+    averaging: float = 0.97
+    warm_up: int = 25
+
+    def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
+        zeros = torch.zeros(blocks, dtype=torch.float64)
+        return {"average": zeros, "variance": zeros.clone(), "seen": torch.zeros(blocks, dtype=torch.int64)}
+
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
+        xp = history.namespace(blocks.lengths)
+        distance = blocks.lengths - memory.average
+        spike = (memory.seen >= self.warm_up) & (distance > level * memory.variance**0.5)
+        threshold = memory.average + level**2 * memory.variance / xp.where(spike, distance, 1.0)
+        return xp.where(spike, threshold, float("inf"))
+
+    def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
+        xp = history.namespace(blocks.lengths)
+        equal_share = xp.ones_like(memory.average) / (memory.seen + 1)
+        share = xp.where(memory.seen < self.warm_up, equal_share, 1 - self.averaging)
+        before = clipped_lengths - memory.average
+        mean = memory.average + share * before
+        after = clipped_lengths - mean
+        spread = xp.where(memory.seen < self.warm_up, before * after, after * after)
+        memory.variance[:] = xp.where(blocks.valid, (1 - share) * memory.variance + share * spread, memory.variance)
+        memory.average[:] = xp.where(blocks.valid, mean, memory.average)
+        memory.seen += blocks.valid
+
+
+@dataclass(frozen=True)
+class AdaGC(Threshold):
+    """threshold = level * average, the running average of the block's clipped lengths x: average <- 0.99 average + 0.01 x.
+
+    In the first 100 steps of the clip set the whole gradient is clipped to norm 1, and the average is the smallest x seen. A
+    block whose first gradient comes later starts with that one as its average.
+
+    References:
+        Guoxia Wang, Shuai Li, Congliang Chen, Jinle Zeng, Jiabin Yang, Dianhai Yu, Yanjun Ma, Li Shen, AdaGC: Enhancing LLM
+        Pretraining Stability via Adaptive Gradient Clipping, 2025, https://arxiv.org/abs/2502.11034.
+    """
+
+    averaging: float = 0.99
+    warm_up: int = 100
+    warm_up_norm: float = 1.0
+
+    def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
+        counts = {"seen": torch.zeros(blocks, dtype=torch.int64), "warm_up": torch.zeros(1, dtype=torch.int64)}
+        return {"average": torch.zeros(blocks, dtype=torch.float64)} | counts
+
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
+        xp = history.namespace(blocks.lengths)
+        warm_up = blocks.lengths * (self.warm_up_norm / blocks.norm)
+        return xp.where(memory.warm_up < self.warm_up, warm_up, level * self._average(blocks, memory))
+
+    def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
+        xp = history.namespace(blocks.lengths)
+        average = self._average(blocks, memory)
+        smallest = xp.where(memory.seen > 0, xp.minimum(average, clipped_lengths), clipped_lengths)
+        running = self.averaging * average + (1 - self.averaging) * clipped_lengths
+        average = xp.where(memory.warm_up < self.warm_up, smallest, running)
+        memory.average[:] = xp.where(blocks.valid, average, memory.average)
+        memory.seen += blocks.valid
+        memory.warm_up += (blocks.norm > 0) & xp.isfinite(blocks.norm)
+
+    def _average(self, blocks: Blocks, memory: SimpleNamespace) -> Any:
+        return history.namespace(blocks.lengths).where(memory.seen > 0, memory.average, blocks.lengths)

@@ -1,0 +1,171 @@
+"""Clipping by hand, for loops without an optimizer of ours: the same engine, called between backward and step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import ARGUMENT_NAMES, Arguments
+from .clip_sets import ClipSet, CurrentSets, Totals
+from .clipping import CLIPPING_TYPES
+from .decisions import Always
+from .engine import clip_
+from .measures import combine, tensor_norms
+from .memory import Group, common_device, is_memory, prepare_memory
+from .statistics import grad_norms, statistics
+
+__all__ = ["GradientClipper", "clip_gradients_"]
+
+
+class GradientClipper:
+    """Clips the gradients of some parameters each time :meth:`step` is called, and remembers what its type needs.
+
+    Call it after ``backward()`` (and, under a gradient scaler, after ``scaler.unscale_(optimizer)``) and before
+    ``optimizer.step()``.
+
+    Args:
+        parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped in place.
+        clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, clipping_seed: as in
+            :class:`torch_clipped.Clipped`.
+        nonfinite: what to do with a gradient that has entries that are inf or NaN. As there, but a clipper has no step to leave
+            out: with ``"skip"`` gradients and history are left alone, and the norm that :meth:`step` returns tells.
+
+    Raises:
+        ValueError: an argument is not what it has to be, or there are no parameters.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import GradientClipper
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> clipper = GradientClipper(model.parameters(), "auto", clipping_level=0.9)
+        >>> model(torch.ones(2, 3)).sum().backward()
+        >>> norm = clipper.step()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        parameters: Tensor | Iterable[Tensor],
+        clipping_type: str = "norm",
+        clipping_level: float | None = None,
+        *,
+        clipping_beta: float = 0.85,
+        clipping_window: int = 1000,
+        norm_type: float = 2.0,
+        nonfinite: str = "skip",
+        clipping_seed: int = 0,
+    ) -> None:
+        arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
+        self._group = _group(parameters, Arguments.of(arguments.as_dict()))
+        self._current_sets = CurrentSets()
+
+    def step(self) -> Tensor:
+        """Clip the gradients in place; returns their norm before clipping, a tensor without dimensions."""
+        return _clip(self._group, *self._current_sets.of([self._group]))
+
+    def clipping_stats(self) -> dict[str, float]:
+        """What clipping did: see :meth:`torch_clipped.Clipped.clipping_stats`."""
+        return statistics(self._current_sets.of([self._group])[1])
+
+    def grad_norms(self) -> Tensor:
+        """The norms before clipping, oldest first: see :meth:`torch_clipped.Clipped.grad_norms`."""
+        return grad_norms(self._current_sets.of([self._group])[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arguments and the memory of this clipper: plain names, numbers and tensors."""
+        return {key: value for key, value in self._group.items() if key != "params"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over arguments and memory from :meth:`state_dict` of a clipper with the same parameters.
+
+        Raises:
+            ValueError: the state is of another kind, or of other parameters.
+        """
+        missing = [name for name in self._group if name != "params" and name in ARGUMENT_NAMES and name not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict must be one of a GradientClipper, but has no {missing[0]!r}")
+        loaded: Group = {"params": self._group["params"]}
+        for key, value in state_dict.items():
+            loaded[key] = value.clone() if isinstance(value, Tensor) else value
+        prepare_memory(loaded, Arguments.of(loaded), common_device([loaded]))
+        for key, value in state_dict.items():
+            if is_memory(key) and loaded[key].shape != value.shape:
+                raise ValueError(f"state_dict belongs to other parameters: {key!r} has shape {tuple(value.shape)}")
+        self._group, self._current_sets = loaded, CurrentSets()
+
+
+def clip_gradients_(
+    parameters: Tensor | Iterable[Tensor],
+    clipping_type: str = "norm",
+    clipping_level: float | None = None,
+    *,
+    norm_type: float = 2.0,
+    nonfinite: str = "skip",
+) -> Tensor:
+    """Clip the gradients of some parameters in place, by a type that remembers nothing.
+
+        alpha = threshold / length          g <- g * min(1, alpha)
+
+    Args:
+        parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped.
+        clipping_type: ``"none"``, ``"norm"``, ``"layer_wise"``, ``"coord_wise"``, ``"adaptive"``, or one of your own that always
+            decides to clip and has no memory. For the others there is :class:`GradientClipper`.
+        clipping_level: the one number that the type needs. Default: None, the type's default level.
+        norm_type: the p of the p-norm, from 1 to inf. Default: 2.
+        nonfinite: what to do with a gradient that has entries that are inf or NaN: ``"skip"`` and ``"propagate"`` leave it alone,
+            ``"error"`` raises RuntimeError, ``"zero"`` makes such entries 0 and clips the rest. Default: ``"skip"``.
+
+    Returns:
+        The norm of all gradients before clipping, a tensor without dimensions.
+
+    Raises:
+        ValueError: an argument is not what it has to be, the type has a memory, or there are no parameters.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import clip_gradients_
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clip_gradients_(weight, "norm", 1.0).item()
+        5.0
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
+    """
+    arguments = Arguments.of(Arguments(clipping_type, clipping_level, norm_type=norm_type, nonfinite=nonfinite).as_dict())
+    rule = CLIPPING_TYPES[arguments.clipping_type]
+    if rule is not None and (rule.threshold.memory(1, 2) or not isinstance(rule.decision, Always)):
+        raise ValueError(
+            f"clipping_type must be one without a memory here, got {clipping_type!r}: it needs the lengths or the number of "
+            "earlier steps, which a GradientClipper keeps"
+        )
+    group = _group(parameters, arguments)
+    return _clip(group, *CurrentSets().of([group]))
+
+
+def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group:
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for p in params:
+        if not isinstance(p, Tensor):
+            raise ValueError(f"parameters must be a tensor or an iterable of tensors, got a {type(p).__name__} in it")
+    if not params:
+        raise ValueError("parameters must hold at least one tensor, got none (an iterator that was used up before?)")
+    group: Group = {"params": params, **arguments.as_dict()}
+    prepare_memory(group, arguments, common_device([group]))
+    return group
+
+
+@torch.no_grad()
+def _clip(group: Group, sets: list[ClipSet], totals: Totals) -> Tensor:
+    """Clip, and return the norm before; where the engine does not measure it, the caller's wish pays for another pass."""
+    if sets and sets[0].measure.gives_norm:
+        return torch.as_tensor(clip_(sets, totals).norms[0])
+    grads = [p.grad for p in group["params"]]
+    grads = [g.coalesce() if g is not None and g.is_sparse else g for g in grads]
+    norms = tensor_norms(grads, [], group["norm_type"], common_device([group]))
+    if sets:
+        clip_(sets, totals)
+    return torch.as_tensor(combine(norms, group["norm_type"]))

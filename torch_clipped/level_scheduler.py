@@ -1,0 +1,103 @@
+"""Schedules for ``clipping_level``, with the interface of torch's learning rate schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from .arguments import Arguments
+
+__all__ = ["LevelScheduler", "linear_warmup", "multiple_at_start"]
+
+Schedule = Callable[[int], float]
+
+
+class LevelScheduler:
+    """Writes ``clipping_level = schedule(step)`` into the parameter groups of an optimizer.
+
+    Like torch's learning rate schedulers it sets the level of step 0 when it is made, and the next one each time :meth:`step` is
+    called, after ``optimizer.step()``.
+
+    Args:
+        optimizer: an optimizer that clips.
+        schedule: a function from the step count (int, from 0) to the level, or a sequence of them, one a parameter group.
+        last_epoch: the step count to go on from; -1 starts anew. Default: -1.
+
+    Raises:
+        ValueError: the optimizer does not clip, there are not as many functions as groups, or a function returns a value that is
+            no level for its group's clipping type.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedSGD, LevelScheduler, linear_warmup
+        >>> optimizer = ClippedSGD([torch.zeros(3)], lr=0.1)
+        >>> scheduler = LevelScheduler(optimizer, linear_warmup(0.1, 1.0, steps=9))
+        >>> for _ in range(3):
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> [round(level, 6) for level in scheduler.get_last_level()]
+        [0.4]
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], last_epoch: int = -1) -> None:
+        groups = optimizer.param_groups
+        if not all("clipping_type" in group for group in groups):
+            raise ValueError(f"optimizer must be one that clips, got {type(optimizer).__name__}; clip_optimizer makes it one")
+        self.optimizer = optimizer
+        self.schedules = [schedule] * len(groups) if callable(schedule) else list(schedule)
+        if len(self.schedules) != len(groups):
+            raise ValueError(f"schedule must be one function or {len(groups)}, one a group, got {len(self.schedules)}")
+        self.last_epoch = last_epoch
+        self.step()
+
+    def step(self) -> None:
+        """Go on to the next step and write its level."""
+        groups = self.optimizer.param_groups
+        levels = [schedule(self.last_epoch + 1) for schedule in self.schedules]
+        checked = [Arguments.of(group | {"clipping_level": level}) for group, level in zip(groups, levels, strict=True)]
+        self.last_epoch += 1
+        for group, arguments in zip(groups, checked, strict=True):
+            group["clipping_level"] = arguments.clipping_level
+
+    def get_last_level(self) -> list[float]:
+        """The level of each parameter group as it was last written."""
+        return [group["clipping_level"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step count; the schedule itself is code and is not saved."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the step count of :meth:`state_dict`; the level stands in the optimizer's own checkpoint."""
+        self.last_epoch = state_dict["last_epoch"]
+
+
+def linear_warmup(start: float, end: float, steps: int) -> Schedule:
+    """The schedule from ``start`` at step 0 to ``end`` at step ``steps`` in a straight line, then ``end``.
+
+    Example:
+        >>> schedule = linear_warmup(1.0, 3.0, steps=4)
+        >>> [schedule(step) for step in (0, 1, 4, 100)]
+        [1.0, 1.5, 3.0, 3.0]
+    """
+    _check_steps(steps)
+    return lambda step: end if step >= steps else start + (end - start) * step / steps
+
+
+def multiple_at_start(level: float, multiple: float, steps: int) -> Schedule:
+    """The schedule ``multiple * level`` in the first ``steps`` steps, then ``level``.
+
+    Example:
+        >>> schedule = multiple_at_start(0.5, 10, steps=2)
+        >>> [schedule(step) for step in (0, 1, 2, 3)]
+        [5.0, 5.0, 0.5, 0.5]
+    """
+    _check_steps(steps)
+    return lambda step: multiple * level if step < steps else level
+
+
+def _check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")

@@ -1,0 +1,62 @@
+"""Warnings for clipping that is surely not what was meant."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+__all__ = ["ClippingWarning", "Watch"]
+
+
+class ClippingWarning(RuntimeWarning):
+    """Clipping noticed something that its user should know; silence it like any warning category."""
+
+
+class Watch:
+    """Looks at the steps of one optimizer, 200 at a time, and warns once of each thing that looks wrong."""
+
+    STEPS = 200
+    CRUSHING = 1e-3  # a coefficient as small as this is the wrong unit, not clipping
+    SAME = 1e-4  # lengths as close as this, relative to each other, were made so
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._start()
+
+    def _start(self) -> None:
+        self._steps = self._crushed = self._turns = 0
+        self._shortest, self._longest, self._last, self._change = math.inf, 0.0, math.nan, math.nan
+
+    def see(self, norm: float, coefficient: float) -> None:
+        """Take notice of one step: the norm of the gradient before clipping, and its coefficient."""
+        self._steps += 1
+        self._crushed += coefficient < self.CRUSHING
+        change = norm - self._last
+        self._turns += change * self._change < 0
+        self._last, self._change = norm, change
+        self._shortest, self._longest = min(self._shortest, norm), max(self._longest, norm)
+        if self._steps == self.STEPS:
+            self._judge()
+            self._start()
+
+    def _judge(self) -> None:
+        if self._crushed > 0.99 * self.STEPS:
+            self._warn(
+                "level",
+                f"{self._crushed} of the last {self.STEPS} steps were clipped to less than a thousandth of their length: is "
+                "clipping_level in the unit of the gradient? clipping_stats() shows both",
+            )
+        # Norms that are equal but for rounding were made so by somebody. Without rounding they belong to a constant gradient,
+        # and norms that drift one way to a slow training.
+        close = 0 < self._longest - self._shortest < self.SAME * self._longest
+        if close and self._turns > 0.25 * self.STEPS:
+            self._warn(
+                "twice",
+                f"the last {self.STEPS} gradients all arrived with norm {self._longest:.6g}: does the training loop clip them "
+                "already (clip_grad_norm_, max_grad_norm, gradient_clip_val)? Clipping twice hides the true norms",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(message, ClippingWarning, stacklevel=9)

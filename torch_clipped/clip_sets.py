@@ -19,9 +19,13 @@ from .decisions import uniform
 from .history import namespace, push
 from .measures import combine
 from .memory import Group, block_counts, common_device, prepare_memory, threshold_memory, view
+from .suspicions import Watch
 from .thresholds import Blocks
 
 __all__ = ["ClipSet", "CurrentSets", "Record", "Totals"]
+
+
+NORM, CLIPPED_NORM, THRESHOLD, COEFFICIENT = range(4)  # the places in the values of a step
 
 
 class Record:
@@ -55,9 +59,9 @@ class Totals(Record):
     ``complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
     """
 
-    def __init__(self, group: Group, complete: bool) -> None:
+    def __init__(self, group: Group, complete: bool, watch: Watch) -> None:
         super().__init__(group["clipping_steps"], group["clipping_last"])
-        self.complete = complete
+        self.complete, self.watch = complete, watch
         self.norms = SimpleNamespace(lengths=view(group["clipping_norms"]), count=view(group["clipping_norms_count"]))
 
     @property
@@ -72,6 +76,8 @@ class Totals(Record):
         self.count(recorded, clipped)
         last = sets[0][0] if len(sets) == 1 else self._combined(sets, norm_type)
         self.keep(last, recorded)
+        if isinstance(recorded, np.bool_):  # elsewhere the host would have to wait to look
+            self.watch.see(float(last[NORM]), float(last[COEFFICIENT]))
         if self.complete:
             push(self.norms, last[0][None], (namespace(last[0]).isfinite(last[0]) & recorded)[None])
 
@@ -79,8 +85,10 @@ class Totals(Record):
         xp = namespace(self.last)
         table = xp.stack([xp.stack([*last]) for last, _ in sets])  # (sets, 4)
         recorded = xp.stack([recorded for _, recorded in sets])
-        norms = [combine(table[:, place], norm_type) if self.complete else table[0, place] * math.nan for place in (0, 1)]
-        medians = [_median(xp.where(recorded, table[:, place], math.nan)) for place in (2, 3)]
+        norms = [
+            combine(table[:, place], norm_type) if self.complete else table[0, place] * math.nan for place in (NORM, CLIPPED_NORM)
+        ]
+        medians = [_median(xp.where(recorded, table[:, place], math.nan)) for place in (THRESHOLD, COEFFICIENT)]
         return norms + medians
 
 
@@ -178,6 +186,7 @@ class CurrentSets:
 
     def __init__(self) -> None:
         self._made: tuple[list[ClipSet], Totals] | None = None
+        self._watch = Watch()
         self._shape: list[tuple[int, torch.device | None]] = []
         self._written: list[Any] = []
 
@@ -186,7 +195,8 @@ class CurrentSets:
         shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
         if self._made is None or shape != self._shape or not all(map(is_, _written(groups), self._written)):
             before = self._made[0] if self._made else []
-            self._made = _make_clip_sets(groups, [memory for clip_set in before for _, memory in clip_set.cells])
+            memories = [memory for clip_set in before for _, memory in clip_set.cells]
+            self._made = _make_clip_sets(groups, memories, self._watch)
             self._shape, self._written = shape, _written(groups)
         return self._made
 
@@ -196,7 +206,7 @@ def _written(groups: Sequence[Group]) -> list[Any]:
     return [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
 
 
-def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]) -> tuple[list[ClipSet], Totals]:
+def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace], watch: Watch) -> tuple[list[ClipSet], Totals]:
     device = common_device(groups)
     members: dict[Arguments, list[int]] = {}
     for i, group in enumerate(groups):
@@ -222,4 +232,4 @@ def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]
         and all(clip_set.measure.gives_norm for clip_set in sets)
         and len({clip_set.arguments.norm_type for clip_set in sets}) == 1
     )
-    return sets, Totals(groups[0], complete)
+    return sets, Totals(groups[0], complete, watch)

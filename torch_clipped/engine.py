@@ -15,12 +15,9 @@ from torch import Tensor
 
 from .clip_sets import ClipSet, Totals
 from .history import namespace, on_host
-from .measures import entries
 from .suspicions import ClippingWarning
 
 __all__ = ["Verdict", "clip_"]
-
-SMALLEST_FOLDED = 1e-30  # the kernels divide by the inverse, a float32 number
 
 
 class Verdict(NamedTuple):
@@ -62,7 +59,7 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
         for clip_set, (grads, lengths, finite) in zip(sets, measured, strict=True):
             valid = (lengths > 0) & (finite | namespace(lengths).isfinite(lengths)) & kept
             thresholds, coefficients = clip_set.apply_rule(lengths, valid, totals.step)
-            if fold and not (on_host(clip_set.device) and coefficients[0] < SMALLEST_FOLDED):
+            if fold and _can_fold(clip_set, grads, coefficients[0]):
                 coefficient = coefficients[0]
             else:
                 clip_set.measure.shrink_(grads, clip_set.counts_of_blocks, coefficients, thresholds * grad_scale)
@@ -71,6 +68,13 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
             any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped
         totals.remember(records, sets[0].arguments.norm_type, any_recorded, any_clipped)
         return Verdict(skip, [last[0] for last, _ in records], coefficient)
+
+
+def _can_fold(clip_set: ClipSet, grads: Sequence[Tensor | None], coefficient: Any) -> bool:
+    """Whether the factor of torch's kernels, the inverse of the coefficient in float32, is exact enough."""
+    if on_host(clip_set.device) and (coefficient == 1 or coefficient < 1e-30):
+        return bool(coefficient == 1)
+    return all(grad is None or grad.dtype is not torch.float64 for grad in grads)
 
 
 def _measure(clip_set: ClipSet, grad_scale: Any) -> Measured:
@@ -124,6 +128,8 @@ def _zero_nonfinite_(grads: Sequence[Tensor | None]) -> None:
 
 def _first_nonfinite(clip_set: ClipSet) -> int:
     for index, group in zip(clip_set.indices, clip_set.groups, strict=True):
-        if not all(entries(p.grad).isfinite().all() for p in group["params"] if p.grad is not None):
+        if not all(
+            (p.grad._values() if p.grad.is_sparse else p.grad).isfinite().all() for p in group["params"] if p.grad is not None
+        ):
             return index
     raise AssertionError("called for a set whose gradients are finite")

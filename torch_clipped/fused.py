@@ -49,33 +49,38 @@ class FusedPlan:
     """Which groups take torch's fused kernel in this step.
 
     ``complete`` says that all groups do: only then may the kernel be told to scale or to skip, for it is told so for the
-    whole optimizer. ``exact`` says that its factor, a float32 number, is exact enough for all gradients.
+    whole optimizer.
     """
 
-    def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any) -> None:
+    def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any, checked_states: int) -> None:
         self.state = optimizer.state
+        self.settled = checked_states == len(self.state) == sum(len(group["params"]) for group in optimizer.param_groups)
         groups = optimizer.param_groups if parent_step in _FUSED_STEPS else []
         scaled = getattr(optimizer, "grad_scale", None) is not None  # only fused kernels understand that
         self.switched: list[tuple[Group, bool]] = []
         self.fused: list[Group] = []
         for group in groups:
             fused = bool(group["fused"])
-            if fused and not scaled and _late_and_dampened(group, self.state):
+            if fused and not scaled and self._late_and_dampened(group):
                 fused = False
             elif group["fused"] is None and group["foreach"] is None and any(group is other for other in clipped):
-                fused = _is_right(group, self.state)
+                fused = self._is_right(group)
             if fused != bool(group["fused"]):
                 self.switched.append((group, fused))
             if fused:
                 self.fused.append(group)
         self.complete = len(self.fused) == len(optimizer.param_groups)
-        self.exact = all(p.dtype != torch.float64 for group in groups for p in group["params"])
+
+    @property
+    def checked_states(self) -> int:
+        """How many parameters have a state that fused kernels can use, if they all do: it need not be looked at again."""
+        return len(self.state) if self.complete else 0
 
     @contextmanager
     def carried_out(self, optimizer: Optimizer, grad_scale: Any, coefficient: Any, skip: Any) -> Iterator[None]:
         """Run the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
-        for group in self.fused:
-            _fill_momentum_buffers(group, self.state)
+        for group in self.fused if not self.settled else ():
+            self._fill_momentum_buffers(group)
             _host_steps_to_device(group, self.state)
         wanted = [group["fused"] for group, _ in self.switched]
         for group, fused in self.switched:
@@ -97,52 +102,56 @@ class FusedPlan:
                 attributes.pop(name, None)
             attributes.update(before)
 
-
-def _is_right(group: Group, state: State) -> bool:
-    """Whether the fused kernel computes the right thing in this group's next step."""
-    if group["differentiable"] or isinstance(group["weight_decay"], Tensor) or _late_and_dampened(group, state):
-        return False
-    if group.get("capturable") and any(on_host(p.device) for p in group["params"]):
-        return False
-    return all(_lie_alike(p, p.grad, state.get(p)) for p in group["params"] if p.grad is not None)
-
-
-def _lie_alike(param: Tensor, grad: Tensor, state: dict[str, Any] | None) -> bool:
-    """The kernels walk through memory: parameter, gradient and state must lie there alike and without holes."""
-    if type(param) not in (Parameter, Tensor) or type(grad) is not Tensor or grad.layout != torch.strided:
-        return False
-    if not param.is_floating_point() or grad.dtype != param.dtype or param.device.type not in _DEVICES:
-        return False
-    stride = param.stride()
-    if grad.stride() != stride or not torch.ops.aten.is_non_overlapping_and_dense(param):
-        return False
-    values = state.values() if state else ()
-    return all(value.stride() == stride for value in values if isinstance(value, Tensor) and value.dim() > 0)
-
-
-def _fill_momentum_buffers(group: Group, state: State) -> None:
-    """Give late parameters of SGD a zero momentum buffer, which is what their first step starts from anyway.
-
-    Without it torch's fused SGD raises TypeError where only some parameters have one, and on an accelerator leaves the
-    buffers uninitialised where the kernel is told to skip the very first step.
-    """
-    if not group.get("dampening") and _lacks_buffers(group, state):
+    def _is_right(self, group: Group) -> bool:
+        """Whether the fused kernel computes the right thing in this group's next step."""
+        if group["differentiable"] or isinstance(group["weight_decay"], Tensor) or self._late_and_dampened(group):
+            return False
+        if group.get("capturable") and any(on_host(p.device) for p in group["params"]):
+            return False
         for p in group["params"]:
-            if p.grad is not None and state[p].get("momentum_buffer") is None:
-                state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+            if p.grad is not None and not _lie_alike(p, p.grad):
+                return False
+        return self.settled or all(_fits(p, self.state.get(p)) for p in group["params"])
+
+    def _fill_momentum_buffers(self, group: Group) -> None:
+        """Give late parameters of SGD a zero momentum buffer, which is what their first step starts from anyway.
+
+        Without it torch's fused SGD raises TypeError where only some parameters have one, and on an accelerator leaves the
+        buffers uninitialised where the kernel is told to skip the very first step.
+        """
+        if not group.get("dampening") and self._lacks_buffers(group):
+            for p in group["params"]:
+                if p.grad is not None and self.state[p].get("momentum_buffer") is None:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+
+    def _late_and_dampened(self, group: Group) -> bool:
+        """SGD does not dampen a parameter's first gradient; its kernel does, unless it is the first of all parameters."""
+        return bool(group.get("dampening")) and self._lacks_buffers(group)
+
+    def _lacks_buffers(self, group: Group) -> bool:
+        if not group.get("momentum"):
+            return False
+        with_grad = [p for p in group["params"] if p.grad is not None]
+        missing = [self.state.get(p, {}).get("momentum_buffer") is None for p in with_grad]
+        return any(missing) and (not all(missing) or not all(on_host(p.device) for p in with_grad))
 
 
-def _late_and_dampened(group: Group, state: State) -> bool:
-    """SGD does not dampen a parameter's first gradient; its kernel does, unless it is the first gradient of all parameters."""
-    return bool(group.get("dampening")) and _lacks_buffers(group, state)
-
-
-def _lacks_buffers(group: Group, state: State) -> bool:
-    if not group.get("momentum"):
+def _lie_alike(param: Tensor, grad: Tensor) -> bool:
+    """The kernels walk through memory: parameter and gradient must lie there alike and without holes."""
+    if type(param) not in (Parameter, Tensor) or type(grad) is not Tensor or grad.layout is not torch.strided:
         return False
-    with_grad = [p for p in group["params"] if p.grad is not None]
-    missing = [state.get(p, {}).get("momentum_buffer") is None for p in with_grad]
-    return any(missing) and (not all(missing) or not all(on_host(p.device) for p in with_grad))
+    if grad.dtype is not param.dtype or not grad.is_floating_point():
+        return False
+    if not (param.is_cpu or param.device.type in _DEVICES):
+        return False
+    if param.is_contiguous() and grad.is_contiguous():
+        return True
+    return param.stride() == grad.stride() and bool(torch.ops.aten.is_non_overlapping_and_dense(param))
+
+
+def _fits(param: Tensor, state: dict[str, Any] | None) -> bool:
+    values = state.values() if state else ()
+    return all(value.stride() == param.stride() for value in values if isinstance(value, Tensor) and value.dim() > 0)
 
 
 def _host_steps_to_device(group: Group, state: State) -> None:

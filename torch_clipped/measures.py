@@ -28,9 +28,7 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def entries(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor as one dimension; a view unless its memory has holes. A sparse one must be coalesced."""
-    if tensor.is_sparse:
-        tensor = tensor._values()
+    """The numbers of a dense tensor as one dimension; a view unless its memory has holes."""
     if not tensor.is_contiguous() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     return tensor.reshape(-1)
@@ -38,10 +36,10 @@ def entries(tensor: Tensor) -> Tensor:
 
 def tensor_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The p-norm of each tensor, 0 for None: float64 of shape (tensors,), numpy on the host and else a tensor on device."""
-    flat = [(i, entries(t)) for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
+    present = [(i, t._values() if t.is_sparse else t) for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
     if on_host(device):
-        return _host_norms(flat, len(tensors), norm_type)
-    return _device_norms(flat, len(tensors), norm_type, device)
+        return _host_norms(present, len(tensors), norm_type)
+    return _device_norms(present, len(tensors), norm_type, device)
 
 
 def largest_entries(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
@@ -74,6 +72,10 @@ def combine(norms: Any, norm_type: float) -> Any:
     """The p-norm of a vector whose parts have these p-norms; 0 of no parts."""
     if len(norms) == 0:
         return norms.sum()
+    if norm_type == 2 and not isinstance(norms, Tensor):
+        norm = np.sqrt(norms @ norms)
+        if 1e-150 < norm < 1e150:  # no square overflowed or vanished
+            return norm
     largest = norms.max()
     if norm_type == math.inf:
         return largest
@@ -82,28 +84,29 @@ def combine(norms: Any, norm_type: float) -> Any:
     return ((norms / unit) ** norm_type).sum() ** (1 / norm_type) * unit
 
 
-def _host_norms(flat: Sequence[tuple[int, Tensor]], count: int, norm_type: float) -> Any:
+def _host_norms(present: Sequence[tuple[int, Tensor]], count: int, norm_type: float) -> Any:
     if norm_type == 2:
-        return _host_euclidean_norms(flat, count)
+        return _host_euclidean_norms(present, count)
     norms = np.zeros(count)
-    for i, values in flat:
+    for i, values in present:
         norms[i] = _largest(values) if norm_type == math.inf else _careful_norm(values, norm_type)
     return norms
 
 
-def _host_euclidean_norms(flat: Sequence[tuple[int, Tensor]], count: int) -> Any:
+def _host_euclidean_norms(present: Sequence[tuple[int, Tensor]], count: int) -> Any:
     rows: list[Tensor] = []
     row_owners: list[int] = []
     short: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
     short_owners: defaultdict[torch.dtype, list[int]] = defaultdict(list)
-    for i, values in flat:
-        if values.numel() >= _SPLIT:
-            cut = values.numel() - values.numel() % _ROW
+    for i, values in present:
+        size = values.numel()
+        if size >= _SPLIT:
+            values, cut = entries(values), size - size % _ROW
             dtype = torch.float32 if values.dtype in _LOW_PRECISION else None
             rows.append(torch.linalg.vector_norm(values[:cut].view(-1, _ROW), dim=1, dtype=dtype))
             row_owners += [i] * (cut // _ROW)
-            values = values[cut:]
-        if values.numel() > 0:
+            values, size = values[cut:], size - cut
+        if size > 0:
             short[values.dtype].append(values)
             short_owners[values.dtype].append(i)
     squares = np.zeros(count)
@@ -115,7 +118,7 @@ def _host_euclidean_norms(flat: Sequence[tuple[int, Tensor]], count: int) -> Any
         parts = torch.cat(rows).numpy().astype(np.float64)
         squares += np.bincount(row_owners, parts * parts, count)
     norms = np.sqrt(squares)
-    for i, values in flat:
+    for i, values in present if not ((norms > _LOWEST) & (norms < math.inf)).all() else ():
         if not _LOWEST < norms[i] < math.inf:
             norms[i] = _careful_norm(values, 2)
     return norms
@@ -154,16 +157,14 @@ def _careful_unit_norms(units: Tensor, norm_type: float) -> Tensor:
 
 
 def _careful_norm(values: Tensor, norm_type: float) -> float:
-    parts = [_careful_unit_norms(chunk[None], norm_type).item() for chunk in torch.split(values, _CHUNK)]
+    parts = [_careful_unit_norms(chunk[None], norm_type).item() for chunk in torch.split(entries(values), _CHUNK)]
     return float(combine(np.array(parts), norm_type))
 
 
-def _device_norms(flat: Sequence[tuple[int, Tensor]], count: int, norm_type: float, device: torch.device) -> Tensor:
+def _device_norms(present: Sequence[tuple[int, Tensor]], count: int, norm_type: float, device: torch.device) -> Tensor:
     """Without a host synchronization: float64 sums need no second look."""
     norms = torch.zeros(count, dtype=accumulation_dtype(device), device=device)
-    for i, values in flat:
-        if values.is_complex():
-            values = values.abs()
+    for i, values in present:
         norm = torch.linalg.vector_norm(values, norm_type, dtype=accumulation_dtype(values.device))
         norms[i] = norm.to(norms, non_blocking=True)
     return norms

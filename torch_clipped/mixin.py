@@ -128,7 +128,7 @@ class Clipped(Optimizer):
             param_group.update(arguments.as_dict())
         super().add_param_group(param_group)
         prepare_memory(param_group, arguments, common_device(self.param_groups))
-        self._current_sets = CurrentSets()
+        self._current_sets, self._checked_states = CurrentSets(), 0
 
     def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
         """Give parameter groups the clipping arguments they lack, each from its source, and the memory for them."""
@@ -136,7 +136,7 @@ class Clipped(Optimizer):
             for name in ARGUMENT_NAMES:
                 group.setdefault(name, source[name])
             prepare_memory(group, Arguments.of(group), common_device(groups))
-        self._current_sets = CurrentSets()
+        self._current_sets, self._checked_states = CurrentSets(), 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
@@ -179,15 +179,15 @@ class Clipped(Optimizer):
             sets, totals = self._clip_sets()  # a closure may edit the groups
         grad_scale, found_inf = scaler_factors(self, sets[0].device)
         clipped = [group for clip_set in sets for group in clip_set.groups]
-        plan = FusedPlan(self, clipped, parent_step)
-        one_coefficient = len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
-        fold = one_coefficient and plan.complete and plan.exact
+        plan = FusedPlan(self, clipped, parent_step, self._checked_states)
+        fold = plan.complete and len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
         skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
         if not plan.complete:
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
         if skip is not True:
             with plan.carried_out(self, grad_scale, coefficient, skip):
                 parent_step(self)
+            self._checked_states = plan.checked_states
         return loss
 
     def _clipping_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:

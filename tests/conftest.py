@@ -1,6 +1,7 @@
 """What several test modules need: gradients of known sizes, and steps taken with them."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -49,3 +50,11 @@ class Problem:
 @pytest.fixture
 def problem():
     return Problem()
+
+
+@pytest.fixture
+def no_host(monkeypatch):
+    """Takes the tensor arithmetic of accelerators on the CPU, by denying that the CPU is the host."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("torch_clipped.") and hasattr(module, "on_host"):
+            monkeypatch.setattr(module, "on_host", lambda device: False)

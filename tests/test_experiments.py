@@ -181,7 +181,7 @@ def test_a_seed_without_advantage_is_named(tmp_path):
         (["--lr", "-5"], "lr must be positive and finite, got -5.0"),
         (["--lr", "nan"], "lr must be positive and finite, got nan"),
         (["--clipping-type", "nrom"], "did you mean 'norm'?"),
-        (["--level", "-1"], "clipping_level is the largest length and must be > 0, got -1.0"),
+        (["--level", "-1"], "clipping_level must be > 0, got -1.0"),
         (["--optimizer", "lion"], "argument --optimizer: invalid choice: 'lion'"),
         (["--device", "nowhere"], "device 'nowhere' cannot be used"),
         (["--data", "missing.txt"], "data must be a text file that can be read, got 'missing.txt'"),

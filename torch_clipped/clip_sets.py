@@ -175,10 +175,13 @@ class ClipSet(Record):
 
 
 def _median(values: Any) -> Any:
-    """The median of those that are not NaN."""
+    """The median of those that are not NaN, if there are any."""
     if len(values) == 1:
         return values[0]
-    return values.nanquantile(0.5) if isinstance(values, Tensor) else np.median(values[~np.isnan(values)])
+    if isinstance(values, Tensor):
+        return values.nanquantile(0.5)
+    known = values[~np.isnan(values)]
+    return np.median(known) if len(known) else np.float64(math.nan)
 
 
 class CurrentSets:

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from torch_clipped.history import chronological, new_history, push, quantile, resized
+from torch_clipped.history import chronological, history_shapes, push, quantile, resized
 
 
 def host(window, blocks):
-    return SimpleNamespace(**{name: tensor.numpy() for name, tensor in new_history(window, blocks).items()})
+    return SimpleNamespace(**{name: tensor.numpy() for name, tensor in vars(device(window, blocks)).items()})
 
 
 def device(window, blocks):
-    return SimpleNamespace(**new_history(window, blocks))
+    shapes = history_shapes(window, blocks)
+    return SimpleNamespace(**{name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()})
 
 
 def array(memory, values):
@@ -61,7 +62,7 @@ def test_resized_history_keeps_the_newest(window):
     memory = host(5, 2)
     for i in range(7):
         push(memory, np.array([i + 1.0, i + 10.0]), np.array([True, i < 3]))
-    fresh = resized(torch.from_numpy(memory.lengths), torch.from_numpy(memory.count), window)
-    kept = SimpleNamespace(**fresh)
+    lengths, count = resized(torch.from_numpy(memory.lengths), torch.from_numpy(memory.count), window)
+    kept = SimpleNamespace(lengths=lengths, count=count)
     assert chronological(kept, 0).tolist() == [3, 4, 5, 6, 7][-window:]
     assert chronological(kept, 1).tolist() == [10, 11, 12][-window:]

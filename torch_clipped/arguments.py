@@ -14,7 +14,15 @@ from torch import Tensor
 
 from .clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
 
-__all__ = ["ARGUMENT_NAMES", "NONFINITE_POLICIES", "Arguments"]
+__all__ = [
+    "ARGUMENT_NAMES",
+    "MEMORY",
+    "NONFINITE_POLICIES",
+    "RENAMED",
+    "Arguments",
+    "clipping_arguments",
+    "group_arguments",
+]
 
 NONFINITE_POLICIES = ("skip", "error", "zero", "propagate")
 
@@ -63,6 +71,34 @@ class Arguments:
 
 
 ARGUMENT_NAMES = tuple(Arguments().as_dict())
+RENAMED = {"p_autoclip": "clipping_level", "beta": "clipping_beta"}  # arguments of older code
+MEMORY = "clipping_memory_"  # what the keys of a parameter group begin with under which clipping remembers
+
+
+def group_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int) -> Arguments:
+    """The checked arguments of the parameter group with this index; what it does not name comes from ``source``.
+
+    A group that names its type takes that type's default level unless it names a level too.
+    """
+    for key in group:
+        unknown = key.startswith("clip") and key not in ARGUMENT_NAMES and not key.startswith(MEMORY)
+        if unknown or (key in RENAMED and key not in source):
+            near = RENAMED.get(key) or (difflib.get_close_matches(key, ARGUMENT_NAMES, n=1) or ["clipping_type"])[0]
+            raise TypeError(f"parameter group {index} has an unknown argument {key!r}; did you mean {near!r}?")
+    own = {name: group[name] for name in ARGUMENT_NAMES if name in group}
+    level = {"clipping_level": None} if "clipping_type" in own else {}
+    try:
+        return Arguments.of({**source, **level, **own})
+    except ValueError as error:
+        raise ValueError(f"parameter group {index}: {error}") from None
+
+
+def clipping_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int) -> Arguments:
+    """The same for a group as it is about to step."""
+    arguments = group_arguments(group, source, index)
+    if group.get("differentiable") and CLIPPING_TYPES[arguments.clipping_type] is not None:
+        raise ValueError(f"parameter group {index}: differentiable=True needs clipping_type='none'")
+    return arguments
 
 
 def _clipping_type(name: Any) -> str:

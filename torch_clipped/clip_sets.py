@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from operator import is_
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import ARGUMENT_NAMES, Arguments
+from .arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
 from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .decisions import uniform
 from .history import namespace, push
 from .measures import combine
-from .memory import Group, block_counts, common_device, prepare_memory, threshold_memory, view
+from .memory import Group, block_counts, common_device, prepare_memory, remembered, threshold_memory
 from .suspicions import Watch
-from .thresholds import Blocks
+from .thresholds import Blocks, Constant
 
 __all__ = ["ClipSet", "CurrentSets", "Record", "Totals"]
 
@@ -34,8 +34,13 @@ class Record:
     The values are the norm before and after clipping, the threshold and the coefficient.
     """
 
-    def __init__(self, counts: Tensor, last: Tensor) -> None:
-        self.counts, self.last = view(counts), view(last)
+    def __init__(self, counts: Any, last: Any) -> None:
+        self.counts, self.last = counts, last
+
+    @property
+    def step(self) -> Any:
+        """The number of steps before this one."""
+        return self.counts[0] if isinstance(self.counts, Tensor) else int(self.counts[0])
 
     def count(self, recorded: Any, clipped: Any) -> None:
         """Count one more step if it was ``recorded``, and as clipped if something was ``clipped``."""
@@ -59,15 +64,10 @@ class Totals(Record):
     ``complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
     """
 
-    def __init__(self, group: Group, complete: bool, watch: Watch) -> None:
-        super().__init__(group["clipping_steps"], group["clipping_last"])
-        self.complete, self.watch = complete, watch
-        self.norms = SimpleNamespace(lengths=view(group["clipping_norms"]), count=view(group["clipping_norms_count"]))
-
-    @property
-    def step(self) -> Any:
-        """The number of steps before this one, from which random decisions draw."""
-        return self.counts[0] if isinstance(self.counts, Tensor) else int(self.counts[0])
+    def __init__(self, group: Group, complete: bool, level_is_length: bool, watch: Watch) -> None:
+        super().__init__(remembered(group, "steps"), remembered(group, "last"))
+        self.complete, self.level_is_length, self.watch = complete, level_is_length, watch
+        self.norms = SimpleNamespace(lengths=remembered(group, "norms"), count=remembered(group, "norms_count"))
 
     def remember(self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float, recorded: Any, clipped: Any) -> None:
         """Count a step; keep the values of the whole gradient from those of its sets and whether each was recorded."""
@@ -77,7 +77,7 @@ class Totals(Record):
         last = sets[0][0] if len(sets) == 1 else self._combined(sets, norm_type)
         self.keep(last, recorded)
         if isinstance(recorded, np.bool_):  # elsewhere the host would have to wait to look
-            self.watch.see(float(last[NORM]), float(last[COEFFICIENT]))
+            self.watch.see(float(last[NORM]), float(last[COEFFICIENT]) if self.level_is_length else math.nan)
         if self.complete:
             push(self.norms, last[0][None], (namespace(last[0]).isfinite(last[0]) & recorded)[None])
 
@@ -107,7 +107,7 @@ class ClipSet(Record):
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
         self.is_one_block = self.measure.blocks_in is None
-        super().__init__(groups[0]["clipping_set_steps"], groups[0]["clipping_set_last"])
+        super().__init__(remembered(groups[0], "set_steps"), remembered(groups[0], "set_last"))
         self.counts_of_blocks: list[int] = []
         self.cells: list[tuple[slice, SimpleNamespace]] = []
         for group in groups[:1] if self.is_one_block else groups:
@@ -134,7 +134,7 @@ class ClipSet(Record):
     def norm(self, lengths: Any) -> Any:
         """The norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
         if not self.measure.gives_norm:
-            return lengths[0] * math.nan
+            return lengths.sum() * math.nan
         return lengths[0] if len(lengths) == 1 else combine(lengths, self.arguments.norm_type)
 
     def apply_rule(self, lengths: Any, valid: Any, step: Any) -> tuple[Any, Any]:
@@ -144,13 +144,17 @@ class ClipSet(Record):
         def draw() -> Any:
             return uniform(arguments.clipping_seed, self.indices[0], step)
 
-        def weight_lengths(cell: slice) -> Any:
-            return self.lengths([p for group in self.groups for p in group["params"]])[cell]
+        @cache
+        def weight_lengths() -> Any:
+            return self.lengths([p for group in self.groups for p in group["params"]])
+
+        def part_of_weights(cell: slice) -> Any:
+            return weight_lengths()[cell]
 
         norm = self.norm(lengths)
         parts = [
             self.rule(
-                Blocks(lengths[cell], valid[cell], norm, partial(weight_lengths, cell)),
+                Blocks(lengths[cell], valid[cell], norm, self.step, partial(part_of_weights, cell)),
                 arguments.clipping_level,
                 arguments.clipping_beta,
                 memory,
@@ -213,13 +217,7 @@ def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]
     device = common_device(groups)
     members: dict[Arguments, list[int]] = {}
     for i, group in enumerate(groups):
-        try:
-            arguments = Arguments.of(group)
-        except ValueError as error:
-            raise ValueError(f"parameter group {i}: {error}") from None
-        if group.get("differentiable") and CLIPPING_TYPES[arguments.clipping_type] is not None:
-            raise ValueError(f"parameter group {i}: differentiable=True needs clipping_type='none'")
-        members.setdefault(arguments, []).append(i)
+        members.setdefault(clipping_arguments(group, group, i), []).append(i)
     for arguments, indices in members.items():
         for i in indices:
             groups[i].update(arguments.as_dict())
@@ -235,4 +233,5 @@ def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]
         and all(clip_set.measure.gives_norm for clip_set in sets)
         and len({clip_set.arguments.norm_type for clip_set in sets}) == 1
     )
-    return sets, Totals(groups[0], complete, watch)
+    level_is_length = all(isinstance(clip_set.rule.threshold, Constant) for clip_set in sets)
+    return sets, Totals(groups[0], complete, level_is_length, watch)

@@ -49,6 +49,16 @@ class Clipping:
     threshold: Threshold
     decision: Decision = Always()  # noqa: RUF009 (frozen)
 
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ValueError(f"measure must be one of {', '.join(sorted(MEASURES))}, got {self.measure!r}")
+        if not isinstance(self.threshold, Threshold):
+            raise TypeError(f"threshold must be a Threshold like Constant(1.0), got {self.threshold!r}")
+        if self.threshold.needs_norm and not MEASURES[self.measure].gives_norm:
+            raise ValueError(f"threshold {self.threshold!r} needs a measure that gives the norm, got {self.measure!r}")
+        if isinstance(self.decision, type) or not callable(self.decision):
+            raise TypeError(f"decision must be one like Always() or Randomly(power=1), got {self.decision!r}")
+
     def __call__(
         self, blocks: Blocks, level: float, beta: float, memory: SimpleNamespace, draw: Callable[[], Any]
     ) -> tuple[Any, Any]:
@@ -90,10 +100,11 @@ def register_clipping(name: str, clipping: Clipping) -> None:
         clipping: its measure, threshold and decision.
 
     Raises:
-        ValueError: the name is taken or no identifier, or the measure is unknown.
+        ValueError: the name is taken or no identifier.
         TypeError: ``clipping`` is no :class:`Clipping`.
 
     Example:
+        >>> import torch
         >>> from torch_clipped import Clipping, ClippedSGD, Randomly, Quantile, register_clipping
         >>> register_clipping("layer_wise_rand_auto", Clipping("layer", Quantile(0.9), Randomly(power=2)))
         >>> optimizer = ClippedSGD([torch.zeros(3)], clipping_type="layer_wise_rand_auto")
@@ -104,8 +115,6 @@ def register_clipping(name: str, clipping: Clipping) -> None:
         raise ValueError(f"name must be new, but there is a clipping type {name!r} already")
     if not isinstance(clipping, Clipping):
         raise TypeError(f"clipping must be a Clipping(measure, threshold, decision), got {clipping!r}")
-    if clipping.measure not in MEASURES:
-        raise ValueError(f"measure must be one of {', '.join(sorted(MEASURES))}, got {clipping.measure!r}")
     CLIPPING_TYPES[name] = clipping
 
 

@@ -33,6 +33,10 @@ class Randomly:
 
     power: int
 
+    def __post_init__(self) -> None:
+        if not self.power > 0:
+            raise ValueError(f"power must be > 0, got {self.power!r}")
+
     def __call__(self, alpha: Any, beta: float, draw: Callable[[], Any]) -> Any:
         return (alpha < 1) & (draw() < beta ** (alpha**self.power))
 

@@ -5,7 +5,6 @@ The host never looks at a number that lives on an accelerator: what is a float o
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .clip_sets import ClipSet, Totals
 from .history import namespace, on_host
-from .suspicions import ClippingWarning
+from .suspicions import warn
 
 __all__ = ["Verdict", "clip_"]
 
@@ -57,7 +56,7 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
         any_clipped: Any = False
         records: list[tuple[list[Any], Any]] = []
         for clip_set, (grads, lengths, finite) in zip(sets, measured, strict=True):
-            valid = (lengths > 0) & (finite | namespace(lengths).isfinite(lengths)) & kept
+            valid = (lengths > 0) & finite & kept
             thresholds, coefficients = clip_set.apply_rule(lengths, valid, totals.step)
             if fold and _can_fold(clip_set, grads, coefficients[0]):
                 coefficient = coefficients[0]
@@ -106,11 +105,9 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
         return skip | found_inf
     if skip:
         if totals.count_skipped(skip) == 1:
-            warnings.warn(
-                "a gradient was not finite and the step was skipped; later ones are counted in "
-                "clipping_stats()['skipped_steps'] without a warning",
-                ClippingWarning,
-                stacklevel=6,  # the line that calls step()
+            warn(
+                "a gradient is not finite, so this step was left out (nonfinite='skip'); later ones are left out silently "
+                "and counted in clipping_stats()['skipped_steps']"
             )
         return True
     for i, (clip_set, m) in enumerate(zip(sets, measured, strict=True)):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import ARGUMENT_NAMES, Arguments
+from .arguments import Arguments
 from .clip_sets import ClipSet, CurrentSets, Totals
 from .clipping import CLIPPING_TYPES
 from .decisions import Always
@@ -63,6 +63,12 @@ class GradientClipper:
         self._group = _group(parameters, Arguments.of(arguments.as_dict()))
         self._current_sets = CurrentSets()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_group": self._group}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._group, self._current_sets = state["_group"], CurrentSets()
+
     def step(self) -> Tensor:
         """Clip the gradients in place; returns their norm before clipping, a tensor without dimensions."""
         return _clip(self._group, *self._current_sets.of([self._group]))
@@ -85,16 +91,12 @@ class GradientClipper:
         Raises:
             ValueError: the state is of another kind, or of other parameters.
         """
-        missing = [name for name in self._group if name != "params" and name in ARGUMENT_NAMES and name not in state_dict]
-        if missing:
-            raise ValueError(f"state_dict must be one of a GradientClipper, but has no {missing[0]!r}")
         loaded: Group = {"params": self._group["params"]}
-        for key, value in state_dict.items():
-            loaded[key] = value.clone() if isinstance(value, Tensor) else value
-        prepare_memory(loaded, Arguments.of(loaded), common_device([loaded]))
-        for key, value in state_dict.items():
-            if is_memory(key) and loaded[key].shape != value.shape:
-                raise ValueError(f"state_dict belongs to other parameters: {key!r} has shape {tuple(value.shape)}")
+        for key, kept in self._group.items():
+            value = state_dict.get(key, self) if key != "params" else kept
+            if is_memory(key) != isinstance(value, Tensor) and key != "params":
+                raise ValueError(f"state_dict must be one of a GradientClipper, got {value!r} for {key!r}")
+            loaded[key] = value.clone() if is_memory(key) else value
         self._group, self._current_sets = loaded, CurrentSets()
 
 
@@ -147,6 +149,8 @@ def clip_gradients_(
 
 
 def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group:
+    if not isinstance(parameters, Iterable):
+        raise ValueError(f"parameters must be a tensor or an iterable of tensors, got a {type(parameters).__name__}")
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for p in params:
         if not isinstance(p, Tensor):

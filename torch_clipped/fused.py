@@ -52,34 +52,29 @@ class FusedPlan:
     whole optimizer.
     """
 
-    def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any, checked_states: int) -> None:
+    def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any) -> None:
         self.state = optimizer.state
-        self.settled = checked_states == len(self.state) == sum(len(group["params"]) for group in optimizer.param_groups)
         groups = optimizer.param_groups if parent_step in _FUSED_STEPS else []
         scaled = getattr(optimizer, "grad_scale", None) is not None  # only fused kernels understand that
         self.switched: list[tuple[Group, bool]] = []
         self.fused: list[Group] = []
         for group in groups:
             fused = bool(group["fused"])
-            if fused and not scaled and self._late_and_dampened(group):
-                fused = False
-            elif group["fused"] is None and group["foreach"] is None and any(group is other for other in clipped):
-                fused = self._is_right(group)
+            if any(group is other for other in clipped):
+                if group["fused"] is None and group["foreach"] is None:
+                    fused = not self._goes_wrong(group) and self._lies_alike(group)
+                elif fused and not scaled:
+                    fused = not self._goes_wrong(group)
             if fused != bool(group["fused"]):
                 self.switched.append((group, fused))
             if fused:
                 self.fused.append(group)
         self.complete = len(self.fused) == len(optimizer.param_groups)
 
-    @property
-    def checked_states(self) -> int:
-        """How many parameters have a state that fused kernels can use, if they all do: it need not be looked at again."""
-        return len(self.state) if self.complete else 0
-
     @contextmanager
     def carried_out(self, optimizer: Optimizer, grad_scale: Any, coefficient: Any, skip: Any) -> Iterator[None]:
         """Run the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
-        for group in self.fused if not self.settled else ():
+        for group in self.fused:
             self._fill_momentum_buffers(group)
             _host_steps_to_device(group, self.state)
         wanted = [group["fused"] for group, _ in self.switched]
@@ -102,16 +97,25 @@ class FusedPlan:
                 attributes.pop(name, None)
             attributes.update(before)
 
-    def _is_right(self, group: Group) -> bool:
-        """Whether the fused kernel computes the right thing in this group's next step."""
-        if group["differentiable"] or isinstance(group["weight_decay"], Tensor) or self._late_and_dampened(group):
-            return False
+    def _goes_wrong(self, group: Group) -> bool:
+        """Whether torch's fused kernel fails in this group's next step, or does something else than torch's other ones."""
+        if group["differentiable"] or isinstance(group["weight_decay"], Tensor):
+            return True
         if group.get("capturable") and any(on_host(p.device) for p in group["params"]):
+            return True
+        if "dampening" not in group:
             return False
+        # SGD. Its kernel on the CPU leaves most entries of low-precision parameters as they are (pytorch issue 191763), and it
+        # dampens a first gradient, unless it is the first of all parameters.
+        halves = any(p.is_cpu and p.dtype in (torch.bfloat16, torch.float16) for p in group["params"])
+        return halves or (bool(group["dampening"]) and self._lacks_buffers(group))
+
+    def _lies_alike(self, group: Group) -> bool:
+        """The kernels walk through memory: parameter, gradient and state must lie there alike and without holes."""
         for p in group["params"]:
-            if p.grad is not None and not _lie_alike(p, p.grad):
+            if p.grad is not None and not (_lie_alike(p, p.grad) and _fits(p, self.state.get(p))):
                 return False
-        return self.settled or all(_fits(p, self.state.get(p)) for p in group["params"])
+        return True
 
     def _fill_momentum_buffers(self, group: Group) -> None:
         """Give late parameters of SGD a zero momentum buffer, which is what their first step starts from anyway.
@@ -124,10 +128,6 @@ class FusedPlan:
                 if p.grad is not None and self.state[p].get("momentum_buffer") is None:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
 
-    def _late_and_dampened(self, group: Group) -> bool:
-        """SGD does not dampen a parameter's first gradient; its kernel does, unless it is the first of all parameters."""
-        return bool(group.get("dampening")) and self._lacks_buffers(group)
-
     def _lacks_buffers(self, group: Group) -> bool:
         if not group.get("momentum"):
             return False
@@ -137,7 +137,6 @@ class FusedPlan:
 
 
 def _lie_alike(param: Tensor, grad: Tensor) -> bool:
-    """The kernels walk through memory: parameter and gradient must lie there alike and without holes."""
     if type(param) not in (Parameter, Tensor) or type(grad) is not Tensor or grad.layout is not torch.strided:
         return False
     if grad.dtype is not param.dtype or not grad.is_floating_point():
@@ -150,8 +149,10 @@ def _lie_alike(param: Tensor, grad: Tensor) -> bool:
 
 
 def _fits(param: Tensor, state: dict[str, Any] | None) -> bool:
-    values = state.values() if state else ()
-    return all(value.stride() == param.stride() for value in values if isinstance(value, Tensor) and value.dim() > 0)
+    for value in state.values() if state else ():
+        if isinstance(value, Tensor) and value.dim() > 0 and value.stride() != param.stride():
+            return False
+    return True
 
 
 def _host_steps_to_device(group: Group, state: State) -> None:

@@ -19,9 +19,9 @@ from torch import Tensor
 __all__ = [
     "accumulation_dtype",
     "chronological",
+    "history_shapes",
     "mean_and_std",
     "namespace",
-    "new_history",
     "on_host",
     "push",
     "quantile",
@@ -44,23 +44,20 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def new_history(window: int, blocks: int) -> dict[str, Tensor]:
-    """An empty history as it stands in a parameter group."""
-    return {
-        "lengths": torch.zeros(window, blocks, dtype=torch.float64),
-        "count": torch.zeros(blocks, dtype=torch.int64),
-    }
+def history_shapes(window: int, blocks: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What a history keeps in a parameter group; it starts with zeros."""
+    return {"lengths": ((window, blocks), torch.float64), "count": ((blocks,), torch.int64)}
 
 
-def resized(lengths: Tensor, count: Tensor, window: int) -> dict[str, Tensor]:
+def resized(lengths: Tensor, count: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """The same history with another window: the newest lengths that fit are kept."""
-    fresh = new_history(window, lengths.shape[1])
     memory = SimpleNamespace(lengths=lengths, count=count)
+    fresh_lengths, fresh_count = lengths.new_zeros(window, lengths.shape[1]), torch.zeros_like(count)
     for block in range(lengths.shape[1]):
         kept = chronological(memory, block)[-window:]
-        fresh["lengths"][: len(kept), block] = kept
-        fresh["count"][block] = len(kept)
-    return fresh
+        fresh_lengths[: len(kept), block] = kept
+        fresh_count[block] = len(kept)
+    return fresh_lengths, fresh_count
 
 
 def push(memory: SimpleNamespace, lengths: Any, valid: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .arguments import Arguments
+from .mixin import Clipped
 
 __all__ = ["LevelScheduler", "linear_warmup", "multiple_at_start"]
 
@@ -43,7 +44,7 @@ class LevelScheduler:
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], last_epoch: int = -1) -> None:
         groups = optimizer.param_groups
-        if not all("clipping_type" in group for group in groups):
+        if not isinstance(optimizer, Clipped):
             raise ValueError(f"optimizer must be one that clips, got {type(optimizer).__name__}; clip_optimizer makes it one")
         self.optimizer = optimizer
         self.schedules = [schedule] * len(groups) if callable(schedule) else list(schedule)
@@ -54,10 +55,13 @@ class LevelScheduler:
 
     def step(self) -> None:
         """Go on to the next step and write its level."""
+        self._go_to(self.last_epoch + 1)
+
+    def _go_to(self, step: int) -> None:
         groups = self.optimizer.param_groups
-        levels = [schedule(self.last_epoch + 1) for schedule in self.schedules]
+        levels = [schedule(step) for schedule in self.schedules]
         checked = [Arguments.of(group | {"clipping_level": level}) for group, level in zip(groups, levels, strict=True)]
-        self.last_epoch += 1
+        self.last_epoch = step
         for group, arguments in zip(groups, checked, strict=True):
             group["clipping_level"] = arguments.clipping_level
 
@@ -70,8 +74,8 @@ class LevelScheduler:
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the step count of :meth:`state_dict`; the level stands in the optimizer's own checkpoint."""
-        self.last_epoch = state_dict["last_epoch"]
+        """Go to the step of :meth:`state_dict` and write its level."""
+        self._go_to(state_dict["last_epoch"])
 
 
 def linear_warmup(start: float, end: float, steps: int) -> Schedule:

@@ -58,6 +58,8 @@ def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_typ
     for tensor, part in zip(tensors, torch.split(norms, list(counts)), strict=True):
         if tensor is None or tensor.numel() == 0:
             continue
+        if tensor.is_sparse and tensor.sparse_dim() > 1:
+            tensor = tensor.to_dense()
         units = tensor._values() if tensor.is_sparse else tensor
         if tensor.dim() <= 1:
             units = units.reshape(1, -1)
@@ -119,7 +121,7 @@ def _host_euclidean_norms(present: Sequence[tuple[int, Tensor]], count: int) -> 
         squares += np.bincount(row_owners, parts * parts, count)
     norms = np.sqrt(squares)
     for i, values in present if not ((norms > _LOWEST) & (norms < math.inf)).all() else ():
-        if not _LOWEST < norms[i] < math.inf:
+        if not _LOWEST < norms[i] < math.inf and (norms[i] != 0 or values.any()):
             norms[i] = _careful_norm(values, 2)
     return norms
 

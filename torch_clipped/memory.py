@@ -1,11 +1,10 @@
-"""What clipping remembers, and where: as plain tensors in the parameter groups, under keys that every group has from the start.
+"""What clipping remembers, and where: as plain tensors in the parameter groups, under keys that begin with
+``clipping_memory_`` and that every group has from the start.
 
-    clipping_set_steps, clipping_set_last       counts and last values of the clip set, in its first group
-    clipping_steps, clipping_last, clipping_norms, clipping_norms_count
-                                                the same of the whole gradient, and its norms, in the optimizer's first group
-    the threshold's own (clipping_lengths, clipping_count, clipping_average, ...)
-                                                of the whole clip set in its first group, or of the blocks of each parameter in
-                                                the parameter's own group
+    set_steps, set_last                     counts and last values of the clip set, in its first group
+    steps, last, norms, norms_count         the same of the whole gradient, and its norms, in the optimizer's first group
+    lengths, count, average, ...            the threshold's own: of the whole clip set in its first group, or of the blocks of
+                                            each parameter in the parameter's own group
 
 On the CPU the engine works on numpy views of these tensors, so that remembering costs no tensor operation.
 """
@@ -19,18 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import ARGUMENT_NAMES, Arguments
+from .arguments import MEMORY, Arguments
 from .clipping import CLIPPING_TYPES, MEASURES, Clipping
-from .history import accumulation_dtype, new_history, on_host, resized
+from .history import accumulation_dtype, on_host, resized
+from .thresholds import Shape
 
-__all__ = ["Group", "block_counts", "common_device", "is_memory", "prepare_memory", "threshold_memory", "view"]
+__all__ = ["Group", "block_counts", "common_device", "is_memory", "prepare_memory", "remembered", "threshold_memory"]
 
 Group = dict[str, Any]
 
 
 def is_memory(key: str) -> bool:
     """Whether this key of a parameter group is something that clipping remembers."""
-    return key.startswith("clipping_") and key not in ARGUMENT_NAMES
+    return key.startswith(MEMORY)
 
 
 def block_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
@@ -45,31 +45,36 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
     A history whose window differs keeps its newest lengths.
     """
     rule, window = CLIPPING_TYPES[arguments.clipping_type], arguments.clipping_window
-    norms = new_history(window, 1)
-    fresh = {
-        "steps": torch.zeros(3, dtype=torch.int64),
-        "set_steps": torch.zeros(3, dtype=torch.int64),
-        "last": torch.full((4,), torch.nan, dtype=torch.float64),
-        "set_last": torch.full((4,), torch.nan, dtype=torch.float64),
-        "norms": norms["lengths"],
-        "norms_count": norms["count"],
-    }
+    shapes: dict[str, Shape] = {"steps": ((3,), torch.int64), "set_steps": ((3,), torch.int64)}
+    shapes |= {"last": ((4,), torch.float64), "set_last": ((4,), torch.float64)}
+    shapes |= {"norms": ((window, 1), torch.float64), "norms_count": ((1,), torch.int64)}
     if rule is not None:
-        fresh |= rule.threshold.memory(sum(block_counts(rule, group["params"])), window)
+        shapes |= rule.threshold.memory(sum(block_counts(rule, group["params"])), window)
+    for key in [key for key in group if is_memory(key)]:
+        name = key.removeprefix(MEMORY)
+        if name not in shapes:
+            del group[key]  # a history that is not kept up would be no history of the last steps later
+        elif not isinstance(group[key], Tensor) or group[key].dim() != len(shapes[name][0]):
+            raise ValueError(f"{key} must be a tensor with {len(shapes[name][0])} dimensions, got {group[key]!r}")
     for lengths, count in (("norms", "norms_count"), ("lengths", "count")):
-        kept = group.get(f"clipping_{lengths}")
-        if lengths in fresh and kept is not None and len(kept) != window:
-            group[f"clipping_{lengths}"], group[f"clipping_{count}"] = resized(kept, group[f"clipping_{count}"], window).values()
-    for name, value in fresh.items():
-        kept = group.get(f"clipping_{name}")
-        value = value if kept is None or kept.shape != value.shape else kept
-        dtype = accumulation_dtype(device) if value.is_floating_point() else value.dtype
-        group[f"clipping_{name}"] = value.to(device, dtype)
+        kept = group.get(MEMORY + lengths)
+        if kept is not None and len(kept) != window:
+            group[MEMORY + lengths], group[MEMORY + count] = resized(kept, group[MEMORY + count], window)
+    for name, (shape, dtype) in shapes.items():
+        kept = group.get(MEMORY + name)
+        if kept is None or kept.shape != shape:
+            kept = torch.full(shape, torch.nan if name in ("last", "set_last") else 0, dtype=dtype)
+        group[MEMORY + name] = kept.to(device, accumulation_dtype(device) if dtype.is_floating_point else dtype)
+
+
+def remembered(group: Group, name: str) -> Any:
+    """Something remembered, as the engine works on it."""
+    return view(group[MEMORY + name])
 
 
 def threshold_memory(group: Group, rule: Clipping, memories: Sequence[SimpleNamespace]) -> SimpleNamespace:
     """The memory of a threshold in this group: the same object as before where its tensors are, with what was derived."""
-    tensors = {name: group[f"clipping_{name}"] for name in rule.threshold.memory(1, 2)}
+    tensors = {name: group[MEMORY + name] for name in rule.threshold.memory(1, 2)}
     for memory in memories:
         if memory.tensors.keys() == tensors.keys() and all(memory.tensors[name] is tensors[name] for name in tensors):
             return memory

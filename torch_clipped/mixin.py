@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .arguments import ARGUMENT_NAMES, Arguments
+from .arguments import RENAMED, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets, Totals
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated
@@ -19,8 +19,6 @@ from .memory import Group, common_device, is_memory, prepare_memory
 from .statistics import grad_norms, statistics
 
 __all__ = ["Clipped"]
-
-RENAMED = {"p_autoclip": "clipping_level", "beta": "clipping_beta"}
 
 
 @lru_cache
@@ -94,7 +92,9 @@ class Clipped(Optimizer):
         clipping_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        self._refuse_renamed(kwargs, inspect.signature(super().__init__).parameters)
+        for old, new in RENAMED.items():
+            if old in kwargs and old not in inspect.signature(super().__init__).parameters:
+                raise TypeError(f"{type(self).__name__} has no argument {old!r}: it is called {new!r}")
         arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
         self._clipping_defaults = Arguments.of(arguments.as_dict()).as_dict()
         super().__init__(*args, **kwargs)
@@ -108,11 +108,6 @@ class Clipped(Optimizer):
         parent = inspect.signature(next(c for c in cls.__mro__ if not issubclass(c, Clipped)).__init__)
         cls.__signature__ = parent.replace(parameters=[*list(parent.parameters.values())[1:], *clipping])
 
-    def _refuse_renamed(self, given: Any, known: Any) -> None:
-        for old, new in RENAMED.items():
-            if old in given and old not in known:
-                raise TypeError(f"{type(self).__name__} has no argument {old!r}: it is called {new!r}")
-
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group, as torch does; it may name clipping arguments of its own.
 
@@ -121,22 +116,19 @@ class Clipped(Optimizer):
         if isinstance(param_group, dict):
             if "clipping_type" not in self.defaults:  # during construction
                 self.defaults.update(self._clipping_defaults)
-            self._refuse_renamed(param_group, self.defaults)
-            named = {name: param_group[name] for name in ARGUMENT_NAMES if name in param_group}
-            level = {"clipping_level": None} if "clipping_type" in named else {}
-            arguments = Arguments.of(self.defaults | level | named)
+            arguments = group_arguments(param_group, self.defaults, len(self.param_groups))
             param_group.update(arguments.as_dict())
         super().add_param_group(param_group)
         prepare_memory(param_group, arguments, common_device(self.param_groups))
-        self._current_sets, self._checked_states = CurrentSets(), 0
+        self._current_sets = CurrentSets()
 
     def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
         """Give parameter groups the clipping arguments they lack, each from its source, and the memory for them."""
-        for group, source in zip(groups, sources, strict=True):
-            for name in ARGUMENT_NAMES:
-                group.setdefault(name, source[name])
-            prepare_memory(group, Arguments.of(group), common_device(groups))
-        self._current_sets, self._checked_states = CurrentSets(), 0
+        found = [group_arguments(group, source, i) for i, (group, source) in enumerate(zip(groups, sources, strict=True))]
+        for group, arguments in zip(groups, found, strict=True):
+            group.update(arguments.as_dict())
+            prepare_memory(group, arguments, common_device(groups))
+        self._current_sets = CurrentSets()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
@@ -179,7 +171,7 @@ class Clipped(Optimizer):
             sets, totals = self._clip_sets()  # a closure may edit the groups
         grad_scale, found_inf = scaler_factors(self, sets[0].device)
         clipped = [group for clip_set in sets for group in clip_set.groups]
-        plan = FusedPlan(self, clipped, parent_step, self._checked_states)
+        plan = FusedPlan(self, clipped, parent_step)
         fold = plan.complete and len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
         skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
         if not plan.complete:
@@ -187,7 +179,6 @@ class Clipped(Optimizer):
         if skip is not True:
             with plan.carried_out(self, grad_scale, coefficient, skip):
                 parent_step(self)
-            self._checked_states = plan.checked_states
         return loss
 
     def _clipping_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:

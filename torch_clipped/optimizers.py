@@ -9,7 +9,7 @@ from weakref import ref
 
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from .arguments import Arguments
+from .arguments import Arguments, clipping_arguments
 from .mixin import Clipped
 
 __all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD", "clip_optimizer"]
@@ -100,16 +100,13 @@ def clip_optimizer(
     own_step = vars(optimizer).get("step")
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
         raise ValueError(f"optimizer must have the step of its class, but {own_step!r} was put in its place: clip it before that")
-    before: Any = type(optimizer)
-    optimizer.__class__ = _clipped_class(before)
+    defaults = Arguments.of(arguments.as_dict()).as_dict()
+    for i, group in enumerate(optimizer.param_groups):  # all that may be refused is refused before anything is changed
+        clipping_arguments(group, defaults, i)
+    cls: Any = type(optimizer)
+    optimizer.__class__ = _clipped_class(cls)
     assert isinstance(optimizer, Clipped)
-    try:
-        defaults = Arguments.of(arguments.as_dict()).as_dict()
-        optimizer._adopt_groups(optimizer.param_groups, [defaults] * len(optimizer.param_groups))
-        optimizer._clip_sets()
-    except ValueError:
-        optimizer.__class__ = before
-        raise
+    optimizer._adopt_groups(optimizer.param_groups, [defaults] * len(optimizer.param_groups))
     optimizer.defaults.update(defaults)
     optimizer._patch_step_function()
     if own_step is not None:  # a scheduler counts the steps of the former class

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 
-__all__ = ["ClippingWarning", "Watch"]
+__all__ = ["ClippingWarning", "Watch", "warn"]
 
 
 class ClippingWarning(RuntimeWarning):
     """Clipping noticed something that its user should know; silence it like any warning category."""
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's that led here: the last one outside of this library and torch."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "torch_clipped"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, ClippingWarning, stacklevel=level)
 
 
 class Watch:
@@ -28,7 +37,7 @@ class Watch:
         self._shortest, self._longest, self._last, self._change = math.inf, 0.0, math.nan, math.nan
 
     def see(self, norm: float, coefficient: float) -> None:
-        """Take notice of one step: the norm of the gradient before clipping, and its coefficient."""
+        """Take notice of one step: the norm of the gradient before clipping, and its coefficient (NaN: of no interest)."""
         self._steps += 1
         self._crushed += coefficient < self.CRUSHING
         change = norm - self._last
@@ -59,4 +68,4 @@ class Watch:
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            warnings.warn(message, ClippingWarning, stacklevel=9)
+            warn(message)

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
 
 from . import history
 
 __all__ = ["AdaGC", "Blocks", "Constant", "MeanStd", "Quantile", "RatioToWeights", "Threshold", "ZClip"]
+
+Shape = tuple[tuple[int, ...], torch.dtype]
 
 
 class Blocks(NamedTuple):
@@ -26,6 +27,7 @@ class Blocks(NamedTuple):
     lengths: Any  # of each block, (blocks,)
     valid: Any  # whether the length is positive and finite, (blocks,)
     norm: Any  # of the whole clip set
+    step: Any  # how many steps of the clip set came before
     weight_lengths: Callable[[], Any]  # the lengths of the weights of the same blocks, (blocks,)
 
 
@@ -34,14 +36,18 @@ class Threshold:
     """The longest length that is left alone, for each block."""
 
     default_level: float
+    needs_norm: ClassVar[bool] = False  # of the whole gradient
+
+    def __post_init__(self) -> None:
+        self.check(self.default_level)
 
     def check(self, level: float) -> None:
         """Raise ValueError if this is no level for me."""
         if not level > 0:
             raise ValueError(f"clipping_level must be > 0, got {level}")
 
-    def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
-        """The tensors to be kept in the parameter group, as they are at the start."""
+    def memory(self, blocks: int, window: int) -> dict[str, Shape]:
+        """The shapes and types of the tensors to be kept in the parameter group, by name; they start with zeros."""
         return {}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
@@ -75,8 +81,8 @@ class Quantile(Threshold):
         if not 0 < level <= 1:
             raise ValueError(f"clipping_level is a quantile and must be in (0, 1], got {level}")
 
-    def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
-        return history.new_history(window, blocks)
+    def memory(self, blocks: int, window: int) -> dict[str, Shape]:
+        return history.history_shapes(window, blocks)
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
         history.push(memory, blocks.lengths, blocks.valid)
@@ -94,8 +100,8 @@ class MeanStd(Threshold):
         if not 0 <= level < float("inf"):
             raise ValueError(f"clipping_level is a number of standard deviations and must be >= 0 and finite, got {level}")
 
-    def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
-        return history.new_history(window, blocks)
+    def memory(self, blocks: int, window: int) -> dict[str, Shape]:
+        return history.history_shapes(window, blocks)
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
         known, mean, std = history.mean_and_std(memory)
@@ -135,9 +141,9 @@ class ZClip(Threshold):
     averaging: float = 0.97
     warm_up: int = 25
 
-    def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
-        zeros = torch.zeros(blocks, dtype=torch.float64)
-        return {"average": zeros, "variance": zeros.clone(), "seen": torch.zeros(blocks, dtype=torch.int64)}
+    def memory(self, blocks: int, window: int) -> dict[str, Shape]:
+        floats: Shape = ((blocks,), torch.float64)
+        return {"average": floats, "variance": floats, "seen": ((blocks,), torch.int64)}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
         xp = history.namespace(blocks.lengths)
@@ -171,28 +177,27 @@ class AdaGC(Threshold):
         Pretraining Stability via Adaptive Gradient Clipping, 2025, https://arxiv.org/abs/2502.11034.
     """
 
+    needs_norm: ClassVar[bool] = True
     averaging: float = 0.99
     warm_up: int = 100
     warm_up_norm: float = 1.0
 
-    def memory(self, blocks: int, window: int) -> dict[str, Tensor]:
-        counts = {"seen": torch.zeros(blocks, dtype=torch.int64), "warm_up": torch.zeros(1, dtype=torch.int64)}
-        return {"average": torch.zeros(blocks, dtype=torch.float64)} | counts
+    def memory(self, blocks: int, window: int) -> dict[str, Shape]:
+        return {"average": ((blocks,), torch.float64), "seen": ((blocks,), torch.int64)}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
         xp = history.namespace(blocks.lengths)
         warm_up = blocks.lengths * (self.warm_up_norm / blocks.norm)
-        return xp.where(memory.warm_up < self.warm_up, warm_up, level * self._average(blocks, memory))
+        return xp.where(blocks.step < self.warm_up, warm_up, level * self._average(blocks, memory))
 
     def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
         xp = history.namespace(blocks.lengths)
         average = self._average(blocks, memory)
         smallest = xp.where(memory.seen > 0, xp.minimum(average, clipped_lengths), clipped_lengths)
         running = self.averaging * average + (1 - self.averaging) * clipped_lengths
-        average = xp.where(memory.warm_up < self.warm_up, smallest, running)
+        average = xp.where(blocks.step < self.warm_up, smallest, running)
         memory.average[:] = xp.where(blocks.valid, average, memory.average)
         memory.seen += blocks.valid
-        memory.warm_up += (blocks.norm > 0) & xp.isfinite(blocks.norm)
 
     def _average(self, blocks: Blocks, memory: SimpleNamespace) -> Any:
         return history.namespace(blocks.lengths).where(memory.seen > 0, memory.average, blocks.lengths)

@@ -88,7 +88,7 @@ class Totals(Record):
         norms = [
             combine(table[:, place], norm_type) if self.complete else table[0, place] * math.nan for place in (NORM, CLIPPED_NORM)
         ]
-        medians = [_median(xp.where(recorded, table[:, place], math.nan)) for place in (THRESHOLD, COEFFICIENT)]
+        medians = [_median(table[:, place], recorded) for place in (THRESHOLD, COEFFICIENT)]
         return norms + medians
 
 
@@ -168,24 +168,23 @@ class ClipSet(Record):
         concatenate = namespace(lengths).concatenate
         return concatenate(thresholds), concatenate(coefficients)
 
-    def remember(self, lengths: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
+    def remember(self, lengths: Any, valid: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
         """Count a step and keep its values, which are returned."""
         self.count(recorded, clipped)
         norm = self.norm(lengths)
-        coefficient = _median(coefficients) if self.measure.gives_norm else norm
-        last = [norm, self.norm(lengths * coefficients), _median(thresholds), coefficient]
+        coefficient = _median(coefficients, valid) if self.measure.gives_norm else norm
+        last = [norm, self.norm(lengths * coefficients), _median(thresholds, valid), coefficient]
         self.keep(last, recorded)
         return last
 
 
-def _median(values: Any) -> Any:
-    """The median of those that are not NaN, if there are any."""
+def _median(values: Any, chosen: Any) -> Any:
+    """The median of the chosen ones, if there are any."""
     if len(values) == 1:
         return values[0]
     if isinstance(values, Tensor):
-        return values.nanquantile(0.5)
-    known = values[~np.isnan(values)]
-    return np.median(known) if len(known) else np.float64(math.nan)
+        return torch.where(chosen, values, math.nan).nanquantile(0.5)
+    return np.median(values[chosen]) if chosen.any() else np.float64(math.nan)
 
 
 class CurrentSets:

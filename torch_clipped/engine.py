@@ -63,7 +63,7 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
             else:
                 clip_set.measure.shrink_(grads, clip_set.counts_of_blocks, coefficients, thresholds * grad_scale)
             recorded, clipped = (lengths != 0).any() & kept, (coefficients < 1).any()
-            records.append((clip_set.remember(lengths, thresholds, coefficients, recorded, clipped), recorded))
+            records.append((clip_set.remember(lengths, valid, thresholds, coefficients, recorded, clipped), recorded))
             any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped
         totals.remember(records, sets[0].arguments.norm_type, any_recorded, any_clipped)
         return Verdict(skip, [last[0] for last, _ in records], coefficient)
@@ -106,7 +106,7 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
     if skip:
         if totals.count_skipped(skip) == 1:
             warn(
-                "a gradient is not finite, so this step was left out (nonfinite='skip'); later ones are left out silently "
+                "a gradient was not finite, so this step was left out (nonfinite='skip'); later ones are left out silently "
                 "and counted in clipping_stats()['skipped_steps']"
             )
         return True

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import Arguments
+from .arguments import ARGUMENT_NAMES, Arguments
 from .clip_sets import ClipSet, CurrentSets, Totals
 from .clipping import CLIPPING_TYPES
 from .decisions import Always
@@ -91,12 +91,15 @@ class GradientClipper:
         Raises:
             ValueError: the state is of another kind, or of other parameters.
         """
+        missing = [name for name in ARGUMENT_NAMES if name not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict must be one of a GradientClipper, but has no {missing[0]!r}")
         loaded: Group = {"params": self._group["params"]}
-        for key, kept in self._group.items():
-            value = state_dict.get(key, self) if key != "params" else kept
-            if is_memory(key) != isinstance(value, Tensor) and key != "params":
-                raise ValueError(f"state_dict must be one of a GradientClipper, got {value!r} for {key!r}")
-            loaded[key] = value.clone() if is_memory(key) else value
+        loaded |= {key: value.clone() if isinstance(value, Tensor) else value for key, value in state_dict.items()}
+        prepare_memory(loaded, Arguments.of(loaded), common_device([loaded]))
+        for key, value in loaded.items():
+            if is_memory(key) and (key not in state_dict or state_dict[key].shape != value.shape):
+                raise ValueError(f"state_dict must be one of a GradientClipper of the same parameters, but {key!r} does not fit")
         self._group, self._current_sets = loaded, CurrentSets()
 
 

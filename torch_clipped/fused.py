@@ -61,10 +61,9 @@ class FusedPlan:
         for group in groups:
             fused = bool(group["fused"])
             if any(group is other for other in clipped):
-                if group["fused"] is None and group["foreach"] is None:
+                asked, free = fused and not scaled, group["fused"] is None and group["foreach"] is None
+                if asked or free:
                     fused = not self._goes_wrong(group) and self._lies_alike(group)
-                elif fused and not scaled:
-                    fused = not self._goes_wrong(group)
             if fused != bool(group["fused"]):
                 self.switched.append((group, fused))
             if fused:
@@ -150,7 +149,8 @@ def _lie_alike(param: Tensor, grad: Tensor) -> bool:
 
 def _fits(param: Tensor, state: dict[str, Any] | None) -> bool:
     for value in state.values() if state else ():
-        if isinstance(value, Tensor) and value.dim() > 0 and value.stride() != param.stride():
+        alike = not isinstance(value, Tensor) or (value.stride() == param.stride() and value.dtype is param.dtype)
+        if not alike and value.dim() > 0:
             return False
     return True
 

@@ -43,13 +43,10 @@ class LevelScheduler:
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], last_epoch: int = -1) -> None:
-        groups = optimizer.param_groups
         if not isinstance(optimizer, Clipped):
             raise ValueError(f"optimizer must be one that clips, got {type(optimizer).__name__}; clip_optimizer makes it one")
         self.optimizer = optimizer
-        self.schedules = [schedule] * len(groups) if callable(schedule) else list(schedule)
-        if len(self.schedules) != len(groups):
-            raise ValueError(f"schedule must be one function or {len(groups)}, one a group, got {len(self.schedules)}")
+        self.schedule = schedule
         self.last_epoch = last_epoch
         self.step()
 
@@ -59,7 +56,10 @@ class LevelScheduler:
 
     def _go_to(self, step: int) -> None:
         groups = self.optimizer.param_groups
-        levels = [schedule(step) for schedule in self.schedules]
+        schedules = [self.schedule] * len(groups) if callable(self.schedule) else self.schedule
+        if len(schedules) != len(groups):
+            raise ValueError(f"schedule must be one function or {len(groups)}, one a parameter group, got {len(schedules)}")
+        levels = [schedule(step) for schedule in schedules]
         checked = [Arguments.of(group | {"clipping_level": level}) for group, level in zip(groups, levels, strict=True)]
         self.last_epoch = step
         for group, arguments in zip(groups, checked, strict=True):

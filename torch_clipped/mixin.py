@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar, Literal, overload
 
 import torch
@@ -13,18 +12,13 @@ from torch.optim import Optimizer
 
 from .arguments import RENAMED, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets, Totals
+from .closures import calls_closure_itself, step_with_clipping_closure
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated
 from .memory import Group, common_device, is_memory, prepare_memory
 from .statistics import grad_norms, statistics
 
 __all__ = ["Clipped"]
-
-
-@lru_cache
-def _calls_closure_itself(step: Callable[..., Any]) -> bool:
-    closure = inspect.signature(step).parameters.get("closure")
-    return closure is not None and closure.default is closure.empty
 
 
 class Clipped(Optimizer):
@@ -133,7 +127,11 @@ class Clipped(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
         groups = state["param_groups"]
-        self._adopt_groups(groups, vars(self).get("param_groups") or [state["defaults"]] * len(groups))
+        sources = vars(self).get("param_groups") or [state["defaults"]] * len(groups)
+        for group, source in zip(groups, sources, strict=True):
+            if group.get("clipping_type") == source["clipping_type"]:
+                group.setdefault("clipping_level", source["clipping_level"])
+        self._adopt_groups(groups, sources)
         super().__setstate__(state)
 
     def __repr__(self) -> str:
@@ -144,6 +142,7 @@ class Clipped(Optimizer):
         finally:
             self.param_groups = groups
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _clip_sets(self) -> tuple[list[ClipSet], Totals]:
         return self._current_sets.of(self.param_groups)
 
@@ -159,16 +158,21 @@ class Clipped(Optimizer):
             What the closure returned, or None.
         """
         parent_step = undecorated(super().step)
-        sets, totals = self._clip_sets()
-        if not sets:
+        if not self._clip_sets()[0]:
             return parent_step(self, closure)
-        if _calls_closure_itself(parent_step):
-            return parent_step(self) if closure is None else parent_step(self, self._clipping_closure(closure))
+        return self._clipped_step(parent_step, closure)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _clipped_step(self, parent_step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
+        if calls_closure_itself(parent_step):
+            if closure is None:
+                return parent_step(self)
+            return step_with_clipping_closure(self, parent_step, closure, lambda: bool(clip_(*self._clip_sets()).skip))
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            sets, totals = self._clip_sets()  # a closure may edit the groups
+        sets, totals = self._clip_sets()  # a closure may edit the groups
         grad_scale, found_inf = scaler_factors(self, sets[0].device)
         clipped = [group for clip_set in sets for group in clip_set.groups]
         plan = FusedPlan(self, clipped, parent_step)
@@ -180,22 +184,6 @@ class Clipped(Optimizer):
             with plan.carried_out(self, grad_scale, coefficient, skip):
                 parent_step(self)
         return loss
-
-    def _clipping_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure for an optimizer that evaluates it many times: each evaluation leaves clipped gradients.
-
-        An evaluation that is to be skipped leaves no gradients at all, which ends the search of LBFGS where it is.
-        """
-
-        def evaluate() -> Any:
-            loss = closure()
-            if bool(clip_(*self._clip_sets()).skip):
-                for group in self.param_groups:
-                    for p in group["params"]:
-                        p.grad = None
-            return loss
-
-        return evaluate
 
     @overload
     def clipping_stats(self, per_set: Literal[False] = ...) -> dict[str, float]: ...

@@ -67,7 +67,8 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thr
         if grad.is_sparse and grad.dim() > 1:
             part = part[grad._indices()[0]]
         values = _writable(grad)
-        factors = part.to(values.device, torch.float64 if values.dtype == torch.float64 else torch.float32)  # never in float16
+        exact = values.dtype in (torch.float64, torch.complex128)
+        factors = part.to(values.device, torch.float64 if exact else torch.float32)  # never in float16
         torch.mul(values, factors.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else factors[0], out=values)
 
 

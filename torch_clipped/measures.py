@@ -18,13 +18,18 @@ from torch import Tensor
 
 from .history import accumulation_dtype, namespace, on_host
 
-__all__ = ["combine", "entries", "largest_entries", "tensor_norms", "unit_count", "unit_norms"]
+__all__ = ["combine", "entries", "largest_entries", "stored", "tensor_norms", "unit_count", "unit_norms"]
 
 _ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
 _SPLIT = 65536  # tensors from here on are measured by rows, in parallel
 _CHUNK = 1 << 20  # entries that the careful path converts to float64 at a time
 _LOWEST = 1e-15  # shorter than this, float32 squares lose digits
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """What a tensor stores: the values of a sparse one, else itself."""
+    return tensor._values() if tensor.is_sparse else tensor
 
 
 def entries(tensor: Tensor) -> Tensor:
@@ -36,7 +41,7 @@ def entries(tensor: Tensor) -> Tensor:
 
 def tensor_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The p-norm of each tensor, 0 for None: float64 of shape (tensors,), numpy on the host and else a tensor on device."""
-    present = [(i, t._values() if t.is_sparse else t) for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
+    present = [(i, stored(t)) for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
     if on_host(device):
         return _host_norms(present, len(tensors), norm_type)
     return _device_norms(present, len(tensors), norm_type, device)
@@ -60,7 +65,7 @@ def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_typ
             continue
         if tensor.is_sparse and tensor.sparse_dim() > 1:
             tensor = tensor.to_dense()
-        units = tensor._values() if tensor.is_sparse else tensor
+        units = stored(tensor)
         if tensor.dim() <= 1:
             units = units.reshape(1, -1)
         if tensor.is_sparse and tensor.dim() > 1:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .measures import stored
+
 __all__ = ["clamp_entries_", "scale_all_", "scale_each_", "scale_units_"]
 
 Gradients = Sequence[Tensor | None]
@@ -24,7 +26,7 @@ def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Any, thres
     if not isinstance(coefficients, Tensor):
         for grad in grads if coefficients[0] < 1 else ():
             if grad is not None:
-                _multiply_(_writable(grad), float(coefficients[0]))
+                _multiply_(stored(grad), float(coefficients[0]))
         return
     for members in _by_device(grads).values():
         torch._foreach_mul_([g for _, g in members], coefficients[0].to(members[0][1].device, non_blocking=True))
@@ -35,7 +37,7 @@ def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Any, thre
     if not isinstance(coefficients, Tensor):
         for grad, coefficient in zip(grads, coefficients.tolist(), strict=True):
             if grad is not None and coefficient < 1:
-                _multiply_(_writable(grad), coefficient)
+                _multiply_(stored(grad), coefficient)
         return
     for device, members in _by_device(grads).items():
         own = coefficients.to(device, non_blocking=True)
@@ -51,7 +53,7 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, t
         limit: Any = (
             float(thresholds[i]) if on_host else torch.where(coefficients[i] < 1, thresholds[i], torch.inf).to(grad.device)
         )
-        values = _writable(grad)
+        values = stored(grad)
         if values.is_complex():
             values.mul_((limit / values.abs()).clamp_(max=1).nan_to_num_(nan=1.0))
         else:
@@ -66,21 +68,17 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thr
             continue
         if grad.is_sparse and grad.dim() > 1:
             part = part[grad._indices()[0]]
-        values = _writable(grad)
+        values = stored(grad)
         exact = values.dtype in (torch.float64, torch.complex128)
         factors = part.to(values.device, torch.float64 if exact else torch.float32)  # never in float16
         torch.mul(values, factors.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else factors[0], out=values)
-
-
-def _writable(grad: Tensor) -> Tensor:
-    return grad._values() if grad.is_sparse else grad
 
 
 def _by_device(grads: Gradients) -> dict[torch.device, list[tuple[int, Tensor]]]:
     devices: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
     for i, grad in enumerate(grads):
         if grad is not None and grad.numel() > 0:
-            devices[grad.device].append((i, _writable(grad)))
+            devices[grad.device].append((i, stored(grad)))
     return devices
 
 

@@ -1,0 +1,171 @@
+"""Faults that were found once and must not come back."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import torch_clipped.measures as measures
+from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, GradientClipper, LevelScheduler, linear_warmup
+
+
+def parameter(*values):
+    return torch.nn.Parameter(torch.tensor(values))
+
+
+@pytest.mark.parametrize(
+    ("clipped", "plain", "options"),
+    [(ClippedSGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}), (ClippedAdamW, torch.optim.AdamW, {"lr": 0.01})],
+)
+def test_model_that_becomes_channels_last_in_the_middle_of_a_run(clipped, plain, options):
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(3, 8, 3)
+    twin, images = copy.deepcopy(model), torch.randn(2, 3, 8, 8)
+    pairs = [(model, clipped(model.parameters(), clipping_level=1e9, **options)), (twin, plain(twin.parameters(), **options))]
+    for step in range(6):
+        if step == 3:
+            model.to(memory_format=torch.channels_last)
+            twin.to(memory_format=torch.channels_last)
+        for module, optimizer in pairs:
+            optimizer.zero_grad()
+            module(images).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(model.weight, twin.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_lengths_between_what_float32_squares_hold_and_what_they_lose():
+    values = torch.full((7,), 3e-22)
+    norm = measures.tensor_norms([values], [1], 2.0, torch.device("cpu"))[0]
+    assert norm == pytest.approx(3e-22 * math.sqrt(7), rel=1e-5)
+
+
+def test_zero_tensors_are_not_measured_twice(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(measures, "_careful_norm", refuse)
+    params = [parameter(1.0, 2.0), parameter(3.0)]
+    optimizer = ClippedSGD(params)
+    params[0].grad, params[1].grad = torch.zeros(2), torch.ones(1)
+    optimizer.step()
+    assert optimizer.clipping_stats()["grad_norm"] == 1.0
+
+
+def test_weights_are_measured_once_a_step_however_they_are_grouped(monkeypatch):
+    calls = []
+    unit_norms = measures._unit_norms
+    monkeypatch.setattr(measures, "_unit_norms", lambda *args: calls.append(1) or unit_norms(*args))
+    params = [parameter(1.0, 2.0) for _ in range(6)]
+    optimizer = ClippedSGD([{"params": [p], "weight_decay": 0.1 * i} for i, p in enumerate(params)], clipping_type="adaptive")
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    assert len(calls) == 2 * len(params)  # gradients and weights
+
+
+def test_norms_of_different_kinds_are_not_combined():
+    first, second = parameter(0.0), parameter(0.0)
+    optimizer = ClippedSGD([{"params": [first]}, {"params": [second], "norm_type": 1.0}])
+    first.grad, second.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    optimizer.step()
+    assert len(optimizer.grad_norms()) == 0
+    assert math.isnan(optimizer.clipping_stats()["grad_norm"])
+    assert [stats["grad_norm"] for stats in optimizer.clipping_stats(per_set=True)] == [3.0, 4.0]
+
+
+def test_statistics_leave_out_blocks_without_a_gradient():
+    params = [parameter(0.0), parameter(0.0), parameter(0.0)]
+    optimizer = ClippedSGD(params, clipping_type="layer_wise", clipping_level=0.5)
+    params[0].grad = torch.tensor([5.0])
+    optimizer.step()
+    assert optimizer.clipping_stats()["coefficient"] == pytest.approx(0.1)
+
+
+def test_set_whose_groups_have_no_parameters():
+    weight = parameter(0.0, 0.0)
+    optimizer = ClippedSGD([{"params": [weight]}, {"params": [], "clipping_type": "coord_wise"}])
+    weight.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert weight.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize("key", ["cliping_level", "clipping_lvl", "clip_level", "p_autoclip", "beta"])
+def test_misspelt_argument_of_a_group_is_refused(key):
+    with pytest.raises(TypeError, match=key):
+        ClippedSGD([{"params": [parameter(0.0)], key: 0.5}])
+
+
+def test_history_of_an_earlier_type_does_not_come_back():
+    weight = parameter(0.0)
+    optimizer = ClippedSGD([weight], clipping_type="auto", clipping_level=0.5)
+    group = optimizer.param_groups[0]
+    for clipping_type, level, length in (("auto", 0.5, 1.0), ("norm", 1e9, 1000.0), ("auto", 0.5, 1000.0)):
+        group["clipping_type"], group["clipping_level"] = clipping_type, level
+        for _ in range(5):
+            weight.grad = torch.tensor([length])
+            optimizer.step()
+    assert optimizer.clipping_stats()["threshold"] == 1000.0
+
+
+def test_copy_of_a_clipper_remembers_on_its_own():
+    weight = parameter(0.0, 0.0)
+    clipper = GradientClipper([weight], "auto", 0.5)
+    weight.grad = torch.ones(2)
+    clipper.step()
+    twin = copy.deepcopy(clipper)
+    state = twin.state_dict()
+    restored = GradientClipper([weight])
+    restored.load_state_dict(state)
+    for copied in (twin, restored):
+        for p in copied._group["params"]:
+            p.grad = torch.full((2,), 2.0)
+        copied.step()
+        assert copied.state_dict()["clipping_memory_steps"].tolist()[0] == 2
+        assert len(copied.grad_norms()) == 2
+    assert clipper.state_dict()["clipping_memory_steps"].tolist()[0] == 1
+
+
+def test_loaded_level_scheduler_writes_the_level_of_its_step():
+    optimizer = ClippedSGD([parameter(0.0)])
+    scheduler = LevelScheduler(optimizer, linear_warmup(0.1, 1.0, steps=9))
+    for _ in range(5):
+        scheduler.step()
+    late = LevelScheduler(optimizer, linear_warmup(0.1, 1.0, steps=9))
+    late.load_state_dict(scheduler.state_dict())
+    assert optimizer.param_groups[0]["clipping_level"] == pytest.approx(0.6)
+
+
+def warned_line(step, weight):
+    weight.grad = torch.tensor([math.inf])
+    with pytest.warns(ClippingWarning, match="not finite") as caught:
+        step()
+    return caught[0].filename
+
+
+def test_warnings_point_at_the_users_line():
+    weight = parameter(0.0)
+    optimizer = ClippedSGD([weight])
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    assert warned_line(optimizer.step, weight) == __file__
+    assert warned_line(GradientClipper([weight]).step, weight) == __file__
+
+
+def test_ratio_levels_are_not_suspected_of_a_wrong_unit():
+    weight = parameter(0.0, 0.0)
+    optimizer = ClippedSGD([weight], lr=0.0, clipping_type="adaptive")
+    for step in range(450):
+        weight.grad = torch.randn(2, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    assert optimizer.clipping_stats()["clip_rate"] == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("flags", [{}, {"fused": True}])
+def test_every_entry_of_low_precision_weights_moves(dtype, flags):
+    """torch's fused SGD on the CPU moves the tail of such a tensor only (pytorch issue 191763)."""
+    weight = torch.nn.Parameter(torch.ones(100, dtype=dtype))
+    optimizer = ClippedSGD([weight], lr=0.25, clipping_level=1e3, **flags)
+    weight.grad = torch.ones(100, dtype=dtype)
+    optimizer.step()
+    assert weight.tolist() == [0.75] * 100

@@ -169,3 +169,78 @@ def test_every_entry_of_low_precision_weights_moves(dtype, flags):
     weight.grad = torch.ones(100, dtype=dtype)
     optimizer.step()
     assert weight.tolist() == [0.75] * 100
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_weights_move_under_a_gradient_scaler_too(dtype):
+    weight = torch.nn.Parameter(torch.ones(100, dtype=dtype))
+    optimizer = ClippedSGD([weight], lr=0.25, clipping_level=1e3, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(weight.float().sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert weight.tolist() == [0.75] * 100
+    assert weight.grad.tolist() == [1.0] * 100
+    assert optimizer.clipping_stats()["grad_norm"] == pytest.approx(10)
+
+
+@pytest.mark.parametrize("options", [{"clipping_type": "coord_wise"}, {"norm_type": 3}, {"norm_type": math.inf}, {}])
+def test_sparse_gradient_without_entries(options):
+    embedding = torch.nn.Embedding(6, 4, sparse=True)
+    optimizer = ClippedSGD(embedding.parameters(), **options)
+    embedding(torch.zeros(0, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    assert optimizer.clipping_stats()["steps"] == 0
+
+
+@pytest.mark.parametrize("size", [8_000, 65_000, 2**20])
+@pytest.mark.parametrize("measure", [measures.tensor_norms, measures.unit_norms])
+def test_long_vectors_keep_their_digits(measure, size):
+    values = torch.full((size,), 0.3)
+    norm = float(measure([values], [1], 2.0, torch.device("cpu"))[0])
+    assert norm == pytest.approx(values.double().norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("optimizer_class", "lr"), [(ClippedSGD, 1e-7), (ClippedAdamW, 1e-8)])
+def test_slow_training_is_not_taken_for_clipping_by_the_loop(optimizer_class, lr):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    inputs, targets = torch.randn(64, 8), torch.randn(64, 1)
+    optimizer = optimizer_class(model.parameters(), lr=lr, clipping_level=100)
+    for _ in range(450):
+        order = torch.randperm(64)
+        optimizer.zero_grad()
+        (model(inputs[order]) - targets[order]).square().mean().backward()
+        optimizer.step()
+    assert optimizer.clipping_stats()["steps"] == 450
+
+
+def test_level_of_entries_in_the_wrong_unit_is_told():
+    weight = parameter(0.0, 0.0)
+    optimizer = ClippedSGD([weight], lr=0.0, clipping_type="value", clipping_level=1e-9)
+
+    def run():
+        for step in range(200):
+            weight.grad = torch.randn(2, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+
+    with pytest.warns(ClippingWarning, match="clipping_level"):
+        run()
+
+
+def test_history_of_a_group_that_was_merged_does_not_come_back():
+    first, second = parameter(0.0), parameter(0.0)
+    optimizer = ClippedSGD([{"params": [first]}, {"params": [second]}], clipping_type="auto", clipping_level=0.5)
+    for level, length in ((0.6, 1.0), (0.5, 1000.0), (0.6, 1000.0)):
+        optimizer.param_groups[1]["clipping_level"] = level
+        for _ in range(20):
+            first.grad, second.grad = torch.tensor([length]), torch.tensor([length])
+            optimizer.step()
+    assert second.grad.item() == 1000.0
+
+
+def test_parameter_named_twice_is_clipped_once():
+    weight = parameter(0.0, 0.0)
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert GradientClipper([weight, weight]).step().item() == 5.0
+    assert weight.grad.tolist() == pytest.approx([0.6, 0.8])

@@ -18,7 +18,7 @@ from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .decisions import uniform
 from .history import namespace, push
 from .measures import combine
-from .memory import Group, block_counts, common_device, prepare_memory, remembered, threshold_memory
+from .memory import Group, block_counts, common_device, forget, prepare_memory, remembered, threshold_memory
 from .suspicions import Watch
 from .thresholds import Blocks, Constant
 
@@ -64,12 +64,14 @@ class Totals(Record):
     ``complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
     """
 
-    def __init__(self, group: Group, complete: bool, level_is_length: bool, watch: Watch) -> None:
+    def __init__(self, group: Group, complete: bool, watch: Watch) -> None:
         super().__init__(remembered(group, "steps"), remembered(group, "last"))
-        self.complete, self.level_is_length, self.watch = complete, level_is_length, watch
+        self.complete, self.watch = complete, watch
         self.norms = SimpleNamespace(lengths=remembered(group, "norms"), count=remembered(group, "norms_count"))
 
-    def remember(self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float, recorded: Any, clipped: Any) -> None:
+    def remember(
+        self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float, recorded: Any, clipped: Any, crush: float
+    ) -> None:
         """Count a step; keep the values of the whole gradient from those of its sets and whether each was recorded."""
         if recorded is np.False_:
             return
@@ -77,7 +79,7 @@ class Totals(Record):
         last = sets[0][0] if len(sets) == 1 else self._combined(sets, norm_type)
         self.keep(last, recorded)
         if isinstance(recorded, np.bool_):  # elsewhere the host would have to wait to look
-            self.watch.see(float(last[NORM]), float(last[COEFFICIENT]) if self.level_is_length else math.nan)
+            self.watch.see(float(last[NORM]), crush)
         if self.complete:
             push(self.norms, last[0][None], (namespace(last[0]).isfinite(last[0]) & recorded)[None])
 
@@ -107,6 +109,9 @@ class ClipSet(Record):
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
         self.is_one_block = self.measure.blocks_in is None
+        self.crush = math.nan  # the last coefficient, where the level is a length
+        for group in groups[1:] if self.is_one_block else ():
+            forget(group, rule)  # the set's memory is in its first group; another one would be of another gradient
         super().__init__(remembered(groups[0], "set_steps"), remembered(groups[0], "set_last"))
         self.counts_of_blocks: list[int] = []
         self.cells: list[tuple[slice, SimpleNamespace]] = []
@@ -154,7 +159,7 @@ class ClipSet(Record):
         norm = self.norm(lengths)
         parts = [
             self.rule(
-                Blocks(lengths[cell], valid[cell], norm, self.step, partial(part_of_weights, cell)),
+                Blocks(lengths[cell], valid[cell], norm, step, partial(part_of_weights, cell)),
                 arguments.clipping_level,
                 arguments.clipping_beta,
                 memory,
@@ -175,6 +180,8 @@ class ClipSet(Record):
         coefficient = _median(coefficients, valid) if self.measure.gives_norm else norm
         last = [norm, self.norm(lengths * coefficients), _median(thresholds, valid), coefficient]
         self.keep(last, recorded)
+        if isinstance(self.rule.threshold, Constant) and isinstance(recorded, np.bool_):
+            self.crush = float(_median(coefficients, valid))
         return last
 
 
@@ -232,5 +239,4 @@ def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]
         and all(clip_set.measure.gives_norm for clip_set in sets)
         and len({clip_set.arguments.norm_type for clip_set in sets}) == 1
     )
-    level_is_length = all(isinstance(clip_set.rule.threshold, Constant) for clip_set in sets)
-    return sets, Totals(groups[0], complete, level_is_length, watch)
+    return sets, Totals(groups[0], complete, watch)

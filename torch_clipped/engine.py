@@ -66,7 +66,7 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
             recorded, clipped = (lengths != 0).any() & kept, (coefficients < 1).any()
             records.append((clip_set.remember(lengths, valid, thresholds, coefficients, recorded, clipped), recorded))
             any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped
-        totals.remember(records, sets[0].arguments.norm_type, any_recorded, any_clipped)
+        totals.remember(records, sets[0].arguments.norm_type, any_recorded, any_clipped, min(s.crush for s in sets))
         return Verdict(skip, [last[0] for last, _ in records], coefficient)
 
 

@@ -95,7 +95,9 @@ class GradientClipper:
         if missing:
             raise ValueError(f"state_dict must be one of a GradientClipper, but has no {missing[0]!r}")
         loaded: Group = {"params": self._group["params"]}
-        loaded |= {key: value.clone() if isinstance(value, Tensor) else value for key, value in state_dict.items()}
+        loaded |= {
+            key: value.clone() if isinstance(value, Tensor) else value for key, value in state_dict.items() if key != "params"
+        }
         prepare_memory(loaded, Arguments.of(loaded), common_device([loaded]))
         for key, value in loaded.items():
             if is_memory(key) and (key not in state_dict or state_dict[key].shape != value.shape):
@@ -160,7 +162,7 @@ def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group
             raise ValueError(f"parameters must be a tensor or an iterable of tensors, got a {type(p).__name__} in it")
     if not params:
         raise ValueError("parameters must hold at least one tensor, got none (an iterator that was used up before?)")
-    group: Group = {"params": params, **arguments.as_dict()}
+    group: Group = {"params": list(dict.fromkeys(params)), **arguments.as_dict()}  # each once, however often it is named
     prepare_memory(group, arguments, common_device([group]))
     return group
 

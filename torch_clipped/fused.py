@@ -17,8 +17,9 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from .history import on_host
+from .measures import stored
 
-__all__ = ["FusedPlan", "scaler_factors", "undecorated"]
+__all__ = ["FusedPlan", "scaler_factors", "undecorated", "unscaled_where_fused_is_wrong"]
 
 _DEVICES = frozenset(_get_fused_kernels_supported_devices())
 State = dict[Any, dict[str, Any]]
@@ -43,6 +44,31 @@ def scaler_factors(optimizer: Optimizer, device: torch.device) -> tuple[Any, Any
         1.0 if grad_scale is None else grad_scale.to(device, non_blocking=True),
         False if found_inf is None else found_inf.to(device, non_blocking=True) != 0,
     )
+
+
+@contextmanager
+def unscaled_where_fused_is_wrong(
+    optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any, grad_scale: Any, found_inf: Any
+) -> Iterator[bool]:
+    """Take a gradient scaler's factor out of the gradients where its user asked for fused kernels that would go wrong.
+
+    Only they understand the factor, so that without this such a step could not be taken by other implementations. Says
+    whether it was done.
+    """
+    attributes: dict[str, Any] = vars(optimizer)
+    hidden: dict[str, Any] = {}
+    if attributes.get("grad_scale") is not None and not bool(found_inf):
+        scaler: dict[str, Any] = {name: attributes.pop(name) for name in ("grad_scale", "found_inf") if name in attributes}
+        if any(not fused for _, fused in FusedPlan(optimizer, clipped, parent_step).switched):
+            hidden = scaler
+            for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+                stored(p.grad).div_(grad_scale)
+        else:
+            attributes.update(scaler)
+    try:
+        yield bool(hidden)
+    finally:
+        attributes.update(hidden)
 
 
 class FusedPlan:

@@ -21,7 +21,7 @@ from .history import accumulation_dtype, namespace, on_host
 __all__ = ["combine", "entries", "largest_entries", "stored", "tensor_norms", "unit_count", "unit_norms"]
 
 _ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
-_SPLIT = 65536  # tensors from here on are measured by rows, in parallel
+_SPLIT = 8192  # tensors from here on are measured by rows, in parallel
 _CHUNK = 1 << 20  # entries that the careful path converts to float64 at a time
 _LOWEST = 1e-15  # shorter than this, float32 squares lose digits
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -41,7 +41,7 @@ def entries(tensor: Tensor) -> Tensor:
 
 def tensor_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The p-norm of each tensor, 0 for None: float64 of shape (tensors,), numpy on the host and else a tensor on device."""
-    present = [(i, stored(t)) for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
+    present = [(i, values) for i, t in enumerate(tensors) if t is not None and (values := stored(t)).numel() > 0]
     if on_host(device):
         return _host_norms(present, len(tensors), norm_type)
     return _device_norms(present, len(tensors), norm_type, device)
@@ -61,7 +61,7 @@ def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_typ
     """The p-norm of each unit of each tensor, in order: float64 of shape (sum of counts,)."""
     norms = torch.zeros(sum(counts), dtype=accumulation_dtype(device), device=device)
     for tensor, part in zip(tensors, torch.split(norms, list(counts)), strict=True):
-        if tensor is None or tensor.numel() == 0:
+        if tensor is None or stored(tensor).numel() == 0:
             continue
         if tensor.is_sparse and tensor.sparse_dim() > 1:
             tensor = tensor.to_dense()
@@ -141,6 +141,9 @@ def _largest(values: Tensor) -> float:
 def _unit_norms(units: Tensor, norm_type: float) -> Tensor:
     dimensions = tuple(range(1, units.dim()))
     norms: Tensor
+    if units[0].numel() >= _SPLIT and on_host(units.device):
+        rows = tensor_norms(units.unbind(), [1] * len(units), norm_type, units.device)
+        return torch.from_numpy(rows)
     if not on_host(units.device):
         norms = torch.linalg.vector_norm(units, norm_type, dim=dimensions, dtype=accumulation_dtype(units.device))
         return norms

@@ -23,7 +23,7 @@ from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .history import accumulation_dtype, on_host, resized
 from .thresholds import Shape
 
-__all__ = ["Group", "block_counts", "common_device", "is_memory", "prepare_memory", "remembered", "threshold_memory"]
+__all__ = ["Group", "block_counts", "common_device", "forget", "is_memory", "prepare_memory", "remembered", "threshold_memory"]
 
 Group = dict[str, Any]
 
@@ -65,6 +65,12 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
         if kept is None or kept.shape != shape:
             kept = torch.full(shape, torch.nan if name in ("last", "set_last") else 0, dtype=dtype)
         group[MEMORY + name] = kept.to(device, accumulation_dtype(device) if dtype.is_floating_point else dtype)
+
+
+def forget(group: Group, rule: Clipping) -> None:
+    """Start the memory of a threshold anew."""
+    for name in rule.threshold.memory(1, 2):
+        group[MEMORY + name].zero_()
 
 
 def remembered(group: Group, name: str) -> Any:

@@ -14,7 +14,7 @@ from .arguments import RENAMED, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets, Totals
 from .closures import calls_closure_itself, step_with_clipping_closure
 from .engine import clip_
-from .fused import FusedPlan, scaler_factors, undecorated
+from .fused import FusedPlan, scaler_factors, undecorated, unscaled_where_fused_is_wrong
 from .memory import Group, common_device, is_memory, prepare_memory
 from .statistics import grad_norms, statistics
 
@@ -173,8 +173,24 @@ class Clipped(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         sets, totals = self._clip_sets()  # a closure may edit the groups
-        grad_scale, found_inf = scaler_factors(self, sets[0].device)
         clipped = [group for clip_set in sets for group in clip_set.groups]
+        if not sets:
+            parent_step(self)
+            return loss
+        grad_scale, found_inf = scaler_factors(self, sets[0].device)
+        with unscaled_where_fused_is_wrong(self, clipped, parent_step, grad_scale, found_inf) as unscaled:
+            self._clip_and_update(sets, totals, clipped, parent_step, 1.0 if unscaled else grad_scale, found_inf)
+        return loss
+
+    def _clip_and_update(
+        self,
+        sets: Sequence[ClipSet],
+        totals: Totals,
+        clipped: Sequence[Group],
+        parent_step: Callable[..., Any],
+        grad_scale: Any,
+        found_inf: Any,
+    ) -> None:
         plan = FusedPlan(self, clipped, parent_step)
         fold = plan.complete and len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
         skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
@@ -183,7 +199,6 @@ class Clipped(Optimizer):
         if skip is not True:
             with plan.carried_out(self, grad_scale, coefficient, skip):
                 parent_step(self)
-        return loss
 
     @overload
     def clipping_stats(self, per_set: Literal[False] = ...) -> dict[str, float]: ...

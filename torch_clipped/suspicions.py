@@ -26,7 +26,7 @@ class Watch:
 
     STEPS = 200
     CRUSHING = 1e-3  # a coefficient as small as this is the wrong unit, not clipping
-    SAME = 1e-4  # lengths as close as this, relative to each other, were made so
+    SAME = 1e-6  # lengths as close as this, relative to each other, were made so
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -62,7 +62,8 @@ class Watch:
             self._warn(
                 "twice",
                 f"the last {self.STEPS} gradients all arrived with norm {self._longest:.6g}: does the training loop clip them "
-                "already (clip_grad_norm_, max_grad_norm, gradient_clip_val)? Clipping twice hides the true norms",
+                "already (clip_grad_norm_, max_grad_norm, gradient_clip_val)? Clipping twice hides the true norms; gradients whose "
+                "length is constant by construction are no fault",
             )
 
     def _warn(self, kind: str, message: str) -> None:

@@ -27,7 +27,7 @@ class Blocks(NamedTuple):
     lengths: Any  # of each block, (blocks,)
     valid: Any  # whether the length is positive and finite, (blocks,)
     norm: Any  # of the whole clip set
-    step: Any  # how many steps of the clip set came before
+    step: Any  # how many steps of the optimizer came before
     weight_lengths: Callable[[], Any]  # the lengths of the weights of the same blocks, (blocks,)
 
 
@@ -169,7 +169,7 @@ class ZClip(Threshold):
 class AdaGC(Threshold):
     """threshold = level * average, the running average of the block's clipped lengths x: average <- 0.99 average + 0.01 x.
 
-    In the first 100 steps of the clip set the whole gradient is clipped to norm 1, and the average is the smallest x seen. A
+    In the first 100 steps the whole gradient of the clip set is clipped to norm 1, and the average is the smallest x seen. A
     block whose first gradient comes later starts with that one as its average.
 
     References:

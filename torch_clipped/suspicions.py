@@ -62,8 +62,8 @@ class Watch:
             self._warn(
                 "twice",
                 f"the last {self.STEPS} gradients all arrived with norm {self._longest:.6g}: does the training loop clip them "
-                "already (clip_grad_norm_, max_grad_norm, gradient_clip_val)? Clipping twice hides the true norms; gradients whose "
-                "length is constant by construction are no fault",
+                "already (clip_grad_norm_, max_grad_norm, gradient_clip_val)? Clipping twice hides the true norms; gradients "
+                "whose length is constant by construction are no fault",
             )
 
     def _warn(self, kind: str, message: str) -> None:

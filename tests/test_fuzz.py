@@ -191,7 +191,8 @@ def test_weights_stay_finite_whatever_happens_between_and_in_steps(name, flags, 
                 assert done in ([1, 0], [0, 1], [0, 0])
                 assert expected or done[1] == 0
             elif action[0] == "edit":
-                optimizer.param_groups[action[1] % len(optimizer.param_groups)].update(action[2])
+                level = {"clipping_level": None} if "clipping_type" in action[2] else {}  # another type needs another level
+                optimizer.param_groups[action[1] % len(optimizer.param_groups)].update(level | action[2])
             elif action[0] == "add":
                 optimizer.add_param_group({"params": parameters([action[1]], dtypes), **action[2]})
             else:

@@ -10,26 +10,11 @@ import warnings
 from pathlib import Path
 
 import torch
+from reference import CLIPPING_TYPES
 
 from torch_clipped import ClippedAdamW, ClippedSGD
 
-TYPES = [
-    "none",
-    "norm",
-    "layer_wise",
-    "coord_wise",
-    "auto",
-    "linear_rand_norm",
-    "quadratic_rand_norm",
-    "linear_rand_auto",
-    "quadratic_rand_auto",
-    "layer_wise_auto",
-    "zscore",
-    "layer_wise_zscore",
-    "adaptive",
-    "zclip",
-    "adagc",
-]
+TYPES = list(CLIPPING_TYPES)
 STEPS, SAVE_EVERY, WINDOW = 112, 5, 7  # the warm-up of adagc takes 100 steps
 
 

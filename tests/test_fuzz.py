@@ -9,25 +9,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from reference import CLIPPING_TYPES
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, ClippingWarning
 
-TYPES = [
-    "norm",
-    "layer_wise",
-    "coord_wise",
-    "auto",
-    "linear_rand_norm",
-    "quadratic_rand_norm",
-    "linear_rand_auto",
-    "quadratic_rand_auto",
-    "layer_wise_auto",
-    "zscore",
-    "layer_wise_zscore",
-    "adaptive",
-    "zclip",
-    "adagc",
-]
+TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 
 OPTIMIZERS = {
     "sgd": lambda params, **options: ClippedSGD(params, lr=1e-3, momentum=0.9, **options),

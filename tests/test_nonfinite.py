@@ -6,25 +6,11 @@ import warnings
 
 import pytest
 import torch
+from reference import CLIPPING_TYPES
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, ClippingWarning, clip_optimizer
 
-TYPES = [
-    "norm",
-    "layer_wise",
-    "coord_wise",
-    "auto",
-    "linear_rand_norm",
-    "quadratic_rand_norm",
-    "linear_rand_auto",
-    "quadratic_rand_auto",
-    "layer_wise_auto",
-    "zscore",
-    "layer_wise_zscore",
-    "adaptive",
-    "zclip",
-    "adagc",
-]
+TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 CONSTANT = ["norm", "layer_wise", "linear_rand_norm", "quadratic_rand_norm"]
 OPTIMIZERS = {
     "sgd": (ClippedSGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),

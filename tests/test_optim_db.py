@@ -5,27 +5,13 @@ import re
 
 import pytest
 import torch
+from reference import CLIPPING_TYPES
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
 
 CLIPPED = {"SGD": ClippedSGD, "Adam": ClippedAdam, "AdamW": ClippedAdamW}
-TYPES = [
-    "norm",
-    "layer_wise",
-    "coord_wise",
-    "auto",
-    "linear_rand_norm",
-    "quadratic_rand_norm",
-    "linear_rand_auto",
-    "quadratic_rand_auto",
-    "layer_wise_auto",
-    "zscore",
-    "layer_wise_zscore",
-    "adaptive",
-    "zclip",
-    "adagc",
-]
+TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 FLAGS = {
     "default": {},
     "fused": {"fused": True},

@@ -57,9 +57,10 @@ def unscaled_where_fused_is_wrong(
     """
     attributes: dict[str, Any] = vars(optimizer)
     hidden: dict[str, Any] = {}
-    if attributes.get("grad_scale") is not None and not bool(found_inf):
+    if attributes.get("grad_scale") is not None:
         scaler: dict[str, Any] = {name: attributes.pop(name) for name in ("grad_scale", "found_inf") if name in attributes}
-        if any(not fused for _, fused in FusedPlan(optimizer, clipped, parent_step).switched):
+        wrong = any(not fused for _, fused in FusedPlan(optimizer, clipped, parent_step).switched)
+        if wrong and not bool(found_inf):  # looks at an accelerator only where the step goes wrong without
             hidden = scaler
             for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
                 stored(p.grad).div_(grad_scale)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from operator import is_
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +49,11 @@ class Record:
 
     def keep(self, last: Sequence[Any], recorded: Any) -> None:
         """Keep these values of the step, if it was recorded."""
-        for place, value in enumerate(last):
-            self.last[place] = value if recorded is np.True_ else namespace(self.last).where(recorded, value, self.last[place])
+        if isinstance(self.last, Tensor):
+            for place, value in enumerate(last):
+                self.last[place] = torch.where(recorded, value, self.last[place])
+        elif recorded:
+            self.last[:] = last
 
     def count_skipped(self, skipped: Any) -> Any:
         """Count one more skipped step if it was; returns how many there are."""
@@ -67,7 +70,7 @@ class Totals(Record):
     def __init__(self, group: Group, complete: bool, watch: Watch) -> None:
         super().__init__(remembered(group, "steps"), remembered(group, "last"))
         self.complete, self.watch = complete, watch
-        self.norms = SimpleNamespace(lengths=remembered(group, "norms"), count=remembered(group, "norms_count"))
+        self.norms = SimpleNamespace(lengths=remembered(group, "norms")[:, 0], count=remembered(group, "norms_count")[..., 0])
 
     def remember(
         self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float, recorded: Any, clipped: Any, crush: float
@@ -81,7 +84,7 @@ class Totals(Record):
         if isinstance(recorded, np.bool_):  # elsewhere the host would have to wait to look
             self.watch.see(float(last[NORM]), crush)
         if self.complete:
-            push(self.norms, last[0][None], (namespace(last[0]).isfinite(last[0]) & recorded)[None])
+            push(self.norms, last[NORM], namespace(last[NORM]).isfinite(last[NORM]) & recorded)
 
     def _combined(self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float) -> list[Any]:
         xp = namespace(self.last)
@@ -92,6 +95,15 @@ class Totals(Record):
         ]
         medians = [_median(table[:, place], recorded) for place in (THRESHOLD, COEFFICIENT)]
         return norms + medians
+
+
+class Cell(NamedTuple):
+    """The blocks of a clip set whose memory stands in one parameter group."""
+
+    blocks: slice
+    params: Sequence[Tensor]
+    counts: list[int]  # of blocks in each parameter
+    memory: SimpleNamespace
 
 
 class ClipSet(Record):
@@ -113,13 +125,13 @@ class ClipSet(Record):
         for group in groups[1:] if self.is_one_block else ():
             forget(group, rule)  # the set's memory is in its first group; another one would be of another gradient
         super().__init__(remembered(groups[0], "set_steps"), remembered(groups[0], "set_last"))
-        self.counts_of_blocks: list[int] = []
-        self.cells: list[tuple[slice, SimpleNamespace]] = []
-        for group in groups[:1] if self.is_one_block else groups:
-            memory = threshold_memory(group, rule, memories)
-            start = sum(self.counts_of_blocks)
-            self.counts_of_blocks += block_counts(rule, group["params"])
-            self.cells.append((slice(start, sum(self.counts_of_blocks)), memory))
+        self.cells: list[Cell] = []
+        for part in [groups] if self.is_one_block else [[group] for group in groups]:
+            params = [p for group in part for p in group["params"]]
+            counts, start = block_counts(rule, params), sum(map(sum, (cell.counts for cell in self.cells)))
+            memory = threshold_memory(part[0], rule, memories)
+            self.cells.append(Cell(slice(start, start + sum(counts)), params, counts, memory))
+        self.counts_of_blocks = [count for cell in self.cells for count in cell.counts]
 
     def gradients(self) -> list[Tensor | None]:
         """The gradients in the order of the parameters; a sparse one is coalesced where it stands."""
@@ -131,47 +143,34 @@ class ClipSet(Record):
             grads = [p.grad for group in self.groups for p in group["params"]]
         return grads
 
-    def lengths(self, grads: Sequence[Tensor | None]) -> Any:
-        """The length of each block (blocks,)."""
-        norms = self.measure.norms(grads, self.counts_of_blocks, self.arguments.norm_type, self.device)
-        return combine(norms, self.arguments.norm_type)[None] if self.is_one_block else norms
+    def lengths(self, tensors: Sequence[Tensor | None], counts: Sequence[int]) -> Any:
+        """The length of each block of these tensors (blocks,), without a dimension where all is one block."""
+        norms = self.measure.norms(tensors, counts, self.arguments.norm_type, self.device)
+        return combine(norms, self.arguments.norm_type) if self.is_one_block else norms
 
     def norm(self, lengths: Any) -> Any:
         """The norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
         if not self.measure.gives_norm:
             return lengths.sum() * math.nan
+        if lengths.ndim == 0:
+            return lengths
         return lengths[0] if len(lengths) == 1 else combine(lengths, self.arguments.norm_type)
 
     def apply_rule(self, lengths: Any, valid: Any, step: Any) -> tuple[Any, Any]:
         """The threshold and the coefficient of each block."""
-        arguments = self.arguments
-
-        def draw() -> Any:
-            return uniform(arguments.clipping_seed, self.indices[0], step)
-
-        @cache
-        def weight_lengths() -> Any:
-            return self.lengths([p for group in self.groups for p in group["params"]])
-
-        def part_of_weights(cell: slice) -> Any:
-            return weight_lengths()[cell]
-
         norm = self.norm(lengths)
-        parts = [
-            self.rule(
-                Blocks(lengths[cell], valid[cell], norm, step, partial(part_of_weights, cell)),
-                arguments.clipping_level,
-                arguments.clipping_beta,
-                memory,
-                draw,
-            )
-            for cell, memory in self.cells
-        ]
-        if len(parts) == 1:
-            return parts[0]
+        if len(self.cells) == 1:
+            return self._rule_of_cell(self.cells[0], lengths, valid, norm, step)
+        parts = [self._rule_of_cell(cell, lengths[cell.blocks], valid[cell.blocks], norm, step) for cell in self.cells]
         thresholds, coefficients = zip(*parts, strict=True)
         concatenate = namespace(lengths).concatenate
         return concatenate(thresholds), concatenate(coefficients)
+
+    def _rule_of_cell(self, cell: Cell, lengths: Any, valid: Any, norm: Any, step: Any) -> tuple[Any, Any]:
+        arguments = self.arguments
+        blocks = Blocks(lengths, valid, norm, step, partial(self.lengths, cell.params, cell.counts))
+        draw = partial(uniform, arguments.clipping_seed, self.indices[0], step)
+        return self.rule(blocks, arguments.clipping_level, arguments.clipping_beta, cell.memory, draw)
 
     def remember(self, lengths: Any, valid: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
         """Count a step and keep its values, which are returned."""
@@ -187,6 +186,8 @@ class ClipSet(Record):
 
 def _median(values: Any, chosen: Any) -> Any:
     """The median of the chosen ones, if there are any."""
+    if values.ndim == 0:
+        return values
     if len(values) == 1:
         return values[0]
     if isinstance(values, Tensor):
@@ -208,7 +209,7 @@ class CurrentSets:
         shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
         if self._made is None or shape != self._shape or not all(map(is_, _written(groups), self._written)):
             before = self._made[0] if self._made else []
-            memories = [memory for clip_set in before for _, memory in clip_set.cells]
+            memories = [cell.memory for clip_set in before for cell in clip_set.cells]
             self._made = _make_clip_sets(groups, memories, self._watch)
             self._shape, self._written = shape, _written(groups)
         return self._made

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import measures, scaling
 from .decisions import Always, Decision, Randomly
-from .history import namespace
+from .history import where
 from .thresholds import AdaGC, Blocks, Constant, MeanStd, Quantile, RatioToWeights, Threshold, ZClip
 
 __all__ = ["CLIPPING_TYPES", "MEASURES", "OLDER_SPELLINGS", "Clipping", "Measure", "register_clipping"]
@@ -63,10 +63,9 @@ class Clipping:
         self, blocks: Blocks, level: float, beta: float, memory: SimpleNamespace, draw: Callable[[], Any]
     ) -> tuple[Any, Any]:
         """The threshold and the coefficient of each block; a block that is not valid is left alone."""
-        xp = namespace(blocks.lengths)
         thresholds = self.threshold(blocks, level, memory)
-        alpha = thresholds / xp.where(blocks.valid, blocks.lengths, 1.0)
-        coefficients = xp.where(blocks.valid & self.decision(alpha, beta, draw), alpha, 1.0)
+        alpha = thresholds / where(blocks.valid, blocks.lengths, 1.0)
+        coefficients = where(blocks.valid & self.decision(alpha, beta, draw), alpha, 1.0)
         self.threshold.remember(blocks, blocks.lengths * coefficients, memory)
         return thresholds, coefficients
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .clip_sets import ClipSet, Totals
-from .history import namespace, on_host
+from .history import every, namespace, on_host, some
 from .measures import stored
 from .suspicions import warn
 
@@ -59,11 +59,11 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
         for clip_set, (grads, lengths, finite) in zip(sets, measured, strict=True):
             valid = (lengths > 0) & finite & kept
             thresholds, coefficients = clip_set.apply_rule(lengths, valid, totals.step)
-            if fold and _can_fold(clip_set, grads, coefficients[0]):
-                coefficient = coefficients[0]
+            if fold and _can_fold(clip_set, grads, coefficients):
+                coefficient = coefficients
             else:
                 clip_set.measure.shrink_(grads, clip_set.counts_of_blocks, coefficients, thresholds * grad_scale)
-            recorded, clipped = (lengths != 0).any() & kept, (coefficients < 1).any()
+            recorded, clipped = some(lengths != 0) & kept, some(coefficients < 1)
             records.append((clip_set.remember(lengths, valid, thresholds, coefficients, recorded, clipped), recorded))
             any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped
         totals.remember(records, sets[0].arguments.norm_type, any_recorded, any_clipped, min(s.crush for s in sets))
@@ -81,8 +81,8 @@ def _measure(clip_set: ClipSet, grad_scale: Any) -> Measured:
     grads = clip_set.gradients()
     if clip_set.arguments.nonfinite == "zero" and not on_host(clip_set.device):
         _zero_nonfinite_(grads)  # the host cannot look whether it is needed
-    lengths = clip_set.lengths(grads) / grad_scale
-    return Measured(grads, lengths, namespace(lengths).isfinite(lengths).all())
+    lengths = clip_set.lengths(grads, clip_set.counts_of_blocks) / grad_scale
+    return Measured(grads, lengths, every(namespace(lengths).isfinite(lengths)))
 
 
 def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: Totals, grad_scale: Any, found_inf: Any) -> Any:

@@ -22,6 +22,7 @@ from .measures import stored
 __all__ = ["FusedPlan", "scaler_factors", "undecorated", "unscaled_where_fused_is_wrong"]
 
 _DEVICES = frozenset(_get_fused_kernels_supported_devices())
+_HALVES = (torch.bfloat16, torch.float16)
 State = dict[Any, dict[str, Any]]
 Group = dict[str, Any]
 
@@ -80,29 +81,28 @@ class FusedPlan:
     """
 
     def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any) -> None:
-        self.state = optimizer.state
         groups = optimizer.param_groups if parent_step in _FUSED_STEPS else []
         scaled = getattr(optimizer, "grad_scale", None) is not None  # only fused kernels understand that
         self.switched: list[tuple[Group, bool]] = []
-        self.fused: list[Group] = []
+        self.fused: list[_Members] = []
         for group in groups:
-            fused = bool(group["fused"])
+            fused, members = bool(group["fused"]), _Members(group, optimizer.state)
             if any(group is other for other in clipped):
                 asked, free = fused and not scaled, group["fused"] is None and group["foreach"] is None
                 if asked or free:
-                    fused = not self._goes_wrong(group) and self._lies_alike(group)
+                    fused = not members.go_wrong() and members.lie_alike()
             if fused != bool(group["fused"]):
                 self.switched.append((group, fused))
             if fused:
-                self.fused.append(group)
+                self.fused.append(members)
         self.complete = len(self.fused) == len(optimizer.param_groups)
 
     @contextmanager
     def carried_out(self, optimizer: Optimizer, grad_scale: Any, coefficient: Any, skip: Any) -> Iterator[None]:
         """Run the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
-        for group in self.fused:
-            self._fill_momentum_buffers(group)
-            _host_steps_to_device(group, self.state)
+        for members in self.fused:
+            members.fill_momentum_buffers()
+            members.host_steps_to_device()
         wanted = [group["fused"] for group, _ in self.switched]
         for group, fused in self.switched:
             group["fused"] = fused
@@ -123,8 +123,19 @@ class FusedPlan:
                 attributes.pop(name, None)
             attributes.update(before)
 
-    def _goes_wrong(self, group: Group) -> bool:
+
+class _Members:
+    """The parameters of a group that have a gradient, and what the optimizer keeps for them."""
+
+    def __init__(self, group: Group, state: State) -> None:
+        self.group, self.state = group, state
+        self.params = [p for p in group["params"] if p.grad is not None]
+        self.grads = [p.grad for p in self.params]
+        self.kept = [(p, v) for p in self.params for v in state.get(p, {}).values() if isinstance(v, Tensor) and v.dim() > 0]
+
+    def go_wrong(self) -> bool:
         """Whether torch's fused kernel fails in this group's next step, or does something else than torch's other ones."""
+        group = self.group
         if group["differentiable"] or isinstance(group["weight_decay"], Tensor):
             return True
         if group.get("capturable") and any(on_host(p.device) for p in group["params"]):
@@ -133,33 +144,57 @@ class FusedPlan:
             return False
         # SGD. Its kernel on the CPU leaves most entries of low-precision parameters as they are (pytorch issue 191763), and it
         # dampens a first gradient, unless it is the first of all parameters.
-        halves = any(p.is_cpu and p.dtype in (torch.bfloat16, torch.float16) for p in group["params"])
-        return halves or (bool(group["dampening"]) and self._lacks_buffers(group))
+        halves = any(p.dtype in _HALVES and p.is_cpu for p in group["params"])
+        return halves or (bool(group["dampening"]) and self._lack_buffers())
 
-    def _lies_alike(self, group: Group) -> bool:
+    def lie_alike(self) -> bool:
         """The kernels walk through memory: parameter, gradient and state must lie there alike and without holes."""
-        for p in group["params"]:
-            if p.grad is not None and not (_lie_alike(p, p.grad) and _fits(p, self.state.get(p))):
-                return False
-        return True
+        if self._are_plain():
+            return True
+        alike = all(map(_lie_alike, self.params, self.grads))
+        return alike and all(v.stride() == p.stride() and v.dtype is p.dtype for p, v in self.kept)
 
-    def _fill_momentum_buffers(self, group: Group) -> None:
+    def _are_plain(self) -> bool:
+        """What nearly all are, looked at quickly: all contiguous, of one type, on devices with a fused kernel."""
+        others = [*self.grads, *[v for _, v in self.kept]]
+        tensors = self.params + others
+        return (
+            {*map(type, self.params)} <= {Parameter, Tensor}
+            and {*map(type, others)} <= {Tensor}
+            and {t.layout for t in self.grads} <= {torch.strided}
+            and len({t.dtype for t in tensors}) == 1
+            and tensors[0].is_floating_point()
+            and all(map(Tensor.is_contiguous, tensors))
+            and (all(p.is_cpu for p in self.params) or {p.device.type for p in self.params} <= _DEVICES)
+            and all(v.numel() == p.numel() for p, v in self.kept)
+        )
+
+    def fill_momentum_buffers(self) -> None:
         """Give late parameters of SGD a zero momentum buffer, which is what their first step starts from anyway.
 
         Without it torch's fused SGD raises TypeError where only some parameters have one, and on an accelerator leaves the
         buffers uninitialised where the kernel is told to skip the very first step.
         """
-        if not group.get("dampening") and self._lacks_buffers(group):
-            for p in group["params"]:
-                if p.grad is not None and self.state[p].get("momentum_buffer") is None:
+        if not self.group.get("dampening") and self._lack_buffers():
+            for p in self.params:
+                if self.state[p].get("momentum_buffer") is None:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
 
-    def _lacks_buffers(self, group: Group) -> bool:
-        if not group.get("momentum"):
+    def _lack_buffers(self) -> bool:
+        if not self.group.get("momentum"):
             return False
-        with_grad = [p for p in group["params"] if p.grad is not None]
-        missing = [self.state.get(p, {}).get("momentum_buffer") is None for p in with_grad]
-        return any(missing) and (not all(missing) or not all(on_host(p.device) for p in with_grad))
+        missing = sum(self.state.get(p, {}).get("momentum_buffer") is None for p in self.params)
+        return missing > 0 and (missing < len(self.params) or not self._are_on_host())
+
+    def _are_on_host(self) -> bool:
+        return all(map(on_host, {p.device for p in self.params}))
+
+    def host_steps_to_device(self) -> None:
+        """Move the step counts of a plain checkpoint to where the kernel wants them."""
+        for p in self.params if not self._are_on_host() else ():
+            step = self.state.get(p, {}).get("step")
+            if isinstance(step, Tensor) and step.device != p.device:
+                self.state[p]["step"] = step.to(p.device, torch.float32)
 
 
 def _lie_alike(param: Tensor, grad: Tensor) -> bool:
@@ -167,23 +202,8 @@ def _lie_alike(param: Tensor, grad: Tensor) -> bool:
         return False
     if grad.dtype is not param.dtype or not grad.is_floating_point():
         return False
-    if not (param.is_cpu or param.device.type in _DEVICES):
+    if param.device.type not in _DEVICES:
         return False
     if param.is_contiguous() and grad.is_contiguous():
         return True
     return param.stride() == grad.stride() and bool(torch.ops.aten.is_non_overlapping_and_dense(param))
-
-
-def _fits(param: Tensor, state: dict[str, Any] | None) -> bool:
-    for value in state.values() if state else ():
-        alike = not isinstance(value, Tensor) or (value.stride() == param.stride() and value.dtype is param.dtype)
-        if not alike and value.dim() > 0:
-            return False
-    return True
-
-
-def _host_steps_to_device(group: Group, state: State) -> None:
-    for p in group["params"]:
-        step = state.get(p, {}).get("step")
-        if isinstance(step, Tensor) and step.device != p.device:  # as a plain checkpoint has it
-            state[p]["step"] = step.to(p.device, torch.float32)

@@ -22,6 +22,7 @@ __all__ = ["combine", "entries", "largest_entries", "stored", "tensor_norms", "u
 
 _ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
 _SPLIT = 8192  # tensors from here on are measured by rows, in parallel
+_TOGETHER = 256  # shorter ones of one shape are copied beside each other, so many at a time: a call for each takes longer
 _CHUNK = 1 << 20  # entries that the careful path converts to float64 at a time
 _LOWEST = 1e-15  # shorter than this, float32 squares lose digits
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -41,7 +42,7 @@ def entries(tensor: Tensor) -> Tensor:
 
 def tensor_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The p-norm of each tensor, 0 for None: float64 of shape (tensors,), numpy on the host and else a tensor on device."""
-    present = [(i, values) for i, t in enumerate(tensors) if t is not None and (values := stored(t)).numel() > 0]
+    present = [(i, v) for i, t in enumerate(tensors) if t is not None and (v := t._values() if t.is_sparse else t).numel() > 0]
     if on_host(device):
         return _host_norms(present, len(tensors), norm_type)
     return _device_norms(present, len(tensors), norm_type, device)
@@ -101,34 +102,54 @@ def _host_norms(present: Sequence[tuple[int, Tensor]], count: int, norm_type: fl
 
 
 def _host_euclidean_norms(present: Sequence[tuple[int, Tensor]], count: int) -> Any:
-    rows: list[Tensor] = []
-    row_owners: list[int] = []
-    short: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
-    short_owners: defaultdict[torch.dtype, list[int]] = defaultdict(list)
+    if not present:
+        return np.zeros(count)
+    long: list[Tensor] = []
+    long_owners: list[int] = []
+    starts = [0]
+    short: dict[Any, list[Tensor]] = {}
+    short_owners: dict[Any, list[int]] = {}
     for i, values in present:
         size = values.numel()
         if size >= _SPLIT:
-            values, cut = entries(values), size - size % _ROW
-            dtype = torch.float32 if values.dtype in _LOW_PRECISION else None
-            rows.append(torch.linalg.vector_norm(values[:cut].view(-1, _ROW), dim=1, dtype=dtype))
-            row_owners += [i] * (cut // _ROW)
-            values, size = values[cut:], size - cut
-        if size > 0:
-            short[values.dtype].append(values)
-            short_owners[values.dtype].append(i)
-    squares = np.zeros(count)
-    for dtype, members in short.items():
-        accumulate = torch.float32 if dtype in _LOW_PRECISION else None
-        parts = torch.stack(torch._foreach_norm(members, 2, dtype=accumulate)).numpy().astype(np.float64)
-        squares[short_owners[dtype]] = parts * parts
-    if rows:
-        parts = torch.cat(rows).numpy().astype(np.float64)
-        squares += np.bincount(row_owners, parts * parts, count)
-    norms = np.sqrt(squares)
-    for i, values in present if not ((norms > _LOWEST) & (norms < math.inf)).all() else ():
-        if not _LOWEST < norms[i] < math.inf and (norms[i] != 0 or values.any()):
-            norms[i] = _careful_norm(values, 2)
+            values, tail = entries(values), size % _ROW
+            long.append(_norms_of_rows((values[: size - tail] if tail else values).view(-1, _ROW)))
+            long_owners.append(i)
+            starts.append(starts[-1] + size // _ROW)
+            if tail == 0:
+                continue
+            values = values[size - tail :]
+        kind = values.shape, values.dtype
+        if kind not in short:
+            short[kind], short_owners[kind] = [], []
+        short[kind].append(values)
+        short_owners[kind].append(i)
+    owners = [i for members in short_owners.values() for i in members] + long_owners
+    squares = [
+        _squared(_norms_of_rows(torch.stack(members[start : start + _TOGETHER])))
+        for members in short.values()
+        for start in range(0, len(members), _TOGETHER)
+    ]
+    if long:
+        squares.append(np.add.reduceat(_squared(torch.cat(long)), starts[:-1]))
+    lengths = np.sqrt(np.bincount(owners, squares[0] if len(squares) == 1 else np.concatenate(squares), count))
+    numbers = lengths.tolist()
+    if not (min(numbers) > _LOWEST and max(numbers) < math.inf):
+        for i, values in present:
+            if not _LOWEST < lengths[i] < math.inf and (lengths[i] != 0 or values.any()):
+                lengths[i] = _careful_norm(values, 2)
+    return lengths
+
+
+def _norms_of_rows(rows: Tensor) -> Tensor:
+    rows = rows if rows.dim() == 2 else rows.reshape(len(rows), -1)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32 if rows.dtype in _LOW_PRECISION else None)
     return norms
+
+
+def _squared(norms: Tensor) -> Any:
+    doubles = norms.numpy().astype(np.float64)
+    return doubles * doubles
 
 
 def _largest(values: Tensor) -> float:
@@ -174,7 +195,12 @@ def _careful_norm(values: Tensor, norm_type: float) -> float:
 def _device_norms(present: Sequence[tuple[int, Tensor]], count: int, norm_type: float, device: torch.device) -> Tensor:
     """Without a host synchronization: float64 sums need no second look."""
     norms = torch.zeros(count, dtype=accumulation_dtype(device), device=device)
+    together: defaultdict[Any, tuple[list[int], list[Tensor]]] = defaultdict(lambda: ([], []))
     for i, values in present:
-        norm = torch.linalg.vector_norm(values, norm_type, dtype=accumulation_dtype(values.device))
-        norms[i] = norm.to(norms, non_blocking=True)
+        owners, members = together[values.device, values.is_complex()]
+        owners.append(i)
+        members.append(torch.view_as_real(values).norm(dim=-1) if values.is_complex() else values)
+    for (home, _), (owners, members) in together.items():
+        found = torch.stack(torch._foreach_norm(members, norm_type, dtype=accumulation_dtype(home)))
+        norms[owners] = found.to(norms, non_blocking=True)
     return norms

@@ -79,12 +79,17 @@ def remembered(group: Group, name: str) -> Any:
 
 
 def threshold_memory(group: Group, rule: Clipping, memories: Sequence[SimpleNamespace]) -> SimpleNamespace:
-    """The memory of a threshold in this group: the same object as before where its tensors are, with what was derived."""
+    """The memory of a threshold in this group: the same object as before where its tensors are, with what was derived.
+
+    Where the clip set is one block, its dimension is left out.
+    """
     tensors = {name: group[MEMORY + name] for name in rule.threshold.memory(1, 2)}
     for memory in memories:
         if memory.tensors.keys() == tensors.keys() and all(memory.tensors[name] is tensors[name] for name in tensors):
             return memory
-    return SimpleNamespace(tensors=tensors, **{name: view(tensor) for name, tensor in tensors.items()})
+    one_block = MEASURES[rule.measure].blocks_in is None
+    views = {name: view(tensor)[..., 0] if one_block else view(tensor) for name, tensor in tensors.items()}
+    return SimpleNamespace(tensors=tensors, **views)
 
 
 def view(tensor: Tensor) -> Any:

@@ -158,7 +158,7 @@ class Clipped(Optimizer):
             What the closure returned, or None.
         """
         parent_step = undecorated(super().step)
-        if not self._clip_sets()[0]:
+        if all(group["clipping_type"] == "none" for group in self.param_groups):  # torch.compile looks into this, not further
             return parent_step(self, closure)
         return self._clipped_step(parent_step, closure)
 
@@ -172,7 +172,7 @@ class Clipped(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sets, totals = self._clip_sets()  # a closure may edit the groups
+        sets, totals = self._current_sets.of(self.param_groups)  # a closure may have edited them
         clipped = [group for clip_set in sets for group in clip_set.groups]
         if not sets:
             parent_step(self)

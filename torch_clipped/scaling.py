@@ -2,7 +2,8 @@
 
 Each function takes the gradients (None where a parameter has none), how many blocks each parameter has, and, one a block,
 the coefficients and the thresholds, both on the scale on which the gradients stand. On the CPU it looks first and writes only
-what changes; on an accelerator the host must not look, and everything is multiplied.
+what changes, beginning with the gradients that were measured last and are still in the cache; on an accelerator the host must
+not look, and everything is multiplied.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ Gradients = Sequence[Tensor | None]
 def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply every gradient by the one coefficient."""
     if not isinstance(coefficients, Tensor):
-        for grad in grads if coefficients[0] < 1 else ():
+        for grad in reversed(grads) if coefficients < 1 else ():
             if grad is not None:
-                _multiply_(stored(grad), float(coefficients[0]))
+                _multiply_(stored(grad), float(coefficients))
         return
     for members in _by_device(grads).values():
-        torch._foreach_mul_([g for _, g in members], coefficients[0].to(members[0][1].device, non_blocking=True))
+        torch._foreach_mul_([g for _, g in members], coefficients.to(members[0][1].device, non_blocking=True))
 
 
 def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply each gradient by its own coefficient."""
     if not isinstance(coefficients, Tensor):
-        for grad, coefficient in zip(grads, coefficients.tolist(), strict=True):
+        for grad, coefficient in zip(reversed(grads), reversed(coefficients.tolist()), strict=True):
             if grad is not None and coefficient < 1:
                 _multiply_(stored(grad), coefficient)
         return

@@ -2,7 +2,8 @@
 
 A threshold is frozen; what it remembers is an argument. ``memory`` names the tensors it wants kept in the parameter group, by
 block; in a step these come back as numpy arrays on the host and as tensors on an accelerator (see ``history``), to be written
-in place. Blocks that are not ``valid`` (zero or not finite) must leave no trace in it.
+in place. Where the whole clip set is one block, its values have no dimension where others have (blocks,). Blocks that are not
+``valid`` (zero or not finite) must leave no trace in the memory.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Constant(Threshold):
     """threshold = level, in the unit of the length; ``inf`` measures and never clips."""
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        return history.namespace(blocks.lengths).full_like(blocks.lengths, level)
+        return history.filled(blocks.lengths, level)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class MeanStd(Threshold):
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
         known, mean, std = history.mean_and_std(memory)
-        return history.namespace(mean).where(known >= 2, mean + level * std, float("inf"))
+        return history.where(known >= 2, mean + level * std, float("inf"))
 
     def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
         history.push(memory, blocks.lengths, blocks.valid)
@@ -146,22 +147,20 @@ class ZClip(Threshold):
         return {"average": floats, "variance": floats, "seen": ((blocks,), torch.int64)}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        xp = history.namespace(blocks.lengths)
         distance = blocks.lengths - memory.average
         spike = (memory.seen >= self.warm_up) & (distance > level * memory.variance**0.5)
-        threshold = memory.average + level**2 * memory.variance / xp.where(spike, distance, 1.0)
-        return xp.where(spike, threshold, float("inf"))
+        threshold = memory.average + level**2 * memory.variance / history.where(spike, distance, 1.0)
+        return history.where(spike, threshold, float("inf"))
 
     def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
-        xp = history.namespace(blocks.lengths)
-        equal_share = xp.ones_like(memory.average) / (memory.seen + 1)
-        share = xp.where(memory.seen < self.warm_up, equal_share, 1 - self.averaging)
+        equal_share = history.filled(memory.average, 1.0) / (memory.seen + 1)
+        share = history.where(memory.seen < self.warm_up, equal_share, 1 - self.averaging)
         before = clipped_lengths - memory.average
         mean = memory.average + share * before
         after = clipped_lengths - mean
-        spread = xp.where(memory.seen < self.warm_up, before * after, after * after)
-        memory.variance[:] = xp.where(blocks.valid, (1 - share) * memory.variance + share * spread, memory.variance)
-        memory.average[:] = xp.where(blocks.valid, mean, memory.average)
+        spread = history.where(memory.seen < self.warm_up, before * after, after * after)
+        memory.variance[...] = history.where(blocks.valid, (1 - share) * memory.variance + share * spread, memory.variance)
+        memory.average[...] = history.where(blocks.valid, mean, memory.average)
         memory.seen += blocks.valid
 
 
@@ -186,18 +185,17 @@ class AdaGC(Threshold):
         return {"average": ((blocks,), torch.float64), "seen": ((blocks,), torch.int64)}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        xp = history.namespace(blocks.lengths)
         warm_up = blocks.lengths * (self.warm_up_norm / blocks.norm)
-        return xp.where(blocks.step < self.warm_up, warm_up, level * self._average(blocks, memory))
+        return history.where(blocks.step < self.warm_up, warm_up, level * self._average(blocks, memory))
 
     def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
-        xp = history.namespace(blocks.lengths)
+        minimum = history.namespace(blocks.lengths).minimum
         average = self._average(blocks, memory)
-        smallest = xp.where(memory.seen > 0, xp.minimum(average, clipped_lengths), clipped_lengths)
+        smallest = history.where(memory.seen > 0, minimum(average, clipped_lengths), clipped_lengths)
         running = self.averaging * average + (1 - self.averaging) * clipped_lengths
-        average = xp.where(blocks.step < self.warm_up, smallest, running)
-        memory.average[:] = xp.where(blocks.valid, average, memory.average)
+        average = history.where(blocks.step < self.warm_up, smallest, running)
+        memory.average[...] = history.where(blocks.valid, average, memory.average)
         memory.seen += blocks.valid
 
     def _average(self, blocks: Blocks, memory: SimpleNamespace) -> Any:
-        return history.namespace(blocks.lengths).where(memory.seen > 0, memory.average, blocks.lengths)
+        return history.where(memory.seen > 0, memory.average, blocks.lengths)

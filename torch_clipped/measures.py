@@ -166,6 +166,7 @@ def _unit_norms(units: Tensor, norm_type: float) -> Tensor:
         rows = tensor_norms(units.unbind(), [1] * len(units), norm_type, units.device)
         return torch.from_numpy(rows)
     if not on_host(units.device):
+        units = units.abs() if units.is_complex() else units
         norms = torch.linalg.vector_norm(units, norm_type, dim=dimensions, dtype=accumulation_dtype(units.device))
         return norms
     if norm_type not in (2, math.inf):
@@ -194,13 +195,12 @@ def _careful_norm(values: Tensor, norm_type: float) -> float:
 
 def _device_norms(present: Sequence[tuple[int, Tensor]], count: int, norm_type: float, device: torch.device) -> Tensor:
     """Without a host synchronization: float64 sums need no second look."""
-    norms = torch.zeros(count, dtype=accumulation_dtype(device), device=device)
-    together: defaultdict[Any, tuple[list[int], list[Tensor]]] = defaultdict(lambda: ([], []))
+    norms = [torch.zeros((), dtype=accumulation_dtype(device), device=device)] * count
+    homes: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
     for i, values in present:
-        owners, members = together[values.device, values.is_complex()]
-        owners.append(i)
-        members.append(torch.view_as_real(values).norm(dim=-1) if values.is_complex() else values)
-    for (home, _), (owners, members) in together.items():
-        found = torch.stack(torch._foreach_norm(members, norm_type, dtype=accumulation_dtype(home)))
-        norms[owners] = found.to(norms, non_blocking=True)
-    return norms
+        homes[values.device].append((i, values.abs() if values.is_complex() else values))
+    for home, members in homes.items():
+        found = torch._foreach_norm([values for _, values in members], norm_type, dtype=accumulation_dtype(home))
+        for (i, _), norm in zip(members, found, strict=True):
+            norms[i] = norm.to(norms[i], non_blocking=True)
+    return torch.stack(norms)

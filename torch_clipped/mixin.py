@@ -14,7 +14,7 @@ from .arguments import RENAMED, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets, Totals
 from .closures import calls_closure_itself, step_with_clipping_closure
 from .engine import clip_
-from .fused import FusedPlan, scaler_factors, undecorated, unscaled_where_fused_is_wrong
+from .fused import FusedPlan, not_compiled, scaler_factors, undecorated, unscaled_where_fused_is_wrong
 from .memory import Group, common_device, is_memory, prepare_memory
 from .statistics import grad_norms, statistics
 
@@ -142,7 +142,7 @@ class Clipped(Optimizer):
         finally:
             self.param_groups = groups
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _clip_sets(self) -> tuple[list[ClipSet], Totals]:
         return self._current_sets.of(self.param_groups)
 
@@ -162,7 +162,7 @@ class Clipped(Optimizer):
             return parent_step(self, closure)
         return self._clipped_step(parent_step, closure)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _clipped_step(self, parent_step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
         if calls_closure_itself(parent_step):
             if closure is None:

@@ -52,7 +52,9 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, t
         if grad is None or (on_host and coefficients[i] == 1):
             continue
         limit: Any = (
-            float(thresholds[i]) if on_host else torch.where(coefficients[i] < 1, thresholds[i], torch.inf).to(grad.device)
+            float(thresholds[i])
+            if on_host
+            else torch.where(coefficients[i] < 1, thresholds[i], torch.inf).to(grad.device, non_blocking=True)
         )
         values = stored(grad)
         if values.is_complex():
@@ -63,15 +65,16 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, t
 
 def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply each unit of each gradient by its own coefficient."""
+    on_host = not isinstance(coefficients, Tensor)
     parts = torch.split(torch.as_tensor(coefficients), list(counts))
     for grad, part in zip(grads, parts, strict=True):
-        if grad is None or (part.is_cpu and not (part < 1).any()):
+        if grad is None or (on_host and not (part < 1).any()):
             continue
         if grad.is_sparse and grad.dim() > 1:
             part = part[grad._indices()[0]]
         values = stored(grad)
         exact = values.dtype in (torch.float64, torch.complex128)
-        factors = part.to(values.device, torch.float64 if exact else torch.float32)  # never in float16
+        factors = part.to(values.device, torch.float64 if exact else torch.float32, non_blocking=True)  # never in float16
         torch.mul(values, factors.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else factors[0], out=values)
 
 

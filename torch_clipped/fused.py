@@ -147,6 +147,8 @@ class _Members:
         self.params = [p for p in group["params"] if p.grad is not None]
         self.grads = [p.grad for p in self.params]
         self.kept = [(p, v) for p in self.params for v in state.get(p, {}).values() if isinstance(v, Tensor) and v.dim() > 0]
+        self.devices = {p.device for p in self.params}
+        self.on_host = all(map(on_host, self.devices))
 
     def go_wrong(self) -> bool:
         """Whether torch's fused kernel fails in this group's next step, or does something else than torch's other ones."""
@@ -159,7 +161,7 @@ class _Members:
             return False
         # SGD. Its kernel on the CPU leaves most entries of low-precision parameters as they are (pytorch issue 191763), and it
         # dampens a first gradient, unless it is the first of all parameters.
-        halves = any(p.dtype in _HALVES and p.is_cpu for p in group["params"])
+        halves = any(p.is_cpu and p.dtype in _HALVES for p in self.params)
         return halves or (bool(group["dampening"]) and self._lack_buffers())
 
     def lie_alike(self) -> bool:
@@ -180,7 +182,7 @@ class _Members:
             and len({t.dtype for t in tensors}) == 1
             and tensors[0].is_floating_point()
             and all(map(Tensor.is_contiguous, tensors))
-            and (all(p.is_cpu for p in self.params) or {p.device.type for p in self.params} <= _DEVICES)
+            and {device.type for device in self.devices} <= _DEVICES
             and all(v.numel() == p.numel() for p, v in self.kept)
         )
 
@@ -196,17 +198,14 @@ class _Members:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
 
     def _lack_buffers(self) -> bool:
-        if not self.group.get("momentum"):
+        if not self.group.get("momentum") or len(self.kept) == len(self.params):
             return False
         missing = sum(self.state.get(p, {}).get("momentum_buffer") is None for p in self.params)
-        return missing > 0 and (missing < len(self.params) or not self._are_on_host())
-
-    def _are_on_host(self) -> bool:
-        return all(map(on_host, {p.device for p in self.params}))
+        return missing > 0 and (missing < len(self.params) or not self.on_host)
 
     def host_steps_to_device(self) -> None:
         """Move the step counts of a plain checkpoint to where the kernel wants them."""
-        for p in self.params if not self._are_on_host() else ():
+        for p in self.params if not self.on_host else ():
             step = self.state.get(p, {}).get("step")
             if isinstance(step, Tensor) and step.device != p.device:
                 self.state[p]["step"] = step.to(p.device, torch.float32)

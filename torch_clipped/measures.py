@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -42,10 +43,19 @@ def entries(tensor: Tensor) -> Tensor:
 
 def tensor_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The p-norm of each tensor, 0 for None: float64 of shape (tensors,), numpy on the host and else a tensor on device."""
-    present = [(i, v) for i, t in enumerate(tensors) if t is not None and (v := t._values() if t.is_sparse else t).numel() > 0]
-    if on_host(device):
-        return _host_norms(present, len(tensors), norm_type)
-    return _device_norms(present, len(tensors), norm_type, device)
+    values = [t if t is None or not t.is_sparse else t._values() for t in tensors]
+    places = [i for i, v in enumerate(values) if v is not None and v.numel()]
+    present = [v for v in values if v is not None and v.numel()] if len(places) < len(values) else cast(list[Tensor], values)
+    if not on_host(device):
+        return _device_norms(places, present, len(tensors), norm_type, device)
+    if not present:
+        return np.zeros(len(tensors))
+    found = _euclidean_norms(present) if norm_type == 2 else np.array([_host_norm(v, norm_type) for v in present])
+    if len(found) == len(tensors):
+        return found
+    norms = np.zeros(len(tensors))
+    norms[places] = found
+    return norms
 
 
 def largest_entries(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
@@ -92,64 +102,59 @@ def combine(norms: Any, norm_type: float) -> Any:
     return ((norms / unit) ** norm_type).sum() ** (1 / norm_type) * unit
 
 
-def _host_norms(present: Sequence[tuple[int, Tensor]], count: int, norm_type: float) -> Any:
-    if norm_type == 2:
-        return _host_euclidean_norms(present, count)
-    norms = np.zeros(count)
-    for i, values in present:
-        norms[i] = _largest(values) if norm_type == math.inf else _careful_norm(values, norm_type)
-    return norms
+class _Layout(NamedTuple):
+    """In which order tensors of some shapes are measured, and how many norms each gives."""
+
+    long: list[int]
+    short: list[list[int]]  # alike, so that they can be measured together
+    starts: Any  # of the norms of each tensor among all, in the order of measuring
+    order: Any  # the places of the tensors in that order
 
 
-def _host_euclidean_norms(present: Sequence[tuple[int, Tensor]], count: int) -> Any:
-    if not present:
-        return np.zeros(count)
-    long: list[Tensor] = []
-    long_owners: list[int] = []
-    starts = [0]
-    short: dict[Any, list[Tensor]] = {}
-    short_owners: dict[Any, list[int]] = {}
-    for i, values in present:
-        size = values.numel()
-        if size >= _SPLIT:
-            values, tail = entries(values), size % _ROW
-            long.append(_norms_of_rows((values[: size - tail] if tail else values).view(-1, _ROW)))
-            long_owners.append(i)
-            starts.append(starts[-1] + size // _ROW)
-            if tail == 0:
-                continue
-            values = values[size - tail :]
-        kind = values.shape, values.dtype
-        if kind not in short:
-            short[kind], short_owners[kind] = [], []
-        short[kind].append(values)
-        short_owners[kind].append(i)
-    owners = [i for members in short_owners.values() for i in members] + long_owners
-    squares = [
-        _squared(_norms_of_rows(torch.stack(members[start : start + _TOGETHER])))
-        for members in short.values()
-        for start in range(0, len(members), _TOGETHER)
-    ]
-    if long:
-        squares.append(np.add.reduceat(_squared(torch.cat(long)), starts[:-1]))
-    lengths = np.sqrt(np.bincount(owners, squares[0] if len(squares) == 1 else np.concatenate(squares), count))
+@lru_cache(maxsize=32)
+def _layout(shapes: tuple[torch.Size, ...]) -> _Layout:
+    long = [i for i, shape in enumerate(shapes) if shape.numel() >= _SPLIT]
+    alike: defaultdict[torch.Size, list[int]] = defaultdict(list)
+    for i, shape in enumerate(shapes):
+        if shape.numel() < _SPLIT:
+            alike[shape].append(i)
+    short = [members[start : start + _TOGETHER] for members in alike.values() for start in range(0, len(members), _TOGETHER)]
+    norms = [math.ceil(shapes[i].numel() / _ROW) for i in long] + [1] * (len(shapes) - len(long))
+    return _Layout(long, short, np.cumsum([0, *norms[:-1]]), np.argsort([*long, *(i for members in short for i in members)]))
+
+
+def _euclidean_norms(tensors: Sequence[Tensor]) -> Any:
+    layout = _layout(tuple([t.shape for t in tensors]))
+    norms = [norms for i in layout.long for norms in _norms_by_rows(entries(tensors[i]))]
+    norms += [_norms_of_rows(torch.stack([tensors[i] for i in members])) for members in layout.short]
+    doubles = (torch.cat(norms) if len(norms) > 1 else norms[0]).numpy().astype(np.float64)
+    lengths = np.sqrt(np.add.reduceat(doubles * doubles, layout.starts))[layout.order]
     numbers = lengths.tolist()
     if not (min(numbers) > _LOWEST and max(numbers) < math.inf):
-        for i, values in present:
-            if not _LOWEST < lengths[i] < math.inf and (lengths[i] != 0 or values.any()):
-                lengths[i] = _careful_norm(values, 2)
+        for i, tensor in enumerate(tensors):
+            if not _LOWEST < numbers[i] < math.inf and (numbers[i] != 0 or tensor.any()):
+                lengths[i] = _careful_norm(tensor, 2)
     return lengths
+
+
+def _norms_by_rows(values: Tensor) -> list[Tensor]:
+    tail = len(values) % _ROW
+    if tail == 0:
+        return [_norms_of_rows(values.view(-1, _ROW))]
+    return [_norms_of_rows(values[:-tail].view(-1, _ROW)), _norms_of_rows(values[-tail:][None])]
 
 
 def _norms_of_rows(rows: Tensor) -> Tensor:
     rows = rows if rows.dim() == 2 else rows.reshape(len(rows), -1)
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32 if rows.dtype in _LOW_PRECISION else None)
-    return norms
+    if rows.dtype not in _LOW_PRECISION:
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return norms
+    parts = torch.split(rows, _TOGETHER)  # torch converts all that it is given before it begins
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts])
 
 
-def _squared(norms: Tensor) -> Any:
-    doubles = norms.numpy().astype(np.float64)
-    return doubles * doubles
+def _host_norm(values: Tensor, norm_type: float) -> float:
+    return _largest(values) if norm_type == math.inf else _careful_norm(values, norm_type)
 
 
 def _largest(values: Tensor) -> float:
@@ -193,14 +198,14 @@ def _careful_norm(values: Tensor, norm_type: float) -> float:
     return float(combine(np.array(parts), norm_type))
 
 
-def _device_norms(present: Sequence[tuple[int, Tensor]], count: int, norm_type: float, device: torch.device) -> Tensor:
+def _device_norms(places: Sequence[int], tensors: Sequence[Tensor], count: int, norm_type: float, device: torch.device) -> Tensor:
     """Without a host synchronization: float64 sums need no second look."""
     norms = [torch.zeros((), dtype=accumulation_dtype(device), device=device)] * count
     homes: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
-    for i, values in present:
-        homes[values.device].append((i, values.abs() if values.is_complex() else values))
+    for i, tensor in zip(places, tensors, strict=True):
+        homes[tensor.device].append((i, tensor.abs() if tensor.is_complex() else tensor))
     for home, members in homes.items():
-        found = torch._foreach_norm([values for _, values in members], norm_type, dtype=accumulation_dtype(home))
+        found = torch._foreach_norm([tensor for _, tensor in members], norm_type, dtype=accumulation_dtype(home))
         for (i, _), norm in zip(members, found, strict=True):
             norms[i] = norm.to(norms[i], non_blocking=True)
     return torch.stack(norms)

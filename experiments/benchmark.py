@@ -104,7 +104,7 @@ def measure(config: Config, size: str, dtype: str, optimizer: str) -> list[Row]:
     problem = Problem(size, dtype, optimizer, config.device, config.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClippingWarning)  # gradients of one length, over and over: here by construction
-        everyone = [*torch_contenders(problem), *our_contenders(problem), *package_contenders(problem)]
+        everyone = [*torch_contenders(problem), *package_contenders(problem), *our_contenders(problem)]
         contenders = [contender for contender in everyone if not contender.skipped]
         timings = time_steps(problem, contenders, config.budget_of(size, dtype), config.seed)
         peaks = [peak_bytes(problem, contender.step) for contender in contenders]

@@ -10,15 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from torch_clipped.clipping import CLIPPING_TYPES
+
 from .benchmark_contenders import FLOOR, TORCH
 from .benchmark_rows import TRAFFIC, Row, read_rows, traffic
 from .benchmark_table import NAMES, OPTIMIZER_NAMES, shown
 
 # Colours that colour-blind readers tell apart (M. Okabe and K. Ito); the shapes differ too.
 LOOKS = {
-    "-": ("D", "#000000", "#000000", "no clipping there is"),
-    "no": ("o", "white", "#0072B2", "step not clipped"),
-    "yes": ("o", "#0072B2", "#0072B2", "step clipped"),
+    "torch, no clipping": ("D", "white", "#000000"),
+    "torch, clipping": ("D", "#000000", "#000000"),
+    "other packages, step clipped": ("s", "#009E73", "#009E73"),
+    "torch_clipped, step not clipped": ("o", "white", "#0072B2"),
+    "torch_clipped, step clipped": ("o", "#0072B2", "#0072B2"),
 }
 TICKS = (1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
@@ -53,24 +57,10 @@ def _draw(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
         mine = [row.ratio_to_floor for row in rows if row.contender == name]
         if len(mine) > 1:
             axes.plot([min(mine), max(mine)], [place, place], color="#56B4E9", linewidth=1.5, zorder=2)
-    for clipped, (marker, face, edge, label) in LOOKS.items():
-        for own in (True, False):
-            dots = [
-                row for row in rows if row.clipped == clipped and row.contender in names and own == (row.contender not in TORCH)
-            ]
-            if not dots:
-                continue
-            torchs = "" if own else ", torch"
-            axes.scatter(
-                [row.ratio_to_floor for row in dots],
-                [names.index(row.contender) for row in dots],
-                marker=marker if own or clipped == "-" else "s",
-                facecolor=face if own else "#000000",
-                edgecolor=edge if own else "#000000",
-                s=34,
-                zorder=3,
-                label=label + torchs,
-            )
+    for label, (marker, face, edge) in LOOKS.items():
+        dots = [row for row in rows if row.contender in names and _look(row) == label]
+        places, ratios = [names.index(row.contender) for row in dots], [row.ratio_to_floor for row in dots]
+        axes.scatter(ratios, places, marker=marker, facecolor=face, edgecolor=edge, s=34, zorder=3, label=label)
     axes.axvline(1, color="black", linewidth=0.8)
     longest = max(row.ratio_to_floor for row in rows)
     axes.set(xscale="log", xlim=(0.9, 1.2 * max(longest, 2)), xlabel="times torch's fused step")
@@ -78,6 +68,13 @@ def _draw(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.3)
-    own_rows = [place for place, name in enumerate(names) if name in TORCH]
-    if own_rows:
-        axes.axhspan(min(own_rows) - 0.5, max(own_rows) + 0.5, color="#EEEEEE", zorder=0)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+
+
+def _look(row: Row) -> str:
+    """The key of ``LOOKS`` for a row."""
+    if row.contender in TORCH:
+        return "torch, no clipping" if row.clipped == "-" else "torch, clipping"
+    if row.contender not in CLIPPING_TYPES:
+        return "other packages, step clipped"
+    return f"torch_clipped, step {'clipped' if row.clipped == 'yes' else 'not clipped'}"

@@ -18,8 +18,8 @@ COLUMNS = (("resnet18", "sgd"), ("resnet18", "adamw"), ("gpt2", "sgd"), ("gpt2",
 NAMES = {"tiny": "tiny", "many": "many", "resnet18": "ResNet-18", "gpt2": "GPT-2", "1b": "1B"}
 OPTIMIZER_NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 FOOTNOTE = (
-    "float32. In bfloat16 on the CPU the rows of SGD compare unlike things: torch's fused SGD leaves most entries of the weights\n"
-    "as they are there, so torch_clipped takes torch's default implementation."
+    "float32. In bfloat16 on the CPU the rows of SGD compare unlike things: torch's fused SGD leaves most entries of the\n"
+    "weights as they are there, so torch_clipped takes torch's default implementation."
 )
 
 

@@ -10,6 +10,7 @@ from importlib import import_module
 EXPERIMENTS = {
     "heavy-tails": "experiments.heavy_tails",
     "benchmark": "experiments.benchmark",
+    "endurance": "experiments.endurance",
 }
 
 

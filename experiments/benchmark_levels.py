@@ -77,11 +77,11 @@ def full_memory(name: str, problem: Problem, clipped: bool) -> dict[str, Tensor]
     alike = (
         other for other, its in CLIPPING_TYPES.items() if its and (its.measure, its.threshold) == (rule.measure, rule.threshold)
     )
-    return _memory_of_dwarf(next(alike), numels, SHORTER if clipped else LONGER)
+    return _memory_of_dwarf(next(alike), numels, SHORTER if clipped else LONGER, WINDOW)
 
 
 @cache
-def _memory_of_dwarf(name: str, numels: tuple[int, ...], factor: float) -> dict[str, Tensor]:
+def _memory_of_dwarf(name: str, numels: tuple[int, ...], factor: float, window: int) -> dict[str, Tensor]:
     """The memory after a window of gradients whose blocks are ``factor`` times as long as normal ones of these sizes."""
     rule = CLIPPING_TYPES[name]
     assert rule is not None
@@ -91,8 +91,8 @@ def _memory_of_dwarf(name: str, numels: tuple[int, ...], factor: float) -> dict[
     gradients = torch.zeros_like(lengths)
     for parameter, gradient in zip(dwarf, gradients.split(1), strict=True):
         parameter.grad = gradient
-    optimizer = ClippedSGD(dwarf, lr=0.0, clipping_type=name, clipping_level=never, clipping_window=WINDOW)
-    for noise in np.random.default_rng(0).uniform(0.9, 1.1, WINDOW):
+    optimizer = ClippedSGD(dwarf, lr=0.0, clipping_type=name, clipping_level=never, clipping_window=window)
+    for noise in np.random.default_rng(0).uniform(0.9, 1.1, window):
         torch.mul(lengths, noise, out=gradients)
         optimizer.step()
     return {key: value for key, value in optimizer.param_groups[0].items() if is_memory(key)}

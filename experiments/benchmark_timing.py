@@ -7,7 +7,6 @@ import gc
 import math
 import random
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,21 +92,19 @@ def peak_bytes(problem: Problem, step: Callable[[], object]) -> float:
         step()
         synchronize()
         return float(torch.cuda.max_memory_allocated() - before)
-    if not sys.platform.startswith("linux"):
-        step()
-        return math.nan
-    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # freed memory that the process keeps would hide what a step needs
     try:
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # freed memory that the process keeps would hide what a step needs
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
-    except OSError:
+    except (OSError, TypeError):  # not Linux
         step()
         return math.nan
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     step()
-    return float(max(0, _resident("VmHWM") - before))
+    return max(0.0, resident("VmHWM") - before)
 
 
-def _resident(name: str) -> int:
-    """Bytes of resident memory: now (VmRSS), or at the highest point (VmHWM)."""
-    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return 1024 * int(found.group(1)) if found else 0
+def resident(name: str) -> float:
+    """Bytes of resident memory: now (VmRSS), or at the highest point (VmHWM); NaN where the system does not tell."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{name}:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024.0 * int(found.group(1)) if found else math.nan

@@ -1,8 +1,8 @@
 """How ``benchmark`` makes each clipping type clip in every step, or in none, although the gradients are always the same.
 
 Types without a memory get a level below or above the lengths that are there. Types with one get a memory of a full window
-of gradients that were half as long, or twice as long; it comes from a dwarf optimizer with as many parameters, of one entry
-each, so that the timings are those of a long training.
+of gradients that were half as long, or twice as long, so that the timings are those of a long training. It comes from a dwarf
+optimizer with parameters of one entry, one for each number of entries that the real ones have.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_clipped import ClippedSGD
+from torch_clipped.arguments import MEMORY
 from torch_clipped.clipping import CLIPPING_TYPES, Clipping
 from torch_clipped.decisions import Always
 from torch_clipped.memory import is_memory
@@ -77,7 +78,11 @@ def full_memory(name: str, problem: Problem, clipped: bool) -> dict[str, Tensor]
     alike = (
         other for other, its in CLIPPING_TYPES.items() if its and (its.measure, its.threshold) == (rule.measure, rule.threshold)
     )
-    return _memory_of_dwarf(next(alike), numels, SHORTER if clipped else LONGER, WINDOW)
+    distinct = tuple(dict.fromkeys(numels))  # tensors of equal size remember the same
+    memory = dict(_memory_of_dwarf(next(alike), distinct, SHORTER if clipped else LONGER, WINDOW))
+    for key in rule.threshold.memory(1, WINDOW):
+        memory[MEMORY + key] = memory[MEMORY + key][..., [distinct.index(numel) for numel in numels]]
+    return memory
 
 
 @cache

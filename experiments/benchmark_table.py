@@ -137,18 +137,16 @@ def write_targets(found: Sequence[Target], path: Path) -> None:
 
 
 def targets_table(found: Sequence[Target]) -> str:
-    """How many targets of each kind are met, the worst of each kind, then every one that is not met."""
+    """How many targets of each kind, dtype and optimizer are met, and the worst of them; the file has every one."""
     lines = []
-    for words in dict.fromkeys(target.target for target in found):
-        alike = [target for target in found if target.target == words]
+    for kind in dict.fromkeys((target.target, target.dtype, target.optimizer) for target in found):
+        alike = [target for target in found if (target.target, target.dtype, target.optimizer) == kind]
         met, worst = sum(target.met for target in alike), max(alike, key=lambda target: target.reached / target.bound)
         verdict = "met" if met == len(alike) else "not met"
-        lines.append(f"{verdict}: {words}: {met} of {len(alike)}, worst {_described(worst)}")
-    missed = [f"  {target.target}: {_described(target)}" for target in found if not target.met]
-    return "\n".join([*lines, *(["Not met:", *missed] if missed else [])])
+        lines.append(f"{verdict}: {kind[1]} {kind[2]}, {kind[0]}: {met} of {len(alike)}, worst {_described(worst)}")
+    return "\n".join(lines)
 
 
 def _described(target: Target) -> str:
     clipped = "clipped" if target.clipped == "yes" else "not clipped"
-    where = f"{target.size} {target.dtype} {target.optimizer} {target.contender} {clipped}"
-    return f"{target.reached:.3g} of at most {target.bound:g} ({where})"
+    return f"{target.reached:.3g} of at most {target.bound:g} ({target.size} {target.contender}, {clipped})"

@@ -62,9 +62,9 @@ def _draw(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
         places, ratios = [names.index(row.contender) for row in dots], [row.ratio_to_floor for row in dots]
         axes.scatter(ratios, places, marker=marker, facecolor=face, edgecolor=edge, s=34, zorder=3, label=label)
     axes.axvline(1, color="black", linewidth=0.8)
-    longest = max(row.ratio_to_floor for row in rows)
-    axes.set(xscale="log", xlim=(0.9, 1.2 * max(longest, 2)), xlabel="times torch's fused step")
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in TICKS if tick <= 1.2 * longest]))
+    shortest, longest = (extreme(row.ratio_to_floor for row in rows) for extreme in (min, max))
+    axes.set(xscale="log", xlim=(0.9 * shortest, 1.2 * max(longest, 2)), xlabel="times torch's fused step")
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in TICKS if tick <= 1.2 * longest and (tick != 1.5 or longest < 5)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.3)

@@ -9,6 +9,8 @@ from importlib import import_module
 
 EXPERIMENTS = {
     "heavy-tails": "experiments.heavy_tails",
+    "benchmark": "experiments.benchmark",
+    "endurance": "experiments.endurance",
 }
 
 

@@ -88,8 +88,8 @@ class Problem:
         return sum(self.numels) * DTYPES[self.dtype].itemsize
 
     def restore_gradients(self) -> None:
-        """Undo what clipping did to the gradients."""
-        torch._foreach_copy_([p.grad for p in self.parameters], self._gradients)
+        """Undo what clipping did to the gradients, the first layer last, as the backward pass leaves the caches."""
+        torch._foreach_copy_([p.grad for p in reversed(self.parameters)], self._gradients[::-1])
 
     def gradients_are_clipped(self) -> bool:
         """Whether somebody changed the gradients since they were restored."""

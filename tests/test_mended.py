@@ -56,10 +56,10 @@ def test_weights_are_measured_once_a_step_however_they_are_grouped(monkeypatch):
     calls = []
     unit_norms = measures._unit_norms
     monkeypatch.setattr(measures, "_unit_norms", lambda *args: calls.append(1) or unit_norms(*args))
-    params = [parameter(1.0, 2.0) for _ in range(6)]
+    params = [torch.nn.Parameter(torch.ones(2, 3)) for _ in range(6)]
     optimizer = ClippedSGD([{"params": [p], "weight_decay": 0.1 * i} for i, p in enumerate(params)], clipping_type="adaptive")
     for p in params:
-        p.grad = torch.ones(2)
+        p.grad = torch.ones(2, 3)
     optimizer.step()
     assert len(calls) == 2 * len(params)  # gradients and weights
 

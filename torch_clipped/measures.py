@@ -70,20 +70,23 @@ def unit_count(tensor: Tensor) -> int:
 
 def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The p-norm of each unit of each tensor, in order: float64 of shape (sum of counts,)."""
-    norms = torch.zeros(sum(counts), dtype=accumulation_dtype(device), device=device)
-    for tensor, part in zip(tensors, torch.split(norms, list(counts)), strict=True):
+    pieces = [torch.empty(0)] * len(tensors)
+    single: list[tuple[int, Tensor]] = []
+    for i, (tensor, count) in enumerate(zip(tensors, counts, strict=True)):
         if tensor is None or stored(tensor).numel() == 0:
-            continue
-        if tensor.is_sparse and tensor.sparse_dim() > 1:
-            tensor = tensor.to_dense()
-        units = stored(tensor)
-        if tensor.dim() <= 1:
-            units = units.reshape(1, -1)
-        if tensor.is_sparse and tensor.dim() > 1:
-            part[tensor._indices()[0]] = _unit_norms(units, norm_type).to(part)
+            pieces[i] = torch.zeros(count, dtype=accumulation_dtype(device), device=device)
+        elif count == 1:
+            single.append((i, tensor))
+        elif tensor.is_sparse:
+            pieces[i] = _sparse_unit_norms(tensor, count, norm_type)
         else:
-            part.copy_(_unit_norms(units, norm_type), non_blocking=True)
-    return norms.numpy() if on_host(device) else norms
+            pieces[i] = _unit_norms(tensor, norm_type)
+    found = torch.as_tensor(tensor_norms([tensor for _, tensor in single], [], norm_type, device)) if single else torch.empty(0)
+    for (i, _), norm in zip(single, torch.split(found, 1), strict=False):
+        pieces[i] = norm
+    if not on_host(device):
+        return torch.cat([piece.to(device, accumulation_dtype(device), non_blocking=True) for piece in pieces])
+    return torch.cat(pieces).to(torch.float64).numpy()
 
 
 def combine(norms: Any, norm_type: float) -> Any:
@@ -149,7 +152,7 @@ def _norms_of_rows(rows: Tensor) -> Tensor:
     if rows.dtype not in _LOW_PRECISION:
         norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
         return norms
-    parts = torch.split(rows, _TOGETHER)  # torch converts all that it is given before it begins
+    parts = torch.split(rows, _TOGETHER)  # torch would convert all of it before it begins
     return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts])
 
 
@@ -165,23 +168,36 @@ def _largest(values: Tensor) -> float:
 
 
 def _unit_norms(units: Tensor, norm_type: float) -> Tensor:
+    units = units.flatten(1) if units.is_contiguous() else units  # a view; one dimension is the fastest
     dimensions = tuple(range(1, units.dim()))
     norms: Tensor
-    if units[0].numel() >= _SPLIT and on_host(units.device):
-        rows = tensor_norms(units.unbind(), [1] * len(units), norm_type, units.device)
-        return torch.from_numpy(rows)
     if not on_host(units.device):
-        units = units.abs() if units.is_complex() else units
-        norms = torch.linalg.vector_norm(units, norm_type, dim=dimensions, dtype=accumulation_dtype(units.device))
+        moduli = units.abs() if units.is_complex() else units
+        norms = torch.linalg.vector_norm(moduli, norm_type, dim=dimensions, dtype=accumulation_dtype(units.device))
         return norms
+    if units[0].numel() >= _SPLIT:
+        return torch.from_numpy(tensor_norms(units.unbind(), [], norm_type, units.device))
     if norm_type not in (2, math.inf):
         return _careful_unit_norms(units, norm_type)
-    dtype = torch.float32 if units.dtype in _LOW_PRECISION else None
-    norms = torch.linalg.vector_norm(units, norm_type, dim=dimensions, dtype=dtype).double()
-    odd = ~((norms > _LOWEST) & (norms < math.inf))
-    if odd.any():
+    if units.dtype in _LOW_PRECISION:
+        together = max(1, _CHUNK // units[0].numel())
+        parts = torch.split(units, together)  # as above
+        norms = torch.cat([torch.linalg.vector_norm(part, norm_type, dim=dimensions, dtype=torch.float32) for part in parts])
+    else:
+        norms = torch.linalg.vector_norm(units, norm_type, dim=dimensions)
+    shortest, longest = (x.item() for x in torch.aminmax(norms))
+    if not (shortest > _LOWEST and longest < math.inf):  # also where one is NaN
+        norms = norms.double()
+        odd = ~((norms > _LOWEST) & (norms < math.inf))
         norms[odd] = _careful_unit_norms(units[odd], norm_type)
     return norms
+
+
+def _sparse_unit_norms(tensor: Tensor, count: int, norm_type: float) -> Tensor:
+    if tensor.sparse_dim() > 1:
+        return _unit_norms(tensor.to_dense(), norm_type)
+    rows = _unit_norms(tensor._values().reshape(len(tensor._values()), -1), norm_type)
+    return rows.new_zeros(count).index_copy(0, tensor._indices()[0], rows)
 
 
 def _careful_unit_norms(units: Tensor, norm_type: float) -> Tensor:

@@ -66,6 +66,8 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, t
 def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply each unit of each gradient by its own coefficient."""
     on_host = not isinstance(coefficients, Tensor)
+    if on_host and not (coefficients < 1).any():
+        return
     parts = torch.split(torch.as_tensor(coefficients), list(counts))
     for grad, part in zip(grads, parts, strict=True):
         if grad is None or (on_host and not (part < 1).any()):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_clipped.history import chronological, history_shapes, push, quantile, resized
+from torch_clipped.history import chronological, history_shapes, mean_and_std, push, quantile, resized
 
 
 def host(window, blocks):
@@ -38,6 +38,32 @@ def test_quantile_is_numpys_of_the_last_window(stream, probability, new):
         push(memory, array(memory, [value]), array(memory, [True]))
         wanted = np.quantile(STREAMS[stream][max(0, i - 15) : i + 1], probability)
         assert float(quantile(memory, probability)[0]) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("new", [host, device])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_one_block_without_a_dimension_is_one_block(stream, new):
+    flat, column = new(16, 1), new(16, 1)
+    flat.lengths, flat.count = flat.lengths[:, 0], flat.count[..., 0]
+    for value in STREAMS[stream]:
+        push(flat, array(flat, [value])[0], array(flat, [True])[0])
+        push(column, array(column, [value]), array(column, [True]))
+        for ours, theirs in zip(
+            [quantile(flat, 0.3), *mean_and_std(flat)], [quantile(column, 0.3), *mean_and_std(column)], strict=True
+        ):
+            assert ours.shape == ()
+            assert ours == theirs[0]
+
+
+@pytest.mark.parametrize("new", [host, device])
+def test_what_was_sorted_before_stays_that_of_the_ring(new):
+    random = np.random.default_rng(0)
+    memory = new(7, 5)
+    for _ in range(60):
+        lengths, valid = random.integers(1, 6, size=5).astype(float), random.random(5) < 0.6
+        push(memory, array(memory, lengths.tolist()), array(memory, valid.tolist()))
+        fresh = SimpleNamespace(lengths=memory.lengths, count=memory.count)  # sorts anew
+        assert quantile(memory, 0.6).tolist() == quantile(fresh, 0.6).tolist()
 
 
 @pytest.mark.parametrize("new", [host, device])

@@ -94,7 +94,7 @@ def combine(norms: Any, norm_type: float) -> Any:
     if len(norms) == 0:
         return norms.sum()
     if norm_type == 2 and not isinstance(norms, Tensor):
-        norm = np.sqrt(norms @ norms)
+        norm = np.sqrt(np.add.reduce(norms * norms))  # not @, whose threads take milliseconds to wake up
         if 1e-150 < norm < 1e150:  # no square overflowed or vanished
             return norm
     largest = norms.max()

@@ -21,9 +21,9 @@ from .toy_table import aligned, table, write_csv, write_json
 NOTES = {
     "quadratic": "Quantiles over the last steps of a run, then their median over the runs; 'about v' stands as v +- 10 %.\n"
     "max_seldom is the largest of every thousandth f. Under normal noise the 99 % point of f is lr / (2 - lr) / 2 * 135.8 =\n"
-    "0.0340 (a chi-square distribution), so that the largest of all steps is longer than the expected 0.034, and that of\n"
-    "every thousandth step is not. With heavy tails the runs differ by more than the ranges are wide. Clipping also takes its\n"
-    "share of the variance of Weibull noise, hence the lower median there.",
+    "0.0340 (a chi-square distribution): the largest of all steps must be above that, the largest of every thousandth need not.\n"
+    "With heavy tails the runs differ by more than the ranges are wide. Clipping also takes away a part of the variance of\n"
+    "heavy-tailed noise, hence the lower medians.",
     "adagrad": "Quantiles over the repeats. The source shows pictures, so the expectation is only that clipping helps.",
     "regression": "Ratios are taken seed by seed. The source shows pictures, so the expectation is only that clipping helps.",
 }

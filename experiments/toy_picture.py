@@ -40,10 +40,12 @@ def plot_quadratic(curves: Path, config: Path, picture: Path) -> None:
     for panel, noise in zip(panels, noises, strict=False):
         mine = [row for row in rows if row["noise"] == noise]
         _bands(panel, mine, [("lowest", "highest", 0.15), ("p10", "p90", 0.3)], "median", _clipped_label(settings))
-        panel.set(title=f"{noise} noise", yscale="log", ylabel="f")
+        same = len({tuple(row["median"] for row in mine if row["method"] == method) for method in ("SGD", "clipped SGD")}) == 1
+        panel.set_title(f"{noise} noise" + (": nothing is clipped, both curves are the same" if same else ""))
+        panel.set(yscale="log", xlabel="step", ylabel="f")
         panel.grid(alpha=0.3)
         panel.legend(loc="upper right")
-        panel.set_xlabel("step")
+        panel.label_outer()
     figure.savefig(picture, dpi=150)
 
 

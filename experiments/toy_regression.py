@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from tqdm import tqdm
 
@@ -124,8 +124,8 @@ def gradient(features: Tensor, labels: Tensor, x: Tensor, power: float) -> Tenso
 
 def train(config: Config, method: Method, lr: float, data: Data, seed: int) -> list[float]:
     """The loss of all samples before training and after each epoch; inf from where it is not finite."""
-    x = data.start.clone()
-    optimizer = method.make(config, x, lr)
+    parameter = nn.Parameter(data.start.clone())
+    x, optimizer = parameter.detach(), method.make(config, parameter, lr)
     restarter = torch_clipped.Restarter(optimizer, first_restart_steps_cnt=config.first_restart) if method.restarts else None
     generator = torch.Generator().manual_seed(seed)
     losses = [loss(data, x, config.power)]
@@ -133,7 +133,7 @@ def train(config: Config, method: Method, lr: float, data: Data, seed: int) -> l
         order = torch.randperm(config.samples, generator=generator)
         features, labels = data.features[order], data.labels[order]
         for some, wanted in zip(features.split(config.batch), labels.split(config.batch), strict=True):
-            x.grad = gradient(some, wanted, x, config.power)
+            parameter.grad = gradient(some, wanted, x, config.power)
             optimizer.step()
             if restarter is not None:
                 restarter.step()

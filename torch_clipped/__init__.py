@@ -5,6 +5,8 @@ from .decisions import Always, Randomly
 from .functional import GradientClipper, clip_gradients_
 from .level_scheduler import LevelScheduler, linear_warmup, multiple_at_start
 from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
+from .optimizers_collector import ModelProperties, OptimizerProperties, OptimizersCollector, RestartProperties
+from .restarter import Restarter
 from .suspicions import ClippingWarning
 from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, ZClip
 
@@ -21,9 +23,14 @@ __all__ = [
     "GradientClipper",
     "LevelScheduler",
     "MeanStd",
+    "ModelProperties",
+    "OptimizerProperties",
+    "OptimizersCollector",
     "Quantile",
     "Randomly",
     "RatioToWeights",
+    "RestartProperties",
+    "Restarter",
     "ZClip",
     "clip_gradients_",
     "clip_optimizer",

@@ -6,6 +6,8 @@ from .functional import GradientClipper, clip_gradients_
 from .level_scheduler import LevelScheduler, linear_warmup, multiple_at_start
 from .lipschitz import estimate_lipschitz
 from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
+from .optimizers_collector import ModelProperties, OptimizerProperties, OptimizersCollector, RestartProperties
+from .restarter import Restarter
 from .sstm import ClippedSSTM
 from .suspicions import ClippingWarning
 from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, ZClip
@@ -24,9 +26,14 @@ __all__ = [
     "GradientClipper",
     "LevelScheduler",
     "MeanStd",
+    "ModelProperties",
+    "OptimizerProperties",
+    "OptimizersCollector",
     "Quantile",
     "Randomly",
     "RatioToWeights",
+    "RestartProperties",
+    "Restarter",
     "ZClip",
     "clip_gradients_",
     "clip_optimizer",

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from sstm_reference import ReferenceSSTM, clip_coordinates, clip_layers, clip_norm, clip_randomly
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import torch_clipped
-from torch_clipped import ClippedSSTM, LevelScheduler, estimate_lipschitz
+from torch_clipped import ClippedSSTM, LevelScheduler, Restarter, estimate_lipschitz
 from torch_clipped.clipping import CLIPPING_TYPES
 from torch_clipped.decisions import uniform
 from torch_clipped.thresholds import Constant
@@ -312,6 +313,41 @@ def test_learning_rate_schedulers_scalers_and_hooks_drive_it():
         scheduler.step()
     assert len(counted) == 6
     assert all(p.isfinite().all() for p in params)
+
+
+def test_restart_begins_the_method_anew_from_the_mean():
+    params, twins = start(), start()
+    optimizer = ClippedSSTM(params, 0.3, 2.0)
+    restarter = Restarter(optimizer, first_restart_steps_cnt=5)
+    other, iterates = ClippedSSTM(twins, 0.3, 2.0), []
+    for step in range(5):
+        run(optimizer, params, [step])
+        restarter.step()
+        run(other, twins, [step])
+        iterates.append([p.detach().clone() for p in twins])
+    means = [torch.stack(one).mean(dim=0) for one in zip(*iterates, strict=True)]
+    oracles = [ReferenceSSTM(values, 0.3, 2.0) for values in flat(means)]
+    for step in range(5, 9):
+        assert_equal(params, [oracle.x for oracle in oracles])
+        set_gradients(params, step)
+        wanted = clip_norm(flat([p.grad for p in params]), oracles[0].threshold(1.0))
+        optimizer.step()
+        restarter.step()
+        for oracle, gradient in zip(oracles, wanted, strict=True):
+            oracle.step(gradient)
+
+
+def test_distributed_checkpoint_functions_carry_the_state(problem):
+    model, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    optimizer, other = ClippedSSTM(model.parameters(), 0.3, 2.0), ClippedSSTM(twin.parameters(), 0.3, 2.0)
+    for step in range(4):
+        problem.step(optimizer, problem.gradients(step, shapes=[(2, 3), (2,)]))
+    twin.load_state_dict(copy.deepcopy(model.state_dict()))
+    set_optimizer_state_dict(twin, other, copy.deepcopy(get_optimizer_state_dict(model, optimizer)))
+    for step in range(4, 8):
+        for one in (optimizer, other):
+            problem.step(one, problem.gradients(step, shapes=[(2, 3), (2,)]))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 def test_learning_rate_zero_from_the_start_leaves_the_weights_alone():

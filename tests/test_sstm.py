@@ -41,7 +41,7 @@ def noise(step):
 
 
 def set_gradients(params, step, quadratic=False):
-    for p, g in zip(params, noise(step), strict=True):
+    for p, g in zip(params, noise(step), strict=False):
         p.grad = (g + p.detach() if quadratic else g).to(p.dtype)
 
 
@@ -182,6 +182,30 @@ def test_clipping_starts_at_the_iteration_that_is_named(clipping_type):
         optimizer.step()
         assert optimizer.clipping_stats()["clipped_steps"] == (0 if clipping_type == "auto" else max(0, step - 2))
     assert len(optimizer.grad_norms()) == 8
+
+
+def test_parameter_without_gradient_does_not_put_off_the_start_of_clipping():
+    params = start()
+    optimizer = ClippedSSTM(params, 0.3, 2.0, clipping_iter_start=3, clipping_level=1e-3)
+    for step in range(4):
+        set_gradients(params, step)
+        params[1].grad = None
+        optimizer.step()
+    assert optimizer.clipping_stats()["clipped_steps"] == 2
+
+
+def test_group_that_is_added_in_eval_mode_waits_for_train_too():
+    params = start()
+    optimizer = ClippedSSTM(params[:1], 0.3, 2.0)
+    run(optimizer, params[:1], [0])
+    optimizer.eval()
+    optimizer.add_param_group({"params": params[1:]})
+    set_gradients(params, 1)
+    with pytest.raises(RuntimeError, match=r"optimizer\.train\(\)"):
+        optimizer.step()
+    optimizer.train()
+    optimizer.step()
+    assert [optimizer.state[p]["step"] for p in params] == [2, 1, 1]
 
 
 def test_quantiles_are_not_obeyed_before_clipping_starts():

@@ -96,9 +96,8 @@ class _SimilarTriangles(Optimizer):
     def _turn(self, train_mode: bool) -> Iterator[tuple[Tensor, Group]]:
         """Turn the groups to this mode; gives the parameters whose weights differ between the modes."""
         for group in self.param_groups:
-            if group["train_mode"] != train_mode:
-                group["train_mode"] = train_mode
-                yield from ((p, group) for p in group["params"] if self.state.get(p))
+            group["train_mode"] = train_mode
+            yield from ((p, group) for p in group["params"] if self.state.get(p))
 
 
 class ClippedSSTM(Clipped, _SimilarTriangles):

@@ -43,13 +43,13 @@ class Arguments:
     def of(cls, group: Mapping[str, Any]) -> Arguments:
         """The arguments that stand in a parameter group; ValueError names the first one that is nonsense."""
         name = _clipping_type(group["clipping_type"])
-        beta = _number("clipping_beta", group["clipping_beta"], "a number between 0 and 1")
+        beta = number("clipping_beta", group["clipping_beta"], "a number between 0 and 1")
         if not 0 < beta < 1:
             raise ValueError(f"clipping_beta must be between 0 and 1, both excluded, got {beta}")
         norm_type = group["norm_type"]
         if isinstance(norm_type, str) and norm_type == "inf":  # as torch's norms spell it
             norm_type = math.inf
-        norm_type = _number("norm_type", norm_type, "a number")
+        norm_type = number("norm_type", norm_type, "a number")
         if norm_type < 1:
             raise ValueError(f"norm_type must be >= 1 or inf, got {norm_type}")
         if not isinstance(group["nonfinite"], str) or group["nonfinite"] not in NONFINITE_POLICIES:
@@ -59,10 +59,10 @@ class Arguments:
             clipping_type=name,
             clipping_level=_level(name, CLIPPING_TYPES[name], group["clipping_level"]),
             clipping_beta=beta,
-            clipping_window=_integer("clipping_window", group["clipping_window"], smallest=2),
+            clipping_window=integer("clipping_window", group["clipping_window"], smallest=2),
             norm_type=norm_type,
             nonfinite=group["nonfinite"],
-            clipping_seed=_integer("clipping_seed", group["clipping_seed"], smallest=0),
+            clipping_seed=integer("clipping_seed", group["clipping_seed"], smallest=0),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _level(name: str, rule: Clipping | None, level: Any) -> float | None:
         return None
     if level is None:
         return rule.threshold.default_level
-    number = _number("clipping_level", level, "a number or None")
+    number = number("clipping_level", level, "a number or None")
     try:
         rule.threshold.check(number)
     except ValueError as error:
@@ -126,7 +126,7 @@ def _level(name: str, rule: Clipping | None, level: Any) -> float | None:
     return number
 
 
-def _number(argument: str, value: Any, wanted: str) -> float:
+def number(argument: str, value: Any, wanted: str) -> float:
     """A real number as a float: also numpy's, and tensors and arrays without dimensions."""
     plain = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
     if not isinstance(plain, numbers.Real) or isinstance(plain, (bool, np.bool_)):
@@ -140,7 +140,7 @@ def _number(argument: str, value: Any, wanted: str) -> float:
     return number
 
 
-def _integer(argument: str, value: Any, smallest: int) -> int:
+def integer(argument: str, value: Any, smallest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) < 2**63:
         raise ValueError(f"{argument} must be an integer >= {smallest}, got {value!r}")
     return int(value)

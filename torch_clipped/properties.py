@@ -1,0 +1,164 @@
+"""What optimizers, models and restarts are made of: classes and their arguments, to be made as often as needed."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from .arguments import integer, number
+
+if TYPE_CHECKING:
+    from .restarter import Restarter
+
+__all__ = ["ModelProperties", "OptimizerProperties", "RestartProperties"]
+
+AVERAGES = ("mean", "last")
+
+
+@dataclass(frozen=True, init=False)
+class OptimizerProperties:
+    """An optimizer class and its arguments, without the parameters.
+
+    Args:
+        optimizer_class: an optimizer class, or a function that takes the parameters first and returns an optimizer.
+        **optimizer_kwargs: its other arguments.
+
+    Raises:
+        TypeError: ``optimizer_class`` cannot be called, or has no argument of such a name.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedSGD, OptimizerProperties
+        >>> properties = OptimizerProperties(ClippedSGD, lr=5e-2, momentum=0.9, clipping_type="layer_wise", clipping_level=1)
+        >>> properties.label()
+        'ClippedSGD, layer_wise 1, lr 0.05, momentum 0.9'
+        >>> optimizer = properties.make(torch.nn.Linear(3, 1).parameters())
+    """
+
+    optimizer_class: Callable[..., Optimizer]
+    optimizer_kwargs: dict[str, Any]
+
+    def __init__(self, optimizer_class: Callable[..., Optimizer], **optimizer_kwargs: Any) -> None:
+        _bind("optimizer_class", optimizer_class, ([],), optimizer_kwargs)
+        object.__setattr__(self, "optimizer_class", optimizer_class)
+        object.__setattr__(self, "optimizer_kwargs", optimizer_kwargs)
+
+    def make(self, parameters: Iterable[Any]) -> Optimizer:
+        """An optimizer of these parameters."""
+        return self.optimizer_class(parameters, **self.optimizer_kwargs)
+
+    def label(self) -> str:
+        """The class and its arguments in words, clipping first, for legends."""
+        kwargs = dict(self.optimizer_kwargs)
+        clipping = []
+        if "clipping_level" in kwargs and "clipping_type" not in kwargs:
+            default = inspect.signature(self.optimizer_class).parameters.get("clipping_type")
+            if default is not None:
+                kwargs["clipping_type"] = default.default
+        if "clipping_type" in kwargs:
+            clipping = [_in_words(kwargs.pop(key)) for key in ("clipping_type", "clipping_level") if kwargs.get(key) is not None]
+        parts = [" ".join(clipping)] if clipping else []
+        parts += [f"{key} {_in_words(value)}" for key, value in kwargs.items()]
+        return ", ".join([getattr(self.optimizer_class, "__name__", repr(self.optimizer_class)), *parts])
+
+
+@dataclass(frozen=True, init=False)
+class ModelProperties:
+    """A model class and its arguments.
+
+    Args:
+        model_class: a class of modules, or a function that returns a module (a pretrained one, one on an accelerator).
+        *model_args, **model_kwargs: its arguments.
+
+    Raises:
+        TypeError: ``model_class`` cannot be called with such arguments.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ModelProperties
+        >>> ModelProperties(torch.nn.Linear, 3, 1, bias=False).make()
+        Linear(in_features=3, out_features=1, bias=False)
+    """
+
+    model_class: Callable[..., Module]
+    model_args: tuple[Any, ...]
+    model_kwargs: dict[str, Any]
+
+    def __init__(self, model_class: Callable[..., Module], *model_args: Any, **model_kwargs: Any) -> None:
+        _bind("model_class", model_class, model_args, model_kwargs)
+        object.__setattr__(self, "model_class", model_class)
+        object.__setattr__(self, "model_args", model_args)
+        object.__setattr__(self, "model_kwargs", model_kwargs)
+
+    def make(self) -> Module:
+        """A new model."""
+        return self.model_class(*self.model_args, **self.model_kwargs)
+
+
+@dataclass(frozen=True)
+class RestartProperties:
+    """The arguments of a :class:`torch_clipped.Restarter`, without the optimizer.
+
+    Args:
+        first_restart_steps_cnt, restart_coeff, max_steps_cnt, average: as there.
+
+    Raises:
+        ValueError: an argument is not what it has to be.
+
+    Example:
+        >>> from torch_clipped import RestartProperties
+        >>> RestartProperties(100, max_steps_cnt=1000).label()
+        'restarts 100 x 1.25 to 1000'
+    """
+
+    first_restart_steps_cnt: int = 50
+    restart_coeff: float = 1.25
+    max_steps_cnt: int = 2000
+    average: str = "mean"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "first_restart_steps_cnt", integer("first_restart_steps_cnt", self.first_restart_steps_cnt, smallest=1)
+        )
+        coeff = number("restart_coeff", self.restart_coeff, "a finite number >= 1")
+        if not 1 <= coeff < math.inf:
+            raise ValueError(f"restart_coeff must be a finite number >= 1, got {self.restart_coeff!r}")
+        object.__setattr__(self, "restart_coeff", coeff)
+        object.__setattr__(self, "max_steps_cnt", integer("max_steps_cnt", self.max_steps_cnt, smallest=1))
+        if not isinstance(self.average, str) or self.average not in AVERAGES:
+            raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {self.average!r}")
+
+    def make(self, optimizer: Optimizer) -> Restarter:
+        """A restarter of this optimizer."""
+        from .restarter import Restarter  # which imports this module
+
+        return Restarter(optimizer, **asdict(self))
+
+    def label(self) -> str:
+        """The windows in words, for legends."""
+        windows = f"{self.first_restart_steps_cnt} x {_in_words(self.restart_coeff)} to {self.max_steps_cnt}"
+        return f"restarts {windows}" + ("" if self.average == "mean" else f", average {self.average}")
+
+
+def _bind(argument: str, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    if not callable(function):
+        raise TypeError(f"{argument} must be a class or a function, got {function!r}")
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        unknown = next((key for key in kwargs if key not in signature.parameters), None)
+        near = difflib.get_close_matches(unknown, signature.parameters, n=1) if unknown is not None else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{getattr(function, '__name__', function)}: {error}{hint}") from None
+
+
+def _in_words(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

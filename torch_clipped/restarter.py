@@ -1,0 +1,250 @@
+"""Restarts: now and then the weights become the average of the last iterates, and the optimizer begins anew from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Adagrad, Optimizer
+from torch.optim.swa_utils import update_bn
+
+from .properties import OptimizerProperties, RestartProperties
+from .running_means import RunningMeans
+
+__all__ = ["Restarter"]
+
+
+class Restarter:
+    """Restarts an optimizer from the average of its iterates, in windows that become longer.
+
+        mean_k = mean_(k-1) + (x_k - mean_(k-1)) / k          x_k: the weights after step k of the window
+
+    After the last step of a window the weights become that mean, the optimizer forgets its state (momentum, moments, step
+    counts), as if it had just been made with these weights, and the next window is ``int(window * restart_coeff)`` steps long.
+    Once a window is longer than ``max_steps_cnt`` there are no more restarts. Parameters and optimizer stay the same objects,
+    so that schedulers, gradient scalers and hooks go on; so does all that stands in ``param_groups``: learning rates and what
+    clipping remembers.
+
+    Call :meth:`step` after each ``optimizer.step()``. It counts its calls: after a step that a gradient scaler has left out,
+    the weights as they are count once more.
+
+    Args:
+        optimizer: any optimizer of torch or one derived from them, at any point of its training. (Of the optimizers that make
+            their state in the constructor, torch's Adagrad gets it back; others would miss it.)
+        first_restart_steps_cnt (int): length of the first window in steps, at least 1. Default: 50.
+        restart_coeff (float): growth of the windows, at least 1. Where ``int(window * restart_coeff)`` is the window, as for 1
+            to 3 steps and 1.25, they stay as long as they are. Default: 1.25.
+        max_steps_cnt (int): length in steps that no window exceeds, at least 1; a first window that does means no restarts.
+            Default: 2000.
+        average (str): ``"mean"`` restarts from the mean of the window's iterates, ``"last"`` from the last one, so that only the
+            optimizer's state is cleared and no copy of the weights is kept. Default: ``"mean"``.
+        on_restart: called with the restarter after each restart, when weights, state and the attributes below are what the next
+            step will find. Default: None.
+        model: the module whose batch normalization :meth:`recalibrate` renews. Default: None.
+        optimizer_properties: in place of ``optimizer``, for loops of older code that hand it to :meth:`make_restart`. No
+            optimizer is made from them. Default: None.
+
+    Attributes:
+        steps (int): how often :meth:`step` was called.
+        restarts (int): how many restarts there were.
+        window (int): length of the present window in steps.
+        window_steps (int): how many of them are done.
+
+    The mean takes one copy of the weights, in float32 for weights of lower precision, however long the window is; it is let go
+    with the last restart. In float32 its relative error is below 1e-6 after 2,000 iterates of ordinary noise; of a drift without
+    noise it sees what is above 1e-4 of the weight. Each entry is averaged by itself: where one was not finite, its mean is not.
+    Parameters that do not require gradients are left as they are; one that is added or unfrozen within a window is averaged from
+    then on. To copy a restarter, copy its model and optimizer with it: ``deepcopy((model, optimizer, restarter))``.
+
+    Raises:
+        TypeError: ``optimizer``, ``optimizer_properties``, ``on_restart`` or ``model`` is something else.
+        ValueError: another argument is not what it has to be, or not exactly one of ``optimizer`` and ``optimizer_properties``
+            is given.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedSGD, Restarter
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = ClippedSGD(model.parameters(), lr=5e-2, momentum=0.9)
+        >>> restarter = Restarter(optimizer, first_restart_steps_cnt=4, restart_coeff=1.5, max_steps_cnt=6)
+        >>> for _ in range(20):
+        ...     model(torch.ones(2, 3)).square().sum().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     restarter.step()
+        >>> restarter.restarts, restarter.window, restarter.finished  # after steps 4 and 10; 9 is longer than 6
+        (2, 9, True)
+
+    References:
+        Eduard Gorbunov, Marina Danilova, Alexander Gasnikov, "Stochastic Optimization with Heavy-Tailed Noise via Accelerated
+        Gradient Clipping", 2020 (R-clipped-SGD), https://arxiv.org/abs/2005.10785
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | None = None,
+        first_restart_steps_cnt: int = 50,
+        restart_coeff: float = 1.25,
+        max_steps_cnt: int = 2000,
+        *,
+        average: str = "mean",
+        on_restart: Callable[[Restarter], Any] | None = None,
+        model: Module | None = None,
+        optimizer_properties: OptimizerProperties | None = None,
+    ) -> None:
+        if (optimizer is None) == (optimizer_properties is None):
+            given = "neither" if optimizer is None else "both"
+            raise ValueError(f"Restarter needs one of optimizer and optimizer_properties, got {given}")
+        if optimizer is not None:
+            _check_optimizer(optimizer)
+        elif not isinstance(optimizer_properties, OptimizerProperties):
+            raise TypeError(f"optimizer_properties must be OptimizerProperties, got {type(optimizer_properties).__name__}")
+        if on_restart is not None and not callable(on_restart):
+            raise TypeError(f"on_restart must be a function of the restarter or None, got {on_restart!r}")
+        if model is not None and not isinstance(model, Module):
+            raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
+        properties = RestartProperties(first_restart_steps_cnt, restart_coeff, max_steps_cnt, average)
+        self.restart_coeff, self.max_steps_cnt = properties.restart_coeff, properties.max_steps_cnt
+        self.window, self.average = properties.first_restart_steps_cnt, properties.average
+        self.optimizer = optimizer
+        self.on_restart = on_restart
+        self.model = model
+        self.steps = self.restarts = self.window_steps = 0
+        self._means = RunningMeans()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are no more restarts: the window is longer than ``max_steps_cnt``."""
+        return self.window > self.max_steps_cnt
+
+    def step(self) -> None:
+        """Take notice of a step of the optimizer, and restart if it was the last one of the window.
+
+        Raises:
+            ValueError: there is no optimizer yet.
+        """
+        self.add_coords(self._parameters("step()"))
+        self._restart_if_due()
+
+    def add_coords(self, parameters: Iterable[Tensor]) -> None:
+        """The first half of :meth:`step` for loops of older code: add the weights to the mean.
+
+        Args:
+            parameters: the weights, such as ``model.parameters()``.
+
+        Raises:
+            TypeError: they are no iterable of tensors.
+        """
+        if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+            raise TypeError(f"parameters must be an iterable of tensors, got a {type(parameters).__name__}")
+        params = list(dict.fromkeys(parameters))
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"parameters must be an iterable of tensors, got a {type(p).__name__} in it")
+        self.steps += 1
+        if not self.finished:
+            self.window_steps += 1
+            if self.average == "mean":
+                self._means.add(params)
+
+    def make_restart(self, model: Module, optimizer: Optimizer) -> Optimizer:
+        """The second half of :meth:`step` for loops of older code: restart if the window is over.
+
+        Args:
+            model: the module that is trained, for :meth:`recalibrate`.
+            optimizer: the optimizer that trains it.
+
+        Returns:
+            The same optimizer.
+
+        Raises:
+            TypeError: they are no module and no optimizer.
+        """
+        if not isinstance(model, Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        _check_optimizer(optimizer)
+        self.model, self.optimizer = model, optimizer
+        self._restart_if_due()
+        return optimizer
+
+    def recalibrate(self, loader: Iterable[Any], device: torch.device | str | int | None = None) -> None:
+        """Measure the running statistics of the model's batch normalization anew, with one pass over ``loader``.
+
+        After a restart from a mean they belong to weights that are gone. To do it at each restart:
+        ``Restarter(optimizer, model=model, on_restart=lambda restarter: restarter.recalibrate(loader))``.
+
+        Args:
+            loader: batches as :func:`torch.optim.swa_utils.update_bn` takes them: tensors, or tuples that begin with one.
+            device: where to put the batches. Default: None, they stay where they are.
+
+        Raises:
+            ValueError: the model is not known.
+        """
+        if self.model is None:
+            raise ValueError("recalibrate() needs the model: make the restarter with Restarter(optimizer, model=model)")
+        update_bn(loader, self.model, device)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this restarter stands: numbers and tensors, the latter by the position of the parameter in the optimizer.
+
+        What the constructor was given is not in it, ``average`` apart. As with torch's optimizers the tensors are no copies.
+        """
+        params = self._parameters("state_dict()")
+        return {
+            "average": self.average,
+            "steps": self.steps,
+            "restarts": self.restarts,
+            "window": self.window,
+            "window_steps": self.window_steps,
+        } | self._means.state_dict(params)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over where another restarter stood; its optimizer's state is loaded by the optimizer.
+
+        Raises:
+            ValueError: the state is of another kind, or of other parameters.
+        """
+        params = self._parameters("load_state_dict()")
+        missing = [key for key in self.state_dict() if key not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict must be one of a Restarter, but has no {missing[0]!r}")
+        if state_dict["average"] != self.average:
+            raise ValueError(f"state_dict must be of a Restarter with average={self.average!r}, got {state_dict['average']!r}")
+        means = RunningMeans.from_state_dict(state_dict, params)
+        for key in ("steps", "restarts", "window", "window_steps"):
+            setattr(self, key, state_dict[key])
+        self._means = RunningMeans() if self.finished else means
+
+    def _parameters(self, caller: str) -> list[Tensor]:
+        if self.optimizer is None:
+            raise ValueError(f"{caller} needs the optimizer: give it to Restarter or call make_restart(model, optimizer) first")
+        return list(dict.fromkeys(p for group in self.optimizer.param_groups for p in group["params"]))
+
+    def _restart_if_due(self) -> None:
+        if self.finished or self.window_steps < self.window:
+            return
+        assert self.optimizer is not None
+        self._means.write_back_()
+        _forget_state(self.optimizer)
+        self.restarts += 1
+        self.window_steps = 0
+        self.window = int(min(self.window * self.restart_coeff, 2.0**63))  # an infinite product is no int
+        if self.finished:
+            self._means = RunningMeans()
+        if self.on_restart is not None:
+            self.on_restart(self)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+
+
+def _forget_state(optimizer: Optimizer) -> None:
+    optimizer.state.clear()
+    if isinstance(optimizer, Adagrad):  # makes its state in the constructor, and never again
+        keys = ("params", "fused", "initial_accumulator_value")
+        optimizer.state.update(Adagrad([{key: group[key] for key in keys} for group in optimizer.param_groups]).state)

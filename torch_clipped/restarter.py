@@ -141,9 +141,8 @@ class Restarter:
         if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
             raise TypeError(f"parameters must be an iterable of tensors, got a {type(parameters).__name__}")
         params = list(dict.fromkeys(parameters))
-        for p in params:
-            if not isinstance(p, Tensor):
-                raise TypeError(f"parameters must be an iterable of tensors, got a {type(p).__name__} in it")
+        if wrong := [p for p in params if not isinstance(p, Tensor)]:
+            raise TypeError(f"parameters must be an iterable of tensors, got a {type(wrong[0]).__name__} in it")
         self.steps += 1
         if not self.finished:
             self.window_steps += 1
@@ -246,5 +245,6 @@ def _check_optimizer(optimizer: Any) -> None:
 def _forget_state(optimizer: Optimizer) -> None:
     optimizer.state.clear()
     if isinstance(optimizer, Adagrad):  # makes its state in the constructor, and never again
-        keys = ("params", "fused", "initial_accumulator_value")
-        optimizer.state.update(Adagrad([{key: group[key] for key in keys} for group in optimizer.param_groups]).state)
+        groups = [{"params": group["params"], "fused": group["fused"]} for group in optimizer.param_groups]
+        start = optimizer.defaults["initial_accumulator_value"]
+        optimizer.state.update(Adagrad(groups, initial_accumulator_value=start).state)

@@ -4,9 +4,11 @@ from .clipping import Clipping, register_clipping
 from .decisions import Always, Randomly
 from .functional import GradientClipper, clip_gradients_
 from .level_scheduler import LevelScheduler, linear_warmup, multiple_at_start
+from .lipschitz import estimate_lipschitz
 from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
 from .optimizers_collector import ModelProperties, OptimizerProperties, OptimizersCollector, RestartProperties
 from .restarter import Restarter
+from .sstm import ClippedSSTM
 from .suspicions import ClippingWarning
 from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, ZClip
 
@@ -17,6 +19,7 @@ __all__ = [
     "ClippedAdam",
     "ClippedAdamW",
     "ClippedSGD",
+    "ClippedSSTM",
     "Clipping",
     "ClippingWarning",
     "Constant",
@@ -34,6 +37,7 @@ __all__ = [
     "ZClip",
     "clip_gradients_",
     "clip_optimizer",
+    "estimate_lipschitz",
     "linear_warmup",
     "multiple_at_start",
     "register_clipping",

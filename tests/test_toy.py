@@ -1,0 +1,180 @@
+"""``python -m experiments toy``: its noise, its methods, and what it writes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import toy, toy_adagrad, toy_quadratic, toy_regression
+from experiments.__main__ import main
+from experiments.toy_noise import NOISES, infinite_variance, levy
+from experiments.toy_table import Expectation, read_csv, table, write_json
+from torch_clipped import ClippedSGD
+from torch_clipped.clipping import CLIPPING_TYPES
+
+QUADRATIC = toy_quadratic.Config(steps=1200, measured_steps=900, repeats=2, dimension=6)
+ADAGRAD = toy_adagrad.Config(steps=300, repeats=20)
+REGRESSION = toy_regression.Config(samples=100, features=4, batch=20, epochs=2, seeds=2)
+
+
+@pytest.fixture(autouse=True)
+def _table_of_types():
+    """Forget the row-wise type again: other tests go through the table."""
+    before = dict(CLIPPING_TYPES)
+    yield
+    CLIPPING_TYPES.clear()
+    CLIPPING_TYPES.update(before)
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise.name)
+def test_noise_has_the_quantiles_of_its_distribution_on_the_unit_scale(noise):
+    quantile_functions = {
+        "normal": lambda u: {0.5: 0.0, 0.9: 1.2815516, 0.99: 2.3263479}[u],
+        "exponential": lambda u: -np.log(1 - u),
+        "Weibull": lambda u: (-np.log(1 - u)) ** 5,
+        "Burr XII": lambda u: (1 - u) ** (-1 / 2.3) - 1,
+    }
+    values = noise.draw(np.random.default_rng(1), (200_000,)) * noise.std + noise.mean
+    for u in (0.5, 0.9, 0.99):
+        below = (values <= quantile_functions[noise.name](u)).mean()
+        assert below == pytest.approx(u, abs=4 * (u * (1 - u) / 200_000) ** 0.5)
+
+
+def test_means_and_deviations_are_those_of_numerical_integration():
+    t = np.linspace(0, 400, 400_001)  # of an exponential variable, of which all of them are functions
+    for noise, values in ((NOISES[1], t), (NOISES[2], t**5), (NOISES[3], np.expm1(t / 2.3))):
+        mean, second = (np.trapezoid(values**power * np.exp(-t), t) for power in (1, 2))
+        assert mean == pytest.approx(noise.mean, rel=1e-5)
+        assert second - mean**2 == pytest.approx(noise.std**2, rel=1e-5)
+    assert [round(noise.std, 3) for noise in NOISES] == [1, 1, 1901.158, 2.130]
+
+
+def test_noise_without_variance_is_symmetric_with_the_right_tail():
+    values = infinite_variance(np.random.default_rng(2), (200_000,))
+    assert (values > 0).mean() == pytest.approx(0.5, abs=0.005)
+    for far in (1.0, 8.0):
+        assert (np.abs(values) > far).mean() == pytest.approx((1 + far) ** -1.5, rel=0.05)
+
+
+def test_levy_numbers_are_cut_where_they_should():
+    values = levy(np.random.default_rng(3), 100_000, 0.5, 100.0)
+    assert values.max() <= 100
+    assert values.min() > 0
+    assert np.median(values) == pytest.approx(0.5 / 0.6744898**2 * 0.86, rel=0.1)  # the untruncated one, lowered by the cut
+
+
+def test_rows_of_one_matrix_run_like_separate_runs():
+    config = toy_quadratic.Config(dimension=5, clipping_level=2.0)
+    noise = np.random.default_rng(4).standard_t(2, (50, 3, 5))
+    together = toy_quadratic.Descent(config, 3, clipped=True)
+    values = np.empty((50, 3))
+    over = together.through(noise, values)
+    for row in range(3):
+        x = 0.01 * torch.arange(1, 6, dtype=torch.float64)
+        optimizer = ClippedSGD([x], lr=0.001, clipping_level=2.0)
+        for step in range(50):
+            x.grad = x + torch.from_numpy(noise[step, row])
+            optimizer.step()
+            assert values[step, row] == pytest.approx(x.square().sum().item() / 2, rel=1e-12)
+        assert optimizer.clipping_stats()["clipped_steps"] == over[row]
+        torch.testing.assert_close(x, together.weights[row], rtol=1e-12, atol=0)
+    assert 0 < over.min() < over.max() < 50
+
+
+def test_unclipped_descent_is_plain_arithmetic():
+    config = toy_quadratic.Config(dimension=5)
+    noise = np.random.default_rng(5).standard_normal((20, 2, 5)) * 1000
+    descent, values = toy_quadratic.Descent(config, 2, clipped=False), np.empty((20, 2))
+    descent.through(noise, values)
+    x = np.tile(0.01 * np.arange(1, 6), (2, 1))
+    for step in range(20):
+        x = x - 0.001 * (x + noise[step])
+        assert values[step] == pytest.approx((x**2).sum(axis=1) / 2)
+
+
+def test_adagrad_is_its_formula_entry_by_entry():
+    config = toy_adagrad.Config(steps=40, repeats=3)
+    noise = infinite_variance(np.random.default_rng(config.seed), (40, 3))
+    for clipped in (False, True):
+        x, total = np.full(3, 2.0), np.full(3, 9.0)
+        for value, some in zip(toy_adagrad.descend(config, clipped), noise, strict=True):
+            g = np.clip(x + some, -0.5, 0.5) if clipped else x + some
+            total = total + g**2
+            x = x - 0.5 * g / np.sqrt(total)
+            assert value == pytest.approx(x**2 / 2)
+
+
+def test_gradient_of_the_regression_is_autograds():
+    data = toy_regression.make_data(REGRESSION, 0)
+    x = data.start.clone().requires_grad_()
+    (data.features @ x - data.labels).abs().pow(1.75).mean().backward()
+    torch.testing.assert_close(toy_regression.gradient(data.features, data.labels, data.start, 1.75), x.grad)
+    assert toy_regression.loss(data, data.start, 1.75) > toy_regression.loss(data, data.truth, 1.75)
+    torch.testing.assert_close(data.features.std(dim=0, correction=0), torch.ones(4).double())
+
+
+def test_every_contender_has_a_grid_of_the_same_size_and_learns():
+    data = toy_regression.make_data(REGRESSION, 0)
+    for method in toy_regression.METHODS:
+        assert len(set(method.grid())) == len(toy_regression.HALF_DECADES)
+        losses = toy_regression.train(REGRESSION, method, method.middle, data, 0)
+        assert len(losses) == 3
+        assert losses[-1] < losses[0]
+
+
+def test_divergence_is_recorded_to_the_last_epoch():
+    data = toy_regression.make_data(REGRESSION, 0)
+    losses = toy_regression.train(REGRESSION, toy_regression.METHODS[0], 1e200, data, 0)
+    assert losses[1:] == [np.inf, np.inf]
+
+
+def test_inside_is_decided_by_the_median_over_the_runs(tmp_path):
+    row = Expectation("a", "b", "c", 1.0, 2.0).against([0.0, 1.5, 9.0])
+    assert (row["measured"], row["inside"], row["runs_inside"]) == (1.5, True, 1)
+    outside = Expectation("a", "b", "c", 1.0, 2.0).against([3.0, np.inf, np.inf])
+    assert "NO" in table("title", [row, outside])
+    write_json(outside, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text())["measured"] is None
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder and the tables of a very short run of everything."""
+    folder = tmp_path_factory.mktemp("toy")
+    before = dict(CLIPPING_TYPES)
+    texts = [toy.quadratic(QUADRATIC, folder), toy.adagrad(ADAGRAD, folder), toy.regression(REGRESSION, folder)]
+    CLIPPING_TYPES.clear()
+    CLIPPING_TYPES.update(before)
+    return folder, texts
+
+
+@pytest.mark.parametrize("name", toy.PROBLEMS)
+def test_data_config_table_and_picture_are_written(written, name):
+    folder, texts = written
+    content = json.loads((folder / f"toy_{name}.json").read_text())
+    configs = {"quadratic": QUADRATIC, "adagrad": ADAGRAD, "regression": REGRESSION}
+    assert content["config"] == vars(configs[name])
+    assert (folder / f"toy_{name}.png").read_bytes().startswith(b"\x89PNG")
+    text = texts[list(toy.PROBLEMS).index(name)]
+    for row in content["expected"]:
+        assert any(all(str(row[key]) in line for key in ("setting", "method", "quantity")) for line in text.splitlines())
+    for file in (f"toy_{name}.csv", f"toy_{name}_curves.csv"):
+        assert read_csv(folder / file)
+
+
+def test_runs_of_the_quadratic_are_counted_in_full(written):
+    rows = read_csv(written[0] / "toy_quadratic.csv")
+    assert len(rows) == len(NOISES) * 2 * QUADRATIC.repeats
+    assert all(float(row["median"]) <= float(row["p99"]) <= float(row["max"]) for row in rows)
+    curves = read_csv(written[0] / "toy_quadratic_curves.csv")
+    assert [int(row["step"]) for row in curves[:3]] == [500, 1000, 1200]
+
+
+def test_command_runs_one_problem(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(toy.PROBLEMS, "adagrad", lambda seed, folder: f"seed {seed} into {folder.name}")
+    assert main(["toy", "--only", "adagrad", "--seed", "3", "--out", str(tmp_path / "new")]) == 0
+    assert "seed 3 into new" in capsys.readouterr().out
+    for options in (["--seed", "-1"], ["--only", "nothing"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["toy", *options])

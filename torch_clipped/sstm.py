@@ -1,0 +1,242 @@
+"""The clipped stochastic similar triangles method: accelerated steps whose gradients are clipped."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .clip_sets import ClipSet
+from .mixin import Clipped
+from .thresholds import Constant
+
+__all__ = ["ClippedSSTM"]
+
+Group = dict[str, Any]
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class _SimilarTriangles(Optimizer):
+    """The method without clipping. Each parameter counts its own iterations, as torch's Adam does."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        L: float,  # noqa: N803 (the formula's letter)
+        nu: float = 1,
+        a_k_ratio_upper_bound: float = 1.0,
+        clipping_iter_start: int | None = None,
+    ) -> None:
+        first = 1 if clipping_iter_start is None else clipping_iter_start
+        hyperparameters = {"lr": lr, "L": L, "nu": nu, "a_k_ratio_upper_bound": a_k_ratio_upper_bound}
+        super().__init__(params, {**hyperparameters, "first_clipped_iteration": first, "train_mode": True})
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a parameter group, as torch does; it may have hyperparameters of its own."""
+        if isinstance(param_group, dict):
+            _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Evaluate the closure, if there is one, and perform one iteration."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with_grad = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        for p in (p for params in with_grad for p in params):
+            _refuse_what_cannot_be_averaged(p)  # before anything is changed
+        for group, params in zip(self.param_groups, with_grad, strict=True):
+            alike: dict[tuple[int, float], list[Tensor]] = {}
+            for p in params:
+                state = self.state[p]
+                if not state:
+                    state.update(step=0, A=0.0, y=p.detach().clone(), z=p.detach().clone())
+                alike.setdefault((state["step"], state["A"]), []).append(p)
+            for (k, total), members in alike.items():
+                self._advance(group, members, k, total)
+        return loss
+
+    def _advance(self, group: Group, params: list[Tensor], k: int, total: float) -> None:
+        states = [self.state[p] for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
+        y, z = [state["y"] for state in states], [state["z"] for state in states]
+        weight, total = _weight_and_total(group, k, total)
+        torch._foreach_add_(z, grads, alpha=-_step_size(group, k))
+        torch._foreach_lerp_(y, z, weight)
+        for state in states:
+            state.update(step=k + 1, A=total)
+        weight, _ = _weight_and_total(group, k + 1, total)
+        torch._foreach_copy_(params, y)
+        torch._foreach_lerp_(params, z, weight)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put y, the method's answer, into the weights; :meth:`train` has to be called before the next step."""
+        for p, _ in self._turn(train_mode=False):
+            p.copy_(self.state[p]["y"])
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put x, where the gradients are taken, into the weights again."""
+        for p, group in self._turn(train_mode=True):
+            state = self.state[p]
+            weight, _ = _weight_and_total(group, state["step"], state["A"])
+            p.copy_(state["y"]).lerp_(state["z"], weight)
+
+    def _turn(self, train_mode: bool) -> Iterator[tuple[Tensor, Group]]:
+        """Turn the groups to this mode; gives the parameters whose weights differ between the modes."""
+        for group in self.param_groups:
+            group["train_mode"] = train_mode
+            yield from ((p, group) for p in group["params"] if self.state.get(p))
+
+
+class ClippedSSTM(Clipped, _SimilarTriangles):
+    """The clipped stochastic similar triangles method: accelerated SGD for convex problems with heavy-tailed noise.
+
+    With k = 0, 1, ..., A_0 = 0, y_0 = z_0 = x_0 the first weights, and a = 1 / lr:
+
+        alpha_{k+1} = (k+1)^(2 nu / (1 + nu)) / (2 a L)         A_{k+1} = A_k + alpha_{k+1}
+        x_{k+1} = (A_k y_k + alpha_{k+1} z_k) / A_{k+1}         g = clip(gradient at x_{k+1}, level / alpha_{k+1})
+        z_{k+1} = z_k - alpha_{k+1} g                           y_{k+1} = (A_k y_k + alpha_{k+1} z_{k+1}) / A_{k+1}
+
+    The weights hold x while training. The method's answer is y: ``optimizer.eval()`` puts it into the weights before
+    validation or saving, ``optimizer.train()`` puts x back.
+
+    The threshold is ``clipping_level / alpha_{k+1}`` for the clipping types whose level is a length (``norm``, ``layer_wise``,
+    ``coord_wise``, ``linear_rand_norm``, ``quadratic_rand_norm``), so that no block of z ever moves further than the level; where
+    parameters that are clipped together differ in alpha, the largest one counts. Types that take their threshold from data
+    (quantiles, z-scores, ratios) clip at what the data say.
+
+    Args:
+        params: parameters or parameter groups, in float32 or float64, real or complex, with dense gradients.
+        lr: 1 / a, at least 0. The theory has it at most 1. A value written to ``param_groups`` is that of the next step.
+        L: Lipschitz constant of the gradient, or its Hoelder constant for nu < 1, positive; see :func:`estimate_lipschitz`.
+        nu: Hoelder exponent of the gradient, from 0 to 1. Default: 1, a smooth function.
+        a_k_ratio_upper_bound: bound r of A_k / A_{k+1}, in (0, 1]: A_k is kept at or below alpha_{k+1} r / (1 - r), so that the
+            share of new iterates in y does not sink below 1 - r. Default: 1.0, no bound.
+        clipping_iter_start: the first iteration, counted from 1, that is clipped; lengths are remembered before it. It stands in
+            ``param_groups`` as ``first_clipped_iteration``. Default: None, the first.
+        clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in
+            :class:`Clipped`.
+
+    Raises:
+        ValueError: an argument is not what it has to be.
+        TypeError: in :meth:`step`, a parameter in half precision or a sparse gradient.
+        RuntimeError: :meth:`step` between ``eval()`` and ``train()``.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedSSTM
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = ClippedSSTM([weight], lr=1.0, L=1.0, clipping_level=1.0)
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     weight.square().sum().div(2).backward()
+        ...     optimizer.step()
+        >>> optimizer.eval()
+        >>> weight.norm().item() < 0.01
+        True
+
+    References:
+        Eduard Gorbunov, Marina Danilova, Alexander Gasnikov, Stochastic Optimization with Heavy-Tailed Noise via Accelerated
+        Gradient Clipping, 2020, https://arxiv.org/abs/2005.10785.
+        Eduard Gorbunov, Marina Danilova, Innokentiy Shibaev, Pavel Dvurechensky, Alexander Gasnikov, Near-Optimal High
+        Probability Complexity Bounds for Non-Smooth Stochastic Optimization with Heavy-Tailed Noise, 2021,
+        https://arxiv.org/abs/2106.05958 (nu < 1).
+    """
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Evaluate the closure, if there is one, clip the gradients in place and perform one iteration.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        if not all(group["train_mode"] for group in self.param_groups):
+            raise RuntimeError("step() was called after optimizer.eval(): call optimizer.train() before gradients are computed")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._thresholds_of_next_iteration():
+            super().step()
+        return loss
+
+    @contextmanager
+    def _thresholds_of_next_iteration(self) -> Iterator[None]:
+        """Divide the levels by alpha. The groups keep theirs: written there, different levels might become equal and merge."""
+        sets, _ = self._clip_sets()
+        before = [(clip_set.arguments, clip_set.rule) for clip_set in sets]
+        for clip_set in sets:
+            self._prepare(clip_set)
+        try:
+            yield
+        finally:
+            for clip_set, (arguments, rule) in zip(sets, before, strict=True):
+                clip_set.arguments, clip_set.rule = arguments, rule
+
+    def _prepare(self, clip_set: ClipSet) -> None:
+        done = [(group, self.state.get(p, {}).get("step", 0)) for group in clip_set.groups for p in group["params"]]
+        if all(k + 1 < group["first_clipped_iteration"] for group, k in done):
+            clip_set.rule = replace(clip_set.rule, decision=_never)
+        alpha = max((_step_size(group, k) for group, k in done), default=0.0)
+        if alpha > 0 and isinstance(clip_set.rule.threshold, Constant):
+            level = clip_set.arguments.clipping_level / alpha
+            clip_set.arguments = replace(clip_set.arguments, clipping_level=level)
+
+
+def _never(alpha: Any, beta: float, draw: Callable[[], Any]) -> Any:
+    return alpha < 0
+
+
+def _step_size(group: Group, k: int) -> float:
+    """alpha_{k+1}."""
+    nu = group["nu"]
+    return float(group["lr"] / (2 * group["L"]) * (k + 1) ** (2 * nu / (1 + nu)))
+
+
+def _weight_and_total(group: Group, k: int, total: float) -> tuple[float, float]:
+    """alpha_{k+1} / A_{k+1} and A_{k+1}, from A_k."""
+    alpha, ratio = _step_size(group, k), group["a_k_ratio_upper_bound"]
+    if ratio < 1:
+        total = min(total, alpha * ratio / (1 - ratio))
+    total += alpha
+    return (alpha / total if total > 0 else 1.0), total  # lr may be 0
+
+
+def _refuse_what_cannot_be_averaged(p: Tensor) -> None:
+    if p.dtype in LOW_PRECISION:
+        raise TypeError(
+            f"params must be float32 or float64, got {p.dtype}, in which averages with weights like 2 / k stand still: keep the "
+            "weights in float32 and use torch.autocast"
+        )
+    if p.grad is not None and p.grad.is_sparse:
+        raise TypeError("gradients must be dense, got a sparse one: every weight moves in every step of this method")
+
+
+def _check(group: Group) -> None:
+    """ValueError if a hyperparameter is not what it has to be."""
+    for name, low, high, wanted in (
+        ("lr", 0, sys.float_info.max, "at least 0 and finite"),
+        ("L", math.ulp(0), sys.float_info.max, "positive and finite"),
+        ("nu", 0, 1, "from 0 to 1"),
+        ("a_k_ratio_upper_bound", math.ulp(0), 1, "over 0 and at most 1"),
+    ):
+        value = group[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{name} must be a number {wanted}, got {value!r}")
+    first = group["first_clipped_iteration"]
+    if isinstance(first, bool) or not isinstance(first, int) or first < 1:
+        raise ValueError(f"clipping_iter_start must be an integer >= 1 or None, got {first!r}")

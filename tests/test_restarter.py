@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-import torch_clipped
-from torch_clipped import ClippedAdam, ClippedSGD, Restarter, clip_optimizer
+from torch_clipped import Clipped, ClippedAdam, ClippedSGD, Restarter, clip_optimizer
 from torch_clipped.optimizers_collector import OptimizerProperties
 from torch_clipped.optimizers_collector import RestartProperties as Windows
 
@@ -137,7 +136,7 @@ def test_mean_of_two_thousand_noisy_iterates_is_exact(dtype, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_weights_are_averaged_in_float32(dtype):
-    values = torch.tensor([1.0, 2.0] * 300).to(dtype)
+    values = torch.tensor([1.0] * 150 + [2.0] * 450).to(dtype)
     weight = nn.Parameter(torch.zeros(1, dtype=dtype))
     restarter = Restarter(optim.SGD([weight]), 600)
     for value in values:
@@ -145,7 +144,7 @@ def test_low_precision_weights_are_averaged_in_float32(dtype):
             weight.fill_(value)
         restarter.step()
     assert weight.dtype is dtype
-    assert weight.item() == 1.5  # a mean in this type stops moving long before
+    assert weight.item() == 1.75  # a mean in this type stops moving long before
 
 
 def test_types_groups_complex_and_tied_parameters_in_one_optimizer():
@@ -245,14 +244,18 @@ def test_a_window_of_two_thousand_steps_holds_one_copy_of_the_weights():
 # the optimizer after a restart
 
 
-@pytest.mark.parametrize("clipped", [False, True])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "clipped"),
+    [
+        (name, clipped)
+        for name, (cls, _) in OPTIMIZERS.items()
+        for clipped in (False, True)[: 1 if issubclass(cls, Clipped) else 2]
+    ],
+)
 def test_after_a_restart_the_optimizer_steps_as_a_new_one_would(problem, name, clipped):
     cls, arguments = OPTIMIZERS[name]
     optimizer = cls(problem.parameters(), **arguments)
     if clipped:
-        if isinstance(optimizer, torch_clipped.Clipped):
-            pytest.skip("clips already")
         clip_optimizer(optimizer, "norm", 1e3)
     state = optimizer.state
     restarter = Restarter(optimizer, 3, 1.0)
@@ -260,10 +263,10 @@ def test_after_a_restart_the_optimizer_steps_as_a_new_one_would(problem, name, c
     train(problem, optimizer, restarter, range(3))
     assert optimizer.state is state
     fresh = cls([nn.Parameter(p.detach().clone()) for p in params], **arguments)
-    if isinstance(optimizer, torch_clipped.Clipped):
-        clip_optimizer(fresh, "norm", 1e3) if clipped else None
-        for mine, its in zip(fresh.param_groups, optimizer.param_groups, strict=True):  # the history of clipping goes on
-            mine.update({k: v.clone() for k, v in its.items() if k.startswith("clipping_memory_")})
+    if clipped:
+        clip_optimizer(fresh, "norm", 1e3)
+    elif isinstance(optimizer, Clipped):  # the history of clipping goes on
+        fresh.load_state_dict({"state": {}, "param_groups": copy.deepcopy(optimizer.state_dict()["param_groups"])})
     for step in (3, 4):
         stepped(optimizer, problem.gradients(step))
         stepped(fresh, problem.gradients(step))

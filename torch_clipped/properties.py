@@ -154,10 +154,12 @@ def _bind(argument: str, function: Any, args: Sequence[Any], kwargs: dict[str, A
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
+        message = str(error)
         unknown = next((key for key in kwargs if key not in signature.parameters), None)
-        near = difflib.get_close_matches(unknown, signature.parameters, n=1) if unknown is not None else []
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"{getattr(function, '__name__', function)}: {error}{hint}") from None
+        if unknown is not None:
+            near = difflib.get_close_matches(unknown, signature.parameters, n=1)
+            message = f"unknown argument {unknown!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        raise TypeError(f"{getattr(function, '__name__', function)}: {message}") from None
 
 
 def _in_words(value: Any) -> str:

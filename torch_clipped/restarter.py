@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.optim import Adagrad, Optimizer
+from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from .properties import OptimizerProperties, RestartProperties
@@ -32,8 +32,8 @@ class Restarter:
     the weights as they are count once more.
 
     Args:
-        optimizer: any optimizer of torch or one derived from them, at any point of its training. (Of the optimizers that make
-            their state in the constructor, torch's Adagrad gets it back; others would miss it.)
+        optimizer: any optimizer of torch or one derived from them, at any point of its training, that makes its state in
+            :meth:`step` when it is not there (one that makes it in the constructor only would miss it).
         first_restart_steps_cnt (int): length of the first window in steps, at least 1. Default: 50.
         restart_coeff (float): growth of the windows, at least 1. Where ``int(window * restart_coeff)`` is the window, as for 1
             to 3 steps and 1.25, they stay as long as they are. Default: 1.25.
@@ -141,9 +141,8 @@ class Restarter:
         if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
             raise TypeError(f"parameters must be an iterable of tensors, got a {type(parameters).__name__}")
         params = list(dict.fromkeys(parameters))
-        for p in params:
-            if not isinstance(p, Tensor):
-                raise TypeError(f"parameters must be an iterable of tensors, got a {type(p).__name__} in it")
+        if wrong := [p for p in params if not isinstance(p, Tensor)]:
+            raise TypeError(f"parameters must be an iterable of tensors, got a {type(wrong[0]).__name__} in it")
         self.steps += 1
         if not self.finished:
             self.window_steps += 1
@@ -228,7 +227,7 @@ class Restarter:
             return
         assert self.optimizer is not None
         self._means.write_back_()
-        _forget_state(self.optimizer)
+        self.optimizer.state.clear()
         self.restarts += 1
         self.window_steps = 0
         self.window = int(min(self.window * self.restart_coeff, 2.0**63))  # an infinite product is no int
@@ -241,10 +240,3 @@ class Restarter:
 def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-
-
-def _forget_state(optimizer: Optimizer) -> None:
-    optimizer.state.clear()
-    if isinstance(optimizer, Adagrad):  # makes its state in the constructor, and never again
-        keys = ("params", "fused", "initial_accumulator_value")
-        optimizer.state.update(Adagrad([{key: group[key] for key in keys} for group in optimizer.param_groups]).state)

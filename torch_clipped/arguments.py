@@ -118,12 +118,12 @@ def _level(name: str, rule: Clipping | None, level: Any) -> float | None:
         return None
     if level is None:
         return rule.threshold.default_level
-    number = number("clipping_level", level, "a number or None")
+    found = number("clipping_level", level, "a number or None")
     try:
-        rule.threshold.check(number)
+        rule.threshold.check(found)
     except ValueError as error:
         raise ValueError(f"{error} (clipping_type={name!r})") from None
-    return number
+    return found
 
 
 def number(argument: str, value: Any, wanted: str) -> float:
@@ -132,15 +132,16 @@ def number(argument: str, value: Any, wanted: str) -> float:
     if not isinstance(plain, numbers.Real) or isinstance(plain, (bool, np.bool_)):
         raise ValueError(f"{argument} must be {wanted}, got {value!r}")
     try:
-        number = float(plain)
+        found = float(plain)
     except OverflowError:
         raise ValueError(f"{argument} must be {wanted} that a float can hold, got {value!r}") from None
-    if math.isnan(number):
+    if math.isnan(found):
         raise ValueError(f"{argument} must be {wanted}, got {value!r}")
-    return number
+    return found
 
 
 def integer(argument: str, value: Any, smallest: int) -> int:
+    """An integer that fits 64 bits and is not smaller than ``smallest``; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) < 2**63:
         raise ValueError(f"{argument} must be an integer >= {smallest}, got {value!r}")
     return int(value)

@@ -9,6 +9,7 @@ from importlib import import_module
 
 EXPERIMENTS = {
     "heavy-tails": "experiments.heavy_tails",
+    "restarts": "experiments.restarts",
     "toy": "experiments.toy",
 }
 

@@ -11,6 +11,7 @@ EXPERIMENTS = {
     "heavy-tails": "experiments.heavy_tails",
     "benchmark": "experiments.benchmark",
     "endurance": "experiments.endurance",
+    "restarts": "experiments.restarts",
     "toy": "experiments.toy",
 }
 

@@ -2,7 +2,10 @@
 
 import copy
 import inspect
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -495,6 +498,23 @@ def test_compiled_step_is_the_eager_one(problem, name, clipping_type, backend):
     assert_close(compiled_weights, weights, 1e-5)
     assert compiled_stats == pytest.approx(stats, rel=1e-5, nan_ok=True)
     assert stats["steps"] == 5 or clipping_type == "none"
+
+
+FIRST_STEP = """
+import torch
+from torch_clipped import ClippedSGD
+weight = torch.nn.Parameter(torch.zeros(2))
+weight.grad = torch.tensor([3.0, 4.0])
+optimizer = ClippedSGD([weight], lr=1.0)
+torch.compile(optimizer.step, backend="eager")()
+print(weight.tolist())
+"""
+
+
+def test_first_step_of_a_process_may_be_a_compiled_one():
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == pytest.approx([-0.6, -0.8])
 
 
 # maximize, differentiable, capturable

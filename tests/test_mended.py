@@ -244,3 +244,82 @@ def test_parameter_named_twice_is_clipped_once():
     weight.grad = torch.tensor([3.0, 4.0])
     assert GradientClipper([weight, weight]).step().item() == 5.0
     assert weight.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize("types", [("layer_wise_auto", "auto"), ("auto", "layer_wise_auto"), ("layer_wise_zscore", "zscore")])
+@pytest.mark.parametrize("host", [True, False])
+def test_history_of_one_tensor_serves_both_measures(types, host, request):
+    if not host:
+        request.getfixturevalue("no_host")
+    params = [parameter(0.0, 0.0), parameter(0.0)]
+    optimizer = ClippedSGD([{"params": [p]} for p in params], lr=0.1, foreach=True, clipping_type=types[0])
+    for kind in (types[0], types[1], types[0]):
+        for group in optimizer.param_groups:
+            group["clipping_type"] = kind
+        for step in range(3):
+            for p in params:
+                p.grad = torch.full_like(p, step + 1.0)
+            optimizer.step()
+    assert optimizer.clipping_stats()["steps"] == 9
+
+
+def test_weights_are_those_that_stand_in_the_group_now():
+    first, second = parameter(1.0), parameter(100.0)
+    optimizer = ClippedSGD([first], lr=0.1, clipping_type="adaptive", clipping_level=0.5)
+    first.grad = torch.tensor([10.0])
+    optimizer.step()
+    optimizer.param_groups[0]["params"][0] = second
+    second.grad = torch.tensor([10.0])
+    optimizer.step()
+    assert optimizer.clipping_stats()["threshold"] == 50.0
+
+
+@pytest.mark.parametrize("clipping_type", ["norm", "layer_wise_auto", "coord_wise", "adaptive"])
+@pytest.mark.parametrize("host", [True, False])
+def test_group_without_blocks(clipping_type, host, request):
+    if not host:
+        request.getfixturevalue("no_host")
+    weight, empty = parameter(0.0), torch.nn.Parameter(torch.zeros(0, 3))
+    groups = [{"params": params, "clipping_type": clipping_type} for params in ([], [empty])]
+    groups[1]["clipping_level"] = 0.5
+    optimizer = ClippedSGD([*groups, {"params": [weight]}], lr=0.1)
+    weight.grad, empty.grad = torch.ones(1), torch.zeros(0, 3)
+    optimizer.step()
+    assert optimizer.clipping_stats()["steps"] == 1
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_history_is_not_taken_up_again_after_steps_without_clipping(reload):
+    weight = parameter(0.0)
+    optimizer = ClippedSGD([weight], clipping_type="auto", clipping_level=0.5)
+
+    def run(steps, length, **arguments):
+        optimizer.param_groups[0].update(arguments)
+        for _ in range(steps):
+            weight.grad = torch.tensor([length])
+            optimizer.step()
+
+    run(20, 1.0)
+    run(3, 1.0, clipping_type="none", clipping_level=None)
+    if reload:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(1, 1000.0, clipping_type="auto", clipping_level=0.5)
+    assert weight.grad.item() == 1000.0
+
+
+def test_arguments_of_a_step_that_does_not_clip_are_checked_too():
+    weight = parameter(0.0)
+    optimizer = ClippedSGD([weight], clipping_level=0.5)
+    optimizer.param_groups[0]["clipping_type"] = "none"
+    weight.grad = torch.ones(1)
+    with pytest.raises(ValueError, match="clipping_level must be None"):
+        optimizer.step()
+
+
+def test_median_of_thresholds_that_are_infinite_on_an_accelerator(no_host):
+    params = [parameter(0.0), parameter(0.0)]
+    optimizer = ClippedSGD(params, clipping_type="layer_wise_zscore")
+    for p in params:
+        p.grad = torch.ones(1)
+    optimizer.step()
+    assert optimizer.clipping_stats()["threshold"] == math.inf

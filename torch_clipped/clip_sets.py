@@ -101,9 +101,13 @@ class Cell(NamedTuple):
     """The blocks of a clip set whose memory stands in one parameter group."""
 
     blocks: slice
-    params: Sequence[Tensor]
+    groups: Sequence[Group]
     counts: list[int]  # of blocks in each parameter
     memory: SimpleNamespace
+
+    def weights(self) -> list[Tensor]:
+        """The parameters, as they stand in the groups now."""
+        return [p for group in self.groups for p in group["params"]]
 
 
 class ClipSet(Record):
@@ -127,10 +131,10 @@ class ClipSet(Record):
         super().__init__(remembered(groups[0], "set_steps"), remembered(groups[0], "set_last"))
         self.cells: list[Cell] = []
         for part in [groups] if self.is_one_block else [[group] for group in groups]:
-            params = [p for group in part for p in group["params"]]
-            counts, start = block_counts(rule, params), sum(map(sum, (cell.counts for cell in self.cells)))
+            counts = block_counts(rule, [p for group in part for p in group["params"]])
+            start = sum(map(sum, (cell.counts for cell in self.cells)))
             memory = threshold_memory(part[0], rule, memories)
-            self.cells.append(Cell(slice(start, start + sum(counts)), params, counts, memory))
+            self.cells.append(Cell(slice(start, start + sum(counts)), part, counts, memory))
         self.counts_of_blocks = [count for cell in self.cells for count in cell.counts]
 
     def gradients(self) -> list[Tensor | None]:
@@ -168,7 +172,7 @@ class ClipSet(Record):
 
     def _rule_of_cell(self, cell: Cell, lengths: Any, valid: Any, norm: Any, step: Any) -> tuple[Any, Any]:
         arguments = self.arguments
-        blocks = Blocks(lengths, valid, norm, step, partial(self.lengths, cell.params, cell.counts))
+        blocks = Blocks(lengths, valid, norm, step, lambda: self.lengths(cell.weights(), cell.counts))
         draw = partial(uniform, arguments.clipping_seed, self.indices[0], step)
         return self.rule(blocks, arguments.clipping_level, arguments.clipping_beta, cell.memory, draw)
 
@@ -188,10 +192,12 @@ def _median(values: Any, chosen: Any) -> Any:
     """The median of the chosen ones, if there are any."""
     if values.ndim == 0:
         return values
-    if len(values) == 1:
-        return values[0]
+    if len(values) < 2:
+        return values.sum() if len(values) else values.sum() * math.nan
     if isinstance(values, Tensor):
-        return torch.where(chosen, values, math.nan).nanquantile(0.5)
+        values = torch.where(chosen, values, math.nan)
+        middle = [values.nanquantile(0.5, interpolation=side) for side in ("lower", "higher")]  # "linear" makes NaN of two infs
+        return (middle[0] + middle[1]) / 2
     return np.median(values[chosen]) if chosen.any() else np.float64(math.nan)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from .history import on_host
 from .measures import stored
 
-__all__ = ["FusedPlan", "not_compiled", "scaler_factors", "undecorated", "unscaled_where_fused_is_wrong"]
+__all__ = ["FusedPlan", "scaler_factors", "undecorated", "unscaled_where_fused_is_wrong"]
 
 _DEVICES = frozenset(_get_fused_kernels_supported_devices())
 _HALVES = (torch.bfloat16, torch.float16)
@@ -32,20 +31,6 @@ def undecorated(step: Callable[..., Any]) -> Callable[..., Any]:
     """The step function without torch's wrapper that runs the step hooks: our own step has run them already."""
     function: Any = getattr(step, "__func__", step)
     return function.__wrapped__ if getattr(function, "hooked", False) else function  # type: ignore[no-any-return]
-
-
-def not_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep torch.compile out of a method; made at its first call, since importing the compiler takes a second."""
-
-    @wraps(method)
-    def call(*args: Any) -> Any:
-        disabled = getattr(method, "_disabled", None)
-        if disabled is None:
-            disabled = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
-            vars(method)["_disabled"] = disabled
-        return disabled(*args)
-
-    return call
 
 
 _FUSED_STEPS = {undecorated(SGD.step), undecorated(Adam.step)}

@@ -70,6 +70,8 @@ def unit_count(tensor: Tensor) -> int:
 
 def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
     """The p-norm of each unit of each tensor, in order: float64 of shape (sum of counts,)."""
+    if not tensors:
+        return tensor_norms(tensors, counts, norm_type, device)
     pieces = [torch.empty(0)] * len(tensors)
     single: list[tuple[int, Tensor]] = []
     for i, (tensor, count) in enumerate(zip(tensors, counts, strict=True)):
@@ -224,4 +226,4 @@ def _device_norms(places: Sequence[int], tensors: Sequence[Tensor], count: int, 
         found = torch._foreach_norm([tensor for _, tensor in members], norm_type, dtype=accumulation_dtype(home))
         for (i, _), norm in zip(members, found, strict=True):
             norms[i] = norm.to(norms[i], non_blocking=True)
-    return torch.stack(norms)
+    return torch.stack(norms) if norms else torch.zeros(0, dtype=accumulation_dtype(device), device=device)

@@ -84,12 +84,13 @@ def threshold_memory(group: Group, rule: Clipping, memories: Sequence[SimpleName
     Where the clip set is one block, its dimension is left out.
     """
     tensors = {name: group[MEMORY + name] for name in rule.threshold.memory(1, 2)}
-    for memory in memories:
-        if memory.tensors.keys() == tensors.keys() and all(memory.tensors[name] is tensors[name] for name in tensors):
-            return memory
     one_block = MEASURES[rule.measure].blocks_in is None
+    for memory in memories:
+        same = memory.one_block == one_block and memory.tensors.keys() == tensors.keys()
+        if same and all(memory.tensors[name] is tensors[name] for name in tensors):
+            return memory
     views = {name: view(tensor)[..., 0] if one_block else view(tensor) for name, tensor in tensors.items()}
-    return SimpleNamespace(tensors=tensors, **views)
+    return SimpleNamespace(tensors=tensors, one_block=one_block, **views)
 
 
 def view(tensor: Tensor) -> Any:

@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once, which takes a second
 from torch.optim import Optimizer
 
 from .arguments import RENAMED, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets, Totals
 from .closures import calls_closure_itself, step_with_clipping_closure
 from .engine import clip_
-from .fused import FusedPlan, not_compiled, scaler_factors, undecorated, unscaled_where_fused_is_wrong
+from .fused import FusedPlan, scaler_factors, undecorated, unscaled_where_fused_is_wrong
 from .memory import Group, common_device, is_memory, prepare_memory
 from .statistics import grad_norms, statistics
 
@@ -142,7 +143,7 @@ class Clipped(Optimizer):
         finally:
             self.param_groups = groups
 
-    @not_compiled
+    @_disable_dynamo
     def _clip_sets(self) -> tuple[list[ClipSet], Totals]:
         return self._current_sets.of(self.param_groups)
 
@@ -159,10 +160,11 @@ class Clipped(Optimizer):
         """
         parent_step = undecorated(super().step)
         if all(group["clipping_type"] == "none" for group in self.param_groups):  # torch.compile looks into this, not further
+            self._clip_sets()  # checks the other arguments, and forgets what is not kept up
             return parent_step(self, closure)
         return self._clipped_step(parent_step, closure)
 
-    @not_compiled
+    @_disable_dynamo
     def _clipped_step(self, parent_step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
         if calls_closure_itself(parent_step):
             if closure is None:

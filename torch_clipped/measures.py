@@ -37,7 +37,7 @@ def stored(tensor: Tensor) -> Tensor:
 
 
 def entries(tensor: Tensor) -> Tensor:
-    """The numbers of a dense tensor as one dimension; a view unless its memory has holes."""
+    """The numbers of a dense tensor as one dimension; a view wherever one stride leads through them."""
     if not tensor.is_contiguous() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     return tensor.reshape(-1)

@@ -399,7 +399,7 @@ def test_group_added_in_the_middle_keeps_the_history(problem, optimizer_class, c
         clipped = problem.step(optimizer, [*grads, *missing])
         wanted = problem.step(other, grads)
         assert equal(clipped[: len(grads)], wanted)
-    assert optimizer.grad_norms().tolist() == other.grad_norms().tolist()
+    assert optimizer.grad_norms().tolist() == pytest.approx(other.grad_norms().tolist(), rel=1e-15)  # sums of more zeros
     stats, wanted = ({k: v for k, v in o.clipping_stats().items() if k not in MEDIANS} for o in (optimizer, other))
     assert stats == pytest.approx(wanted, rel=1e-12, nan_ok=True)
     assert len(optimizer.clipping_stats(per_set=True)) == 1

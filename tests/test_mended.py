@@ -323,3 +323,15 @@ def test_median_of_thresholds_that_are_infinite_on_an_accelerator(no_host):
         p.grad = torch.ones(1)
     optimizer.step()
     assert optimizer.clipping_stats()["threshold"] == math.inf
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_buffer_of_another_type_is_kept_from_the_fused_kernel(shape):
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = ClippedSGD([weight], lr=1.0, momentum=0.5, clipping_level=9.0)
+    weight.grad = torch.ones(shape)
+    optimizer.step()
+    weight.grad, weight.data = None, weight.data.double()
+    weight.grad = torch.ones(shape, dtype=torch.float64)
+    optimizer.step()
+    assert (-weight).flatten().tolist() == [2.5] * weight.numel()

@@ -1,10 +1,13 @@
 """What README.md says is true."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from experiments.benchmark_rows import read_rows
+from experiments.benchmark_table import readme_table
 from torch_clipped.arguments import Arguments
 from torch_clipped.clipping import CLIPPING_TYPES, OLDER_SPELLINGS
 
@@ -20,7 +23,8 @@ def test_every_python_block_runs(capsys):
 
 
 def test_table_lists_every_type_with_its_default_level():
-    rows = [line.split("|") for line in README.splitlines() if line.startswith("| `") and "default" not in line]
+    section = README.partition("## Clipping types")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `") and "default" not in line]
     table = {re.findall(r"`(\w+)`", row[1])[0]: row[-2].strip() for row in rows}
     assert {name: float(level) if level else None for name, level in table.items()} == {
         name: rule.threshold.default_level if rule else None for name, rule in CLIPPING_TYPES.items()
@@ -34,6 +38,13 @@ def test_older_spellings_and_other_defaults_are_named():
         assert f"`{name}`" in README
         if isinstance(value, (int, float)):
             assert re.search(rf"`{name}` \({value}", README), name
+
+
+def test_table_of_the_benchmark_is_that_of_its_figures_with_the_machine_named():
+    folder = Path(__file__).parent.parent / "figures"
+    assert readme_table(read_rows(folder / "benchmark.csv")) in README
+    machine = json.loads((folder / "benchmark.json").read_text())["machine"]
+    assert f"{machine['cpu']}, {machine['threads']} threads" in README
 
 
 @pytest.mark.parametrize("ending", ["-m pytest", "-m experiments heavy-tails"])

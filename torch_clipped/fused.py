@@ -131,7 +131,8 @@ class _Members:
         self.group, self.state = group, state
         self.params = [p for p in group["params"] if p.grad is not None]
         self.grads = [p.grad for p in self.params]
-        self.kept = [(p, v) for p in self.params for v in state.get(p, {}).values() if isinstance(v, Tensor) and v.dim() > 0]
+        kept = ((p, key, v) for p in self.params for key, v in state.get(p, {}).items() if isinstance(v, Tensor))
+        self.kept = [(p, v) for p, key, v in kept if key != "step"]  # which is a count
         self.devices = {p.device for p in self.params}
         self.on_host = all(map(on_host, self.devices))
 

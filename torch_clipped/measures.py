@@ -8,6 +8,7 @@ and norm types other than 2 and inf, are measured carefully in float64.
 from __future__ import annotations
 
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -24,9 +25,10 @@ __all__ = ["combine", "entries", "largest_entries", "stored", "tensor_norms", "u
 _ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
 _SPLIT = 8192  # tensors from here on are measured by rows, in parallel
 _TOGETHER = 256  # shorter ones of one shape are copied beside each other, so many at a time: a call for each takes longer
-_CHUNK = 1 << 20  # entries that the careful path converts to float64 at a time
+_CHUNK = 1 << 20  # entries that are converted at a time, from low precision or to float64
 _LOWEST = 1e-15  # shorter than this, float32 squares lose digits
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+_local = threading.local()
 
 
 def stored(tensor: Tensor) -> Tensor:
@@ -35,7 +37,7 @@ def stored(tensor: Tensor) -> Tensor:
 
 
 def entries(tensor: Tensor) -> Tensor:
-    """The numbers of a dense tensor as one dimension; a view unless its memory has holes."""
+    """The numbers of a dense tensor as one dimension; a view wherever one stride leads through them."""
     if not tensor.is_contiguous() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     return tensor.reshape(-1)
@@ -149,13 +151,26 @@ def _norms_by_rows(values: Tensor) -> list[Tensor]:
     return [_norms_of_rows(values[:-tail].view(-1, _ROW)), _norms_of_rows(values[-tail:][None])]
 
 
-def _norms_of_rows(rows: Tensor) -> Tensor:
-    rows = rows if rows.dim() == 2 else rows.reshape(len(rows), -1)
+def _norms_of_rows(rows: Tensor, norm_type: float = 2) -> Tensor:
+    """The norm of each row, in float32 at least; what torch returns in low precision would be rounded to it."""
+    rows = rows.view(len(rows), -1) if rows.is_contiguous() else rows  # one dimension is the fastest
+    dimensions = tuple(range(1, rows.dim()))
     if rows.dtype not in _LOW_PRECISION:
-        norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(rows, norm_type, dim=dimensions)
         return norms
-    parts = torch.split(rows, _TOGETHER)  # torch would convert all of it before it begins
-    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts])
+    buffer = _float_buffer()
+    parts = torch.split(rows, max(1, _CHUNK // rows[0].numel()))
+    copies = (buffer[: part.numel()].view(part.shape).copy_(part) for part in parts)
+    return torch.cat([torch.linalg.vector_norm(copy, norm_type, dim=dimensions) for copy in copies])
+
+
+def _float_buffer() -> Tensor:
+    """Room for a part of a tensor, one for each thread: fresh memory would cost more time than the norms."""
+    if not hasattr(_local, "buffer"):
+        with torch.inference_mode(False):
+            _local.buffer = torch.empty(_CHUNK, dtype=torch.float32, device="cpu")
+    buffer: Tensor = _local.buffer
+    return buffer
 
 
 def _host_norm(values: Tensor, norm_type: float) -> float:
@@ -170,23 +185,17 @@ def _largest(values: Tensor) -> float:
 
 
 def _unit_norms(units: Tensor, norm_type: float) -> Tensor:
-    units = units.flatten(1) if units.is_contiguous() else units  # a view; one dimension is the fastest
-    dimensions = tuple(range(1, units.dim()))
     norms: Tensor
     if not on_host(units.device):
         moduli = units.abs() if units.is_complex() else units
+        dimensions = tuple(range(1, units.dim()))
         norms = torch.linalg.vector_norm(moduli, norm_type, dim=dimensions, dtype=accumulation_dtype(units.device))
         return norms
     if units[0].numel() >= _SPLIT:
         return torch.from_numpy(tensor_norms(units.unbind(), [], norm_type, units.device))
     if norm_type not in (2, math.inf):
         return _careful_unit_norms(units, norm_type)
-    if units.dtype in _LOW_PRECISION:
-        together = max(1, _CHUNK // units[0].numel())
-        parts = torch.split(units, together)  # as above
-        norms = torch.cat([torch.linalg.vector_norm(part, norm_type, dim=dimensions, dtype=torch.float32) for part in parts])
-    else:
-        norms = torch.linalg.vector_norm(units, norm_type, dim=dimensions)
+    norms = _norms_of_rows(units, norm_type)
     shortest, longest = (x.item() for x in torch.aminmax(norms))
     if not (shortest > _LOWEST and longest < math.inf):  # also where one is NaN
         norms = norms.double()

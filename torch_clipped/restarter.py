@@ -56,8 +56,9 @@ class Restarter:
     The mean takes one copy of the weights, in float32 for weights of lower precision, however long the window is; it is let go
     with the last restart. In float32 its relative error is below 1e-6 after 2,000 iterates of ordinary noise; of a drift without
     noise it sees what is above 1e-4 of the weight. Each entry is averaged by itself: where one was not finite, its mean is not.
-    Parameters that do not require gradients are left as they are; one that is added or unfrozen within a window is averaged from
-    then on. To copy a restarter, copy its model and optimizer with it: ``deepcopy((model, optimizer, restarter))``.
+    Parameters that do not require gradients, or are no longer those of the optimizer, are left as they are; one that is added or
+    unfrozen within a window is averaged from then on. To copy a restarter, copy its model and optimizer with it:
+    ``deepcopy((model, optimizer, restarter))``.
 
     Raises:
         TypeError: ``optimizer``, ``optimizer_properties``, ``on_restart`` or ``model`` is something else.
@@ -133,7 +134,7 @@ class Restarter:
         """The first half of :meth:`step` for loops of older code: add the weights to the mean.
 
         Args:
-            parameters: the weights, such as ``model.parameters()``.
+            parameters: all the weights, such as ``model.parameters()``; the means of others are dropped.
 
         Raises:
             TypeError: they are no iterable of tensors.

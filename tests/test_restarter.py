@@ -385,6 +385,18 @@ def test_recalibrate_measures_batch_normalization_with_the_new_weights():
     assert model[1].momentum == 0.1
 
 
+def test_recalibrate_without_batches_is_refused_and_keeps_the_statistics():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    restarter = Restarter(optim.SGD(model.parameters()), model=model)
+    batches = (torch.ones(2, 3) for _ in range(2))
+    restarter.recalibrate(batches)
+    measured = model[1].running_mean.clone()
+    with pytest.raises(ValueError, match="loader must give at least one batch each time, got none"):
+        restarter.recalibrate(batches)
+    assert torch.equal(model[1].running_mean, measured)
+    assert measured.any()
+
+
 def test_recalibrate_without_a_model_says_where_to_name_it():
     with pytest.raises(ValueError, match=r"Restarter\(optimizer, model=model\)"):
         Restarter(optim.SGD([torch.zeros(1)])).recalibrate([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -181,11 +182,15 @@ class Restarter:
             device: where to put the batches. Default: None, they stay where they are.
 
         Raises:
-            ValueError: the model is not known.
+            ValueError: the model is not known, or there are no batches.
         """
         if self.model is None:
             raise ValueError("recalibrate() needs the model: make the restarter with Restarter(optimizer, model=model)")
-        update_bn(loader, self.model, device)  # type: ignore[arg-type]
+        batches = iter(loader)
+        first = list(islice(batches, 1))
+        if not first:  # as from a generator that was used up before: update_bn would leave statistics of nothing
+            raise ValueError("loader must give at least one batch each time, got none")
+        update_bn(chain(first, batches), self.model, device)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """Where this restarter stands: numbers and tensors, the latter by the position of the parameter in the optimizer.

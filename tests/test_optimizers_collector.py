@@ -220,6 +220,18 @@ def test_wrong_arguments_are_refused_at_once():
         ModelProperties(lambda width, **others: Net(width), depth=3)
 
 
+def test_arguments_of_a_class_derived_from_a_clipped_one_are_known():
+    class Named(ClippedSGD):
+        def __init__(self, params, name, **others):
+            super().__init__(params, **others)
+            self.name = name
+
+    properties = OptimizerProperties(Named, name="x", lr=0.3)
+    assert properties.make([nn.Parameter(torch.zeros(1))]).name == "x"
+    with pytest.raises(TypeError, match="Named: missing a required argument: 'name'"):
+        OptimizerProperties(Named, lr=0.3)
+
+
 def test_properties_make_what_they_say_and_do_not_change():
     net = NET.make()
     optimizer = OptimizerProperties(ClippedSGD, lr=0.3).make(net.parameters())

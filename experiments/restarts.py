@@ -155,7 +155,10 @@ def main(arguments: Sequence[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"out must be a folder that can be written, got {str(options.out)!r} ({error.strerror})")
-    results = run([language_model(load_text(None), options.seed), regression(options.seed)], options.out)
+    problems = [language_model(load_text(None), options.seed), regression(options.seed)]
+    if any(TUNING_SEED in range(problem.seed, problem.seed + problem.seeds) for problem in problems):
+        parser.error(f"seed must leave out {TUNING_SEED}, with which the learning rates are chosen, got {options.seed}")
+    results = run(problems, options.out)
     plot(options.out / "restarts.csv", options.out / "restarts.json", options.out / "restarts.png")
     for result in results:
         print(table(result), end="\n\n")

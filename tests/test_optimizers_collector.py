@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
+from torch.optim.lr_scheduler import ExponentialLR
 
 from torch_clipped import ClippedAdam, ClippedSGD, Restarter
 from torch_clipped.optimizers_collector import ModelProperties, OptimizerProperties, OptimizersCollector, RestartProperties
@@ -109,6 +110,13 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_an_accelerator_with_one_device_only_is_seeded(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))  # has no manual_seed_all
+    on_accelerator = trained(CONTENDERS[:1], count=2)
+    monkeypatch.undo()
+    assert_alike(on_accelerator, trained(CONTENDERS[:1], count=2), "SGD, lr 0.1")
+
+
 def test_dropout_differs_between_steps_and_between_seeds():
     still = [OptimizerProperties(SGD, lr=0.0)]
 
@@ -208,6 +216,20 @@ def test_wrong_arguments_are_refused_at_once():
         ModelProperties(Net, widht=3)
     with pytest.raises(TypeError, match="Net: missing a required argument: 'width'"):
         ModelProperties(Net)
+    with pytest.raises(TypeError, match="<lambda>: missing a required argument: 'width'"):
+        ModelProperties(lambda width, **others: Net(width), depth=3)
+
+
+def test_arguments_of_a_class_derived_from_a_clipped_one_are_known():
+    class Named(ClippedSGD):
+        def __init__(self, params, name, **others):
+            super().__init__(params, **others)
+            self.name = name
+
+    properties = OptimizerProperties(Named, name="x", lr=0.3)
+    assert properties.make([nn.Parameter(torch.zeros(1))]).name == "x"
+    with pytest.raises(TypeError, match="Named: missing a required argument: 'name'"):
+        OptimizerProperties(Named, lr=0.3)
 
 
 def test_properties_make_what_they_say_and_do_not_change():
@@ -222,3 +244,13 @@ def test_properties_make_what_they_say_and_do_not_change():
         name = dataclasses.fields(properties)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(properties, name, None)
+
+
+def test_optimizers_of_one_kind_do_not_share_a_learning_rate_that_is_a_tensor():
+    properties = OptimizerProperties(Adam, lr=torch.tensor(0.1))
+    one, other = (properties.make([nn.Parameter(torch.zeros(1))]) for _ in range(2))
+    scheduler = ExponentialLR(one, 0.5)
+    one.step()
+    scheduler.step()
+    assert one.param_groups[0]["lr"] == 0.05
+    assert other.param_groups[0]["lr"] == properties.optimizer_kwargs["lr"] == torch.tensor(0.1)

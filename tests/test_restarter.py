@@ -199,6 +199,22 @@ def test_parameters_added_or_unfrozen_within_a_window_are_averaged_from_then_on(
     assert [p.item() for p in (first, unfrozen, added)] == [2.5, 1.5, 1.5]
 
 
+def test_parameters_that_were_replaced_stay_as_they_are_and_their_means_are_let_go():
+    weight = nn.Parameter(torch.zeros(100_000))
+    optimizer = optim.SGD([weight], lr=1.0)
+    restarter = Restarter(optimizer, 4)
+    before = tensor_bytes()
+    for step in range(4):
+        if step == 2:
+            replaced, optimizer.param_groups[0]["params"][0] = weight, nn.Parameter(torch.zeros(1))
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0].fill_(step)
+        restarter.step()
+    assert replaced.unique().item() == 1
+    assert optimizer.param_groups[0]["params"][0].item() == 2.5
+    assert tensor_bytes() < before + 400_000
+
+
 def test_an_entry_that_is_not_finite_spoils_no_other():
     weight = nn.Parameter(torch.tensor([1.0, math.inf, math.nan]))
     restarter = Restarter(optim.SGD([weight]), 3)
@@ -369,6 +385,18 @@ def test_recalibrate_measures_batch_normalization_with_the_new_weights():
     assert model[1].momentum == 0.1
 
 
+def test_recalibrate_without_batches_is_refused_and_keeps_the_statistics():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    restarter = Restarter(optim.SGD(model.parameters()), model=model)
+    batches = (torch.ones(2, 3) for _ in range(2))
+    restarter.recalibrate(batches)
+    measured = model[1].running_mean.clone()
+    with pytest.raises(ValueError, match="loader must give at least one batch each time, got none"):
+        restarter.recalibrate(batches)
+    assert torch.equal(model[1].running_mean, measured)
+    assert measured.any()
+
+
 def test_recalibrate_without_a_model_says_where_to_name_it():
     with pytest.raises(ValueError, match=r"Restarter\(optimizer, model=model\)"):
         Restarter(optim.SGD([torch.zeros(1)])).recalibrate([])
@@ -501,6 +529,23 @@ def test_in_the_older_form_the_optimizer_is_known_from_make_restart_on():
     restarter.step()
     assert restarter.steps == 1
     restarter.recalibrate([torch.zeros(2, 3)])
+
+
+def test_a_restarter_that_goes_on_to_another_model_leaves_the_first_one_alone():
+    properties = OptimizerProperties(optim.SGD, lr=0.1)
+    restarter = Restarter(optimizer_properties=properties, first_restart_steps_cnt=5)
+    first, second = network(), network()
+    for net, steps in ((first, 3), (second, 2)):
+        optimizer = properties.make(net.parameters())
+        for batch in batches()[:steps]:
+            net(batch).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            kept = [p.detach().clone() for p in first.parameters()]
+            restarter.add_coords(net.parameters())
+            restarter.make_restart(net, optimizer)
+    assert restarter.restarts == 1
+    assert same(kept, first.parameters())
 
 
 # what is refused

@@ -250,7 +250,11 @@ def test_command_runs_both_problems_with_the_seed_it_is_given(problems, tmp_path
     assert {row["seed"] for row in read_csv(tmp_path / "new" / "restarts.csv")} == {"3", "4"}
     assert {path.suffix for path in (tmp_path / "new").iterdir()} == {".csv", ".json", ".png"}
     (tmp_path / "file").touch()
-    for options, message in ((["--seed", "-1"], "seed must be at least 0"), (["--out", str(tmp_path / "file")], "out must be")):
+    for options, message in (
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--seed", "999"], "seed must leave out 1000"),  # two seeds
+        (["--out", str(tmp_path / "file")], "out must be"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             main(["restarts", *options])
         assert message in capsys.readouterr().err

@@ -98,6 +98,11 @@ class Clipped(Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments and the clipping arguments in help() and editors."""
         super().__init_subclass__(**kwargs)
+        constructor = next(c for c in cls.__mro__ if "__init__" in vars(c))
+        if constructor is not Clipped:  # a class with arguments of its own
+            own_signature = inspect.signature(vars(constructor)["__init__"])
+            cls.__signature__ = own_signature.replace(parameters=list(own_signature.parameters.values())[1:])
+            return
         own = inspect.signature(Clipped.__init__).parameters
         clipping = [p for p in own.values() if p.kind is p.KEYWORD_ONLY]
         parent = inspect.signature(next(c for c in cls.__mro__ if not issubclass(c, Clipped)).__init__)

@@ -80,7 +80,7 @@ class OptimizersCollector:
         self._steps = 0
 
     def step(self, batch: Any, loss_function: Callable[[Module, Any], Tensor]) -> dict[str, float]:
-        """Let each optimizer take one step on the same batch.
+        """Let each optimizer take one step on the same batch, in their order: an exception leaves the later ones a step behind.
 
         Args:
             batch: whatever ``loss_function`` understands.
@@ -142,7 +142,7 @@ def _random_state_kept() -> Iterator[None]:
 
 def _seed(seed: int) -> None:
     """What torch.manual_seed does, which without an accelerator spends most of its time on a stack trace."""
-    torch.default_generator.manual_seed(seed)
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None:
-        torch.get_device_module(accelerator).manual_seed_all(seed)
+    if torch.accelerator.current_accelerator() is None:
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -51,8 +52,9 @@ class OptimizerProperties:
         object.__setattr__(self, "optimizer_kwargs", optimizer_kwargs)
 
     def make(self, parameters: Iterable[Any]) -> Optimizer:
-        """An optimizer of these parameters."""
-        return self.optimizer_class(parameters, **self.optimizer_kwargs)
+        """An optimizer of these parameters, with copies of arguments that are tensors: schedulers write into learning rates."""
+        kwargs = {key: value.clone() if isinstance(value, Tensor) else value for key, value in self.optimizer_kwargs.items()}
+        return self.optimizer_class(parameters, **kwargs)
 
     def label(self) -> str:
         """The class and its arguments in words, clipping first, for legends."""
@@ -155,7 +157,8 @@ def _bind(argument: str, function: Any, args: Sequence[Any], kwargs: dict[str, A
         signature.bind(*args, **kwargs)
     except TypeError as error:
         message = str(error)
-        unknown = next((key for key in kwargs if key not in signature.parameters), None)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        unknown = None if takes_any else next((key for key in kwargs if key not in signature.parameters), None)
         if unknown is not None:
             near = difflib.get_close_matches(unknown, signature.parameters, n=1)
             message = f"unknown argument {unknown!r}" + (f"; did you mean {near[0]!r}?" if near else "")

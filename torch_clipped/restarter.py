@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -56,8 +57,9 @@ class Restarter:
     The mean takes one copy of the weights, in float32 for weights of lower precision, however long the window is; it is let go
     with the last restart. In float32 its relative error is below 1e-6 after 2,000 iterates of ordinary noise; of a drift without
     noise it sees what is above 1e-4 of the weight. Each entry is averaged by itself: where one was not finite, its mean is not.
-    Parameters that do not require gradients are left as they are; one that is added or unfrozen within a window is averaged from
-    then on. To copy a restarter, copy its model and optimizer with it: ``deepcopy((model, optimizer, restarter))``.
+    Parameters that do not require gradients, or are no longer those of the optimizer, are left as they are; one that is added or
+    unfrozen within a window is averaged from then on. To copy a restarter, copy its model and optimizer with it:
+    ``deepcopy((model, optimizer, restarter))``.
 
     Raises:
         TypeError: ``optimizer``, ``optimizer_properties``, ``on_restart`` or ``model`` is something else.
@@ -133,7 +135,7 @@ class Restarter:
         """The first half of :meth:`step` for loops of older code: add the weights to the mean.
 
         Args:
-            parameters: the weights, such as ``model.parameters()``.
+            parameters: all the weights, such as ``model.parameters()``; the means of others are dropped.
 
         Raises:
             TypeError: they are no iterable of tensors.
@@ -180,11 +182,15 @@ class Restarter:
             device: where to put the batches. Default: None, they stay where they are.
 
         Raises:
-            ValueError: the model is not known.
+            ValueError: the model is not known, or there are no batches.
         """
         if self.model is None:
             raise ValueError("recalibrate() needs the model: make the restarter with Restarter(optimizer, model=model)")
-        update_bn(loader, self.model, device)  # type: ignore[arg-type]
+        batches = iter(loader)
+        first = list(islice(batches, 1))
+        if not first:  # as from a generator that was used up before: update_bn would leave statistics of nothing
+            raise ValueError("loader must give at least one batch each time, got none")
+        update_bn(chain(first, batches), self.model, device)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """Where this restarter stands: numbers and tensors, the latter by the position of the parameter in the optimizer.

@@ -21,13 +21,13 @@ class RunningMeans:
 
     @torch.no_grad()
     def add(self, params: Iterable[Tensor]) -> None:
-        """Take in the present values; parameters that do not require gradients lose their mean."""
+        """Take in the present values; parameters that are not given or do not require gradients lose their mean."""
         alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
-        for p in params:
-            if not p.requires_grad:
-                self._means.pop(p, None)
-                self._counts.pop(p, None)
-                continue
+        averaged = [p for p in params if p.requires_grad]
+        for p in self._means.keys() - set(averaged):
+            del self._means[p]
+            self._counts.pop(p, None)
+        for p in averaged:
             count = self._counts[p] = self._counts.get(p, 0) + 1
             if p not in self._means:
                 self._means[p] = p.detach().to(_mean_type(p), copy=True)

@@ -506,9 +506,25 @@ def test_lipschitz_constant_of_least_squares_is_the_largest_eigenvalue():
     state = torch.random.get_rng_state()
     batches = [(inputs[:50], torch.zeros(50, 1)), (inputs[50:], torch.zeros(10, 1))]
     estimate = estimate_lipschitz(model, torch.nn.functional.mse_loss, [(x, y.double()) for x, y in batches])
-    assert estimate == pytest.approx(np.linalg.eigvalsh((2 * inputs.T @ inputs / 60).numpy())[-1], rel=1e-2)
+    assert estimate == pytest.approx(np.linalg.eigvalsh((2 * inputs.T @ inputs / 60).numpy())[-1], rel=1e-5)
     assert torch.equal(state, torch.random.get_rng_state())
     assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("seed", [38, 111, None])
+def test_lipschitz_constant_is_found_where_the_length_of_products_stands_still_at_first(seed):
+    if seed is None:  # many equal curvatures and one larger one
+        scales = torch.ones(1000, dtype=torch.float64)
+        scales[500] = 2
+        inputs = scales.sqrt().diag() * 1000**0.5
+    else:
+        generator = np.random.default_rng(seed)
+        size = generator.integers(1, 60)
+        inputs = torch.from_numpy(generator.standard_normal((200, size)) * generator.exponential(size=size) ** 2)
+    model = torch.nn.Linear(inputs.shape[1], 1, bias=False, dtype=torch.float64)
+    batches = [(inputs, inputs.new_zeros(len(inputs), 1))]
+    largest = np.linalg.eigvalsh((2 * inputs.T @ inputs / len(inputs)).numpy())[-1]
+    assert estimate_lipschitz(model, torch.nn.functional.mse_loss, batches) == pytest.approx(largest, rel=1e-5)
 
 
 def test_lipschitz_constant_counts_negative_curvature_and_frozen_weights():

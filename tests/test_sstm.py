@@ -274,6 +274,55 @@ def test_eval_and_train_change_nothing_but_the_weights_and_step_refuses_in_betwe
     assert not any(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
 
 
+def test_validation_does_not_change_training_under_a_learning_rate_scheduler():
+    def trained(validated):
+        params = start()
+        optimizer = ClippedSSTM(params, 0.3, 2.0)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.1)
+        for step in range(8):
+            set_gradients(params, step, quadratic=True)
+            optimizer.step()
+            scheduler.step()
+            if validated:
+                optimizer.eval()
+                optimizer.train()
+        return params
+
+    assert all(torch.equal(p, q) for p, q in zip(trained(True), trained(False), strict=True))
+
+
+def test_iteration_with_learning_rate_zero_leaves_the_answer_alone():
+    params = start()
+    optimizer = ClippedSSTM(params, 0.3, 2.0, a_k_ratio_upper_bound=0.8)
+    run(optimizer, params, range(10))
+    answers = [optimizer.state[p]["y"].clone() for p in params]
+    optimizer.param_groups[0]["lr"] = 0.0
+    run(optimizer, params, [10])
+    for p, answer in zip(params, answers, strict=True):
+        assert torch.equal(optimizer.state[p]["y"], answer)
+
+
+def test_threshold_is_that_of_the_parameters_with_a_gradient():
+    frozen, weight = torch.zeros(2), torch.zeros(2)
+    optimizer = ClippedSSTM([{"params": [frozen], "lr": 1.0}, {"params": [weight]}], 0.01, 1.0, clipping_level=1.0)
+    weight.grad = torch.tensor([30.0, 40.0])
+    optimizer.step()
+    assert optimizer.clipping_stats()["threshold"] == pytest.approx(200)
+    assert weight.grad.tolist() == [30, 40]
+
+
+def test_levels_stand_as_before_after_a_step_that_could_not_be_prepared():
+    params = start()
+    optimizer = ClippedSSTM([{"params": params[:1]}, {"params": params[1:], "clipping_level": 2.0}], 0.1, 1.0, clipping_level=1.0)
+    set_gradients(params, 0)
+    optimizer.param_groups[1]["L"] = 0
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    optimizer.param_groups[1]["L"] = 1.0
+    optimizer.step()
+    assert [stats["threshold"] for stats in optimizer.clipping_stats(per_set=True)] == pytest.approx([20, 40])
+
+
 def test_skipped_step_does_not_advance_the_iteration():
     params, twins = start(), start()
     optimizer, other = ClippedSSTM(params, 0.3, 2.0), ClippedSSTM(twins, 0.3, 2.0)
@@ -409,10 +458,13 @@ def test_half_precision_and_sparse_gradients_are_refused_before_anything_moves()
         (torch.zeros(3), torch.tensor([0.0, 2.0, 0.0]).to_sparse()),
     ):
         other = torch.zeros(2)
-        other.grad, p.grad = torch.ones(2), grad
+        other.grad, p.grad = torch.full((2,), 100.0), grad
+        optimizer = ClippedSSTM([other, p], 0.3, 2.0)
         with pytest.raises(TypeError, match=r"bfloat16|sparse"):
-            ClippedSSTM([other, p], 0.3, 2.0).step()
+            optimizer.step()
         assert other.tolist() == [0, 0]
+        assert other.grad.tolist() == [100, 100]
+        assert optimizer.clipping_stats()["steps"] == 0
 
 
 @pytest.mark.parametrize(
@@ -454,9 +506,25 @@ def test_lipschitz_constant_of_least_squares_is_the_largest_eigenvalue():
     state = torch.random.get_rng_state()
     batches = [(inputs[:50], torch.zeros(50, 1)), (inputs[50:], torch.zeros(10, 1))]
     estimate = estimate_lipschitz(model, torch.nn.functional.mse_loss, [(x, y.double()) for x, y in batches])
-    assert estimate == pytest.approx(np.linalg.eigvalsh((2 * inputs.T @ inputs / 60).numpy())[-1], rel=1e-2)
+    assert estimate == pytest.approx(np.linalg.eigvalsh((2 * inputs.T @ inputs / 60).numpy())[-1], rel=1e-5)
     assert torch.equal(state, torch.random.get_rng_state())
     assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("seed", [38, 111, None])
+def test_lipschitz_constant_is_found_where_the_length_of_products_stands_still_at_first(seed):
+    if seed is None:  # many equal curvatures and one larger one
+        scales = torch.ones(1000, dtype=torch.float64)
+        scales[500] = 2
+        inputs = scales.sqrt().diag() * 1000**0.5
+    else:
+        generator = np.random.default_rng(seed)
+        size = generator.integers(1, 60)
+        inputs = torch.from_numpy(generator.standard_normal((200, size)) * generator.exponential(size=size) ** 2)
+    model = torch.nn.Linear(inputs.shape[1], 1, bias=False, dtype=torch.float64)
+    batches = [(inputs, inputs.new_zeros(len(inputs), 1))]
+    largest = np.linalg.eigvalsh((2 * inputs.T @ inputs / len(inputs)).numpy())[-1]
+    assert estimate_lipschitz(model, torch.nn.functional.mse_loss, batches) == pytest.approx(largest, rel=1e-5)
 
 
 def test_lipschitz_constant_counts_negative_curvature_and_frozen_weights():

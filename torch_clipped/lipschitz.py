@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,18 +12,19 @@ from torch import Tensor, nn
 __all__ = ["estimate_lipschitz"]
 
 _PASSES = 100  # over the loader, at most
-_TOLERANCE = 1e-3  # relative change between passes at which the iteration ends
+_TOLERANCE = 1e-4  # residual of the eigenvector, relative to the eigenvalue, at which the iteration ends
 
 
 def estimate_lipschitz(model: nn.Module, loss: Callable[[Any, Any], Tensor], loader: Iterable[tuple[Any, Any]]) -> float:
     """The local Lipschitz constant of the gradient: the largest absolute eigenvalue of the Hessian of the mean loss.
 
-        v <- H v / ||H v||          L = lim ||H v||
+        beta_{k+1} v_{k+1} = H v_k - alpha_k v_k - beta_k v_{k-1}          alpha_k = <H v_k, v_k>, all v of length 1
+        L = the largest absolute eigenvalue of the tridiagonal matrix with alpha on its diagonal and beta beside it
 
-    Power iteration on products of the Hessian with a vector, each of them one pass over ``loader``, until the estimate
-    changes by less than a thousandth, at most 100 passes. It holds for the present weights: elsewhere the loss may be more
-    curved, and gradients of single batches are. Power iteration comes from below. The start is random from a fixed seed, and
-    torch's random state is not touched by it.
+    Lanczos iteration on products of the Hessian H with a vector, each of them one pass over ``loader``, until the residual
+    ||H u - L u|| of the eigenvector u that belongs to L is at most L / 10,000, at most 100 passes. It holds for the
+    present weights: elsewhere the loss may be more curved, and gradients of single batches are. The estimate comes from below.
+    The start is random from a fixed seed, and torch's random state is not touched by it.
 
     Args:
         model: called with the inputs; use ``model.eval()`` first if it has dropout or batch norms. Gradients in ``p.grad`` stay.
@@ -45,27 +47,47 @@ def estimate_lipschitz(model: nn.Module, loss: Callable[[Any, Any], Tensor], loa
         10.0
 
     References:
+        Cornelius Lanczos, An Iteration Method for the Solution of the Eigenvalue Problem of Linear Differential and Integral
+        Operators, 1950, https://doi.org/10.6028/jres.045.026.
         Barak A. Pearlmutter, Fast Exact Multiplication by the Hessian, 1994, https://doi.org/10.1162/neco.1994.6.1.147.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("model must have parameters that require a gradient, got none")
     generator = torch.Generator().manual_seed(0)
-    vector = [torch.randn(p.shape, generator=generator).to(p) for p in params]
-    largest, before = _length(vector), 0.0
+    rest = [torch.randn(p.shape, generator=generator).to(p) for p in params]
+    vector = [torch.zeros_like(r) for r in rest]
+    diagonal: list[float] = []
+    beside = [_length(rest)]  # the first one only makes the start a unit vector
     for _ in range(_PASSES):
-        vector = [v / largest for v in vector]
-        vector = _mean_hessian_product(model, loss, loader, params, vector)
-        largest, before = _length(vector), largest
-        if not largest < float("inf"):
-            raise ValueError(f"the Hessian of the loss must be finite, got a product of length {largest}")
-        if largest == 0 or abs(largest - before) < _TOLERANCE * largest:
+        before, vector = vector, [r / beside[-1] for r in rest]
+        product = _mean_hessian_product(model, loss, loader, params, vector)
+        diagonal.append(_inner_product(product, vector))
+        rest = [h - diagonal[-1] * v - beside[-1] * b for h, v, b in zip(product, vector, before, strict=True)]
+        beside.append(_length(rest))
+        if not beside[-1] < float("inf"):
+            raise ValueError(f"the Hessian of the loss must be finite, got a product of length {_length(product)}")
+        largest, last_entry = _largest_eigenvalue(diagonal, beside[1:-1])
+        if beside[-1] * last_entry <= _TOLERANCE * largest:
             break
     return largest
 
 
+def _largest_eigenvalue(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[float, float]:
+    """That of the symmetric tridiagonal matrix, and the last entry of its eigenvector, both without sign."""
+    matrix = torch.tensor(diagonal, dtype=torch.float64).diag()
+    matrix += torch.tensor(beside, dtype=torch.float64).diag(-1)  # the lower triangle is all that is read
+    values, vectors = torch.linalg.eigh(matrix)
+    place = values.abs().argmax()
+    return float(values[place].abs()), float(vectors[-1, place].abs())
+
+
+def _inner_product(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    return sum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))
+
+
 def _length(vector: Sequence[Tensor]) -> float:
-    return float(torch.stack([v.double().norm() for v in vector]).norm())
+    return math.sqrt(_inner_product(vector, vector))
 
 
 def _mean_hessian_product(

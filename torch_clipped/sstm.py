@@ -47,24 +47,16 @@ class _SimilarTriangles(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Evaluate the closure, if there is one, and perform one iteration."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with_grad = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        for p in (p for params in with_grad for p in params):
-            _refuse_what_cannot_be_averaged(p)  # before anything is changed
-        for group, params in zip(self.param_groups, with_grad, strict=True):
+        """Perform one iteration; a closure has been evaluated by :meth:`ClippedSSTM.step`."""
+        for group in self.param_groups:
             alike: dict[tuple[int, float], list[Tensor]] = {}
-            for p in params:
+            for p in _with_gradient(group):
                 state = self.state[p]
                 if not state:
-                    state.update(step=0, A=0.0, y=p.detach().clone(), z=p.detach().clone())
+                    state.update(step=0, A=0.0, y=p.detach().clone(), z=p.detach().clone(), share=1.0)
                 alike.setdefault((state["step"], state["A"]), []).append(p)
             for (k, total), members in alike.items():
                 self._advance(group, members, k, total)
-        return loss
 
     def _advance(self, group: Group, params: list[Tensor], k: int, total: float) -> None:
         states = [self.state[p] for p in params]
@@ -73,31 +65,30 @@ class _SimilarTriangles(Optimizer):
         weight, total = _weight_and_total(group, k, total)
         torch._foreach_add_(z, grads, alpha=-_step_size(group, k))
         torch._foreach_lerp_(y, z, weight)
-        for state in states:
-            state.update(step=k + 1, A=total)
         weight, _ = _weight_and_total(group, k + 1, total)
+        for state in states:
+            state.update(step=k + 1, A=total, share=weight)  # of z in x: lr may be another one when train() is called
         torch._foreach_copy_(params, y)
         torch._foreach_lerp_(params, z, weight)
 
     @torch.no_grad()
     def eval(self) -> None:
         """Put y, the method's answer, into the weights; :meth:`train` has to be called before the next step."""
-        for p, _ in self._turn(train_mode=False):
+        for p in self._turn(train_mode=False):
             p.copy_(self.state[p]["y"])
 
     @torch.no_grad()
     def train(self) -> None:
         """Put x, where the gradients are taken, into the weights again."""
-        for p, group in self._turn(train_mode=True):
+        for p in self._turn(train_mode=True):
             state = self.state[p]
-            weight, _ = _weight_and_total(group, state["step"], state["A"])
-            p.copy_(state["y"]).lerp_(state["z"], weight)
+            p.copy_(state["y"]).lerp_(state["z"], state["share"])
 
-    def _turn(self, train_mode: bool) -> Iterator[tuple[Tensor, Group]]:
+    def _turn(self, train_mode: bool) -> Iterator[Tensor]:
         """Turn the groups to this mode; gives the parameters whose weights differ between the modes."""
         for group in self.param_groups:
             group["train_mode"] = train_mode
-            yield from ((p, group) for p in group["params"] if self.state.get(p))
+            yield from (p for p in group["params"] if self.state.get(p))
 
 
 class ClippedSSTM(Clipped, _SimilarTriangles):
@@ -113,9 +104,9 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
     validation or saving, ``optimizer.train()`` puts x back.
 
     The threshold is ``clipping_level / alpha_{k+1}`` for the clipping types whose level is a length (``norm``, ``layer_wise``,
-    ``coord_wise``, ``linear_rand_norm``, ``quadratic_rand_norm``), so that no block of z ever moves further than the level; where
-    parameters that are clipped together differ in alpha, the largest one counts. Types that take their threshold from data
-    (quantiles, z-scores, ratios) clip at what the data say.
+    ``coord_wise``, ``linear_rand_norm``, ``quadratic_rand_norm``), so that no block that is clipped moves z further than the
+    level; where the parameters of a clip set that have a gradient differ in alpha, the largest one counts. Types that take their
+    threshold from data (quantiles, z-scores, ratios) clip at what the data say.
 
     Args:
         params: parameters or parameter groups, in float32 or float64, real or complex, with dense gradients.
@@ -123,7 +114,7 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         L: Lipschitz constant of the gradient, or its Hoelder constant for nu < 1, positive; see :func:`estimate_lipschitz`.
         nu: Hoelder exponent of the gradient, from 0 to 1. Default: 1, a smooth function.
         a_k_ratio_upper_bound: bound r of A_k / A_{k+1}, in (0, 1]: A_k is kept at or below alpha_{k+1} r / (1 - r), so that the
-            share of new iterates in y does not sink below 1 - r. Default: 1.0, no bound.
+            share of new iterates in y does not sink below 1 - r, unless lr is 0. Default: 1.0, no bound.
         clipping_iter_start: the first iteration, counted from 1, that is clipped; lengths are remembered before it. It stands in
             ``param_groups`` as ``first_clipped_iteration``. Default: None, the first.
         clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in
@@ -170,6 +161,8 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for p in (p for group in self.param_groups for p in _with_gradient(group)):
+            _refuse_what_cannot_be_averaged(p)  # before anything is changed
         with self._thresholds_of_next_iteration():
             super().step()
         return loss
@@ -179,22 +172,26 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         """Divide the levels by alpha. The groups keep theirs: written there, different levels might become equal and merge."""
         sets, _ = self._clip_sets()
         before = [(clip_set.arguments, clip_set.rule) for clip_set in sets]
-        for clip_set in sets:
-            self._prepare(clip_set)
         try:
+            for clip_set in sets:
+                self._prepare(clip_set)
             yield
         finally:
             for clip_set, (arguments, rule) in zip(sets, before, strict=True):
                 clip_set.arguments, clip_set.rule = arguments, rule
 
     def _prepare(self, clip_set: ClipSet) -> None:
-        done = [(group, self.state.get(p, {}).get("step", 0)) for group in clip_set.groups for p in group["params"]]
+        done = [(group, self.state.get(p, {}).get("step", 0)) for group in clip_set.groups for p in _with_gradient(group)]
         if all(k + 1 < group["first_clipped_iteration"] for group, k in done):
             clip_set.rule = replace(clip_set.rule, decision=_never)
         alpha = max((_step_size(group, k) for group, k in done), default=0.0)
         if alpha > 0 and isinstance(clip_set.rule.threshold, Constant):
             level = clip_set.arguments.clipping_level / alpha
             clip_set.arguments = replace(clip_set.arguments, clipping_level=level)
+
+
+def _with_gradient(group: Group) -> list[Tensor]:
+    return [p for p in group["params"] if p.grad is not None]
 
 
 def _never(alpha: Any, beta: float, draw: Callable[[], Any]) -> Any:
@@ -210,10 +207,10 @@ def _step_size(group: Group, k: int) -> float:
 def _weight_and_total(group: Group, k: int, total: float) -> tuple[float, float]:
     """alpha_{k+1} / A_{k+1} and A_{k+1}, from A_k."""
     alpha, ratio = _step_size(group, k), group["a_k_ratio_upper_bound"]
-    if ratio < 1:
+    if ratio < 1 and alpha > 0:  # an lr of 0 leaves y where it is
         total = min(total, alpha * ratio / (1 - ratio))
     total += alpha
-    return (alpha / total if total > 0 else 1.0), total  # lr may be 0
+    return (alpha / total if total > 0 else 1.0), total
 
 
 def _refuse_what_cannot_be_averaged(p: Tensor) -> None:

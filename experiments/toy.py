@@ -20,8 +20,8 @@ from .toy_table import aligned, table, write_csv, write_json
 
 NOTES = {
     "quadratic": "Quantiles over the last steps of a run, then their median over the runs; 'about v' stands as v +- 10 %.\n"
-    "max_seldom is the largest of every thousandth f. Under normal noise the 99 % point of f is lr / (2 - lr) / 2 * 135.8 =\n"
-    "0.0340 (a chi-square distribution): the largest of all steps must be above that, the largest of every thousandth need not.\n"
+    "Under normal noise the 99 % point of f is lr / (2 - lr) / 2 * 135.8 = 0.0340 (a chi-square distribution), as large as the\n"
+    "largest f that was expected: of so many steps the largest is above that.\n"
     "With heavy tails the runs differ by more than the ranges are wide. Clipping also takes away a part of the variance of\n"
     "heavy-tailed noise, hence the lower medians.",
     "adagrad": "Quantiles over the repeats. The source shows pictures, so the expectation is only that clipping helps.",

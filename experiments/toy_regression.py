@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,15 +149,15 @@ def _loss_of_answer(config: Config, optimizer: Optimizer, data: Data, x: Tensor)
     return value
 
 
-def run(config: Config, methods: Sequence[Method] = METHODS) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def run(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The grids, one row a method and learning rate, and the curves, one row a method, seed and epoch."""
     seeds = range(config.seed, config.seed + config.seeds)
     data = {seed: make_data(config, seed) for seed in (TUNING_SEED, *seeds)}
     grids: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
-    with warnings.catch_warnings(), tqdm(total=len(methods) * (len(HALF_DECADES) + len(seeds)), desc="regression") as progress:
+    with warnings.catch_warnings(), tqdm(total=len(METHODS) * (len(HALF_DECADES) + len(seeds)), desc="regression") as progress:
         warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush every gradient
-        for method in methods:
+        for method in METHODS:
             final = {}
             for lr in method.grid():
                 final[lr] = train(config, method, lr, data[TUNING_SEED], TUNING_SEED)[-1]

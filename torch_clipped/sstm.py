@@ -116,7 +116,8 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         a_k_ratio_upper_bound: bound r of A_k / A_{k+1}, in (0, 1]: A_k is kept at or below alpha_{k+1} r / (1 - r), so that the
             share of new iterates in y does not sink below 1 - r, unless lr is 0. Default: 1.0, no bound.
         clipping_iter_start: the first iteration, counted from 1, that is clipped; lengths are remembered before it. It stands in
-            ``param_groups`` as ``first_clipped_iteration``. Default: None, the first.
+            ``param_groups`` as ``first_clipped_iteration``. (The authors' experiments use a number of this name to choose the
+            level.) Default: None, the first.
         clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in
             :class:`Clipped`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from operator import is_
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,98 +16,22 @@ from torch import Tensor
 from .arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
 from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .decisions import uniform
-from .history import namespace, push
+from .history import namespace
 from .measures import combine
-from .memory import Group, block_counts, common_device, forget, prepare_memory, remembered, threshold_memory
+from .memory import Group, common_device, forget, measured_counts, prepare_memory, remembered, threshold_memory
+from .records import Record, Totals, median
+from .sharding import Shards, lay_out_gradients, local, process_groups
 from .suspicions import Watch
 from .thresholds import Blocks, Constant
 
-__all__ = ["ClipSet", "CurrentSets", "Record", "Totals"]
-
-
-NORM, CLIPPED_NORM, THRESHOLD, COEFFICIENT = range(4)  # the places in the values of a step
-
-
-class Record:
-    """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they stand in a parameter group.
-
-    The values are the norm before and after clipping, the threshold and the coefficient.
-    """
-
-    def __init__(self, counts: Any, last: Any) -> None:
-        self.counts, self.last = counts, last
-
-    @property
-    def step(self) -> Any:
-        """The number of steps before this one."""
-        return self.counts[0] if isinstance(self.counts, Tensor) else int(self.counts[0])
-
-    def count(self, recorded: Any, clipped: Any) -> None:
-        """Count one more step if it was ``recorded``, and as clipped if something was ``clipped``."""
-        self.counts[0] += recorded
-        self.counts[1] += clipped
-
-    def keep(self, last: Sequence[Any], recorded: Any) -> None:
-        """Keep these values of the step, if it was recorded."""
-        if isinstance(self.last, Tensor):
-            for place, value in enumerate(last):
-                self.last[place] = torch.where(recorded, value, self.last[place])
-        elif recorded:
-            self.last[:] = last
-
-    def count_skipped(self, skipped: Any) -> Any:
-        """Count one more skipped step if it was; returns how many there are."""
-        self.counts[2] += skipped
-        return self.counts[2]
-
-
-class Totals(Record):
-    """Counts and norms of the whole gradient, kept in the optimizer's first parameter group.
-
-    ``complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
-    """
-
-    def __init__(self, group: Group, complete: bool, watch: Watch) -> None:
-        super().__init__(remembered(group, "steps"), remembered(group, "last"))
-        self.complete, self.watch = complete, watch
-        self.norms = SimpleNamespace(lengths=remembered(group, "norms")[:, 0], count=remembered(group, "norms_count")[..., 0])
-
-    def remember(
-        self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float, recorded: Any, clipped: Any, crush: float
-    ) -> None:
-        """Count a step; keep the values of the whole gradient from those of its sets and whether each was recorded."""
-        if recorded is np.False_:
-            return
-        self.count(recorded, clipped)
-        last = sets[0][0] if len(sets) == 1 else self._combined(sets, norm_type)
-        self.keep(last, recorded)
-        if isinstance(recorded, np.bool_):  # elsewhere the host would have to wait to look
-            self.watch.see(float(last[NORM]), crush)
-        if self.complete:
-            push(self.norms, last[NORM], namespace(last[NORM]).isfinite(last[NORM]) & recorded)
-
-    def _combined(self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float) -> list[Any]:
-        xp = namespace(self.last)
-        table = xp.stack([xp.stack([*last]) for last, _ in sets])  # (sets, 4)
-        recorded = xp.stack([recorded for _, recorded in sets])
-        norms = [
-            combine(table[:, place], norm_type) if self.complete else table[0, place] * math.nan for place in (NORM, CLIPPED_NORM)
-        ]
-        medians = [_median(table[:, place], recorded) for place in (THRESHOLD, COEFFICIENT)]
-        return norms + medians
+__all__ = ["ClipSet", "CurrentSets"]
 
 
 class Cell(NamedTuple):
     """The blocks of a clip set whose memory stands in one parameter group."""
 
     blocks: slice
-    groups: Sequence[Group]
-    counts: list[int]  # of blocks in each parameter
     memory: SimpleNamespace
-
-    def weights(self) -> list[Tensor]:
-        """The parameters, as they stand in the groups now."""
-        return [p for group in self.groups for p in group["params"]]
 
 
 class ClipSet(Record):
@@ -121,6 +45,7 @@ class ClipSet(Record):
         indices: Sequence[int],
         device: torch.device,
         memories: Sequence[SimpleNamespace],
+        ranks: Sequence[Any],
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
@@ -130,27 +55,47 @@ class ClipSet(Record):
             forget(group, rule)  # the set's memory is in its first group; another one would be of another gradient
         super().__init__(remembered(groups[0], "set_steps"), remembered(groups[0], "set_last"))
         self.cells: list[Cell] = []
+        self.norm_counts: list[int] = []  # how many norms are measured in each parameter
         for part in [groups] if self.is_one_block else [[group] for group in groups]:
-            counts = block_counts(rule, [p for group in part for p in group["params"]])
-            start = sum(map(sum, (cell.counts for cell in self.cells)))
-            memory = threshold_memory(part[0], rule, memories)
-            self.cells.append(Cell(slice(start, start + sum(counts)), part, counts, memory))
-        self.counts_of_blocks = [count for cell in self.cells for count in cell.counts]
+            start = sum(self.norm_counts)
+            self.norm_counts += measured_counts(rule, [p for group in part for p in group["params"]])
+            self.cells.append(Cell(slice(start, sum(self.norm_counts)), threshold_memory(part[0], rule, memories)))
+        self.shards = Shards(self.weights(), self.norm_counts, ranks, device) if ranks else None
+        self._own_counts = self.shards.counts if self.shards else self.norm_counts
+
+    def weights(self) -> list[Tensor]:
+        """The parameters, as they stand in the groups now."""
+        return [p for group in self.groups for p in group["params"]]
 
     def gradients(self) -> list[Tensor | None]:
-        """The gradients in the order of the parameters; a sparse one is coalesced where it stands."""
+        """The gradients in the order of the parameters, of sharded ones the rank's own part; a sparse one is coalesced."""
+        if self.shards:
+            lay_out_gradients(self.weights())
         grads = [p.grad for group in self.groups for p in group["params"]]
         if any(g is not None and g.is_sparse and not g.is_coalesced() for g in grads):
             for p in (p for group in self.groups for p in group["params"]):
                 if p.grad is not None and p.grad.is_sparse:
                     p.grad = p.grad.coalesce()
             grads = [p.grad for group in self.groups for p in group["params"]]
-        return grads
+        return [None if grad is None else local(grad) for grad in grads] if self.shards else grads
 
-    def lengths(self, tensors: Sequence[Tensor | None], counts: Sequence[int]) -> Any:
+    def norms(self, tensors: Sequence[Tensor | None]) -> Any:
+        """What is measured: the norm of each block, or of each tensor where all are one block."""
+        norms = self.measure.norms(tensors, self._own_counts, self.arguments.norm_type, self.device)
+        if self.shards is None:
+            return norms
+        return self.shards.lengths(norms, self.arguments.norm_type if self.measure.gives_norm else math.inf)
+
+    def lengths(self, tensors: Sequence[Tensor | None]) -> Any:
         """The length of each block of these tensors (blocks,), without a dimension where all is one block."""
-        norms = self.measure.norms(tensors, counts, self.arguments.norm_type, self.device)
+        norms = self.norms(tensors)
         return combine(norms, self.arguments.norm_type) if self.is_one_block else norms
+
+    def shrink_(self, grads: Sequence[Tensor | None], coefficients: Any, thresholds: Any) -> None:
+        """Make the blocks of the gradients as short as these values of each block say."""
+        if self.shards and not self.is_one_block:
+            coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
+        self.measure.shrink_(grads, self._own_counts, coefficients, thresholds)
 
     def norm(self, lengths: Any) -> Any:
         """The norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
@@ -162,43 +107,29 @@ class ClipSet(Record):
 
     def apply_rule(self, lengths: Any, valid: Any, step: Any) -> tuple[Any, Any]:
         """The threshold and the coefficient of each block."""
-        norm = self.norm(lengths)
-        if len(self.cells) == 1:
-            return self._rule_of_cell(self.cells[0], lengths, valid, norm, step)
-        parts = [self._rule_of_cell(cell, lengths[cell.blocks], valid[cell.blocks], norm, step) for cell in self.cells]
+        arguments = self.arguments
+        draw = partial(uniform, arguments.clipping_seed, self.indices[0], step)
+        whole = Blocks(lengths, valid, self.norm(lengths), step, cache(lambda: self.lengths([local(p) for p in self.weights()])))
+        parts = []
+        for cell in self.cells:
+            blocks = whole if len(self.cells) == 1 else whole.part(cell.blocks)
+            parts.append(self.rule(blocks, arguments.clipping_level, arguments.clipping_beta, cell.memory, draw))
+        if len(parts) == 1:
+            return parts[0]
         thresholds, coefficients = zip(*parts, strict=True)
         concatenate = namespace(lengths).concatenate
         return concatenate(thresholds), concatenate(coefficients)
-
-    def _rule_of_cell(self, cell: Cell, lengths: Any, valid: Any, norm: Any, step: Any) -> tuple[Any, Any]:
-        arguments = self.arguments
-        blocks = Blocks(lengths, valid, norm, step, lambda: self.lengths(cell.weights(), cell.counts))
-        draw = partial(uniform, arguments.clipping_seed, self.indices[0], step)
-        return self.rule(blocks, arguments.clipping_level, arguments.clipping_beta, cell.memory, draw)
 
     def remember(self, lengths: Any, valid: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
         """Count a step and keep its values, which are returned."""
         self.count(recorded, clipped)
         norm = self.norm(lengths)
-        coefficient = _median(coefficients, valid) if self.measure.gives_norm else norm
-        last = [norm, self.norm(lengths * coefficients), _median(thresholds, valid), coefficient]
+        coefficient = median(coefficients, valid) if self.measure.gives_norm else norm
+        last = [norm, self.norm(lengths * coefficients), median(thresholds, valid), coefficient]
         self.keep(last, recorded)
         if isinstance(self.rule.threshold, Constant) and isinstance(recorded, np.bool_):
-            self.crush = float(_median(coefficients, valid))
+            self.crush = float(median(coefficients, valid))
         return last
-
-
-def _median(values: Any, chosen: Any) -> Any:
-    """The median of the chosen ones, if there are any."""
-    if values.ndim == 0:
-        return values
-    if len(values) < 2:
-        return values.sum() if len(values) else values.sum() * math.nan
-    if isinstance(values, Tensor):
-        values = torch.where(chosen, values, math.nan)
-        middle = [values.nanquantile(0.5, interpolation=side) for side in ("lower", "higher")]  # "linear" makes NaN of two infs
-        return (middle[0] + middle[1]) / 2
-    return np.median(values[chosen]) if chosen.any() else np.float64(math.nan)
 
 
 class CurrentSets:
@@ -236,8 +167,9 @@ def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]
             groups[i].update(arguments.as_dict())
             prepare_memory(groups[i], arguments, device)
     rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
+    ranks = process_groups([p for group in groups for p in group["params"]])  # also those of other sets: to agree on a skip
     sets = [
-        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, memories)
+        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, memories, ranks)
         for rule, arguments, indices in rules
         if rule is not None
     ]

@@ -5,6 +5,7 @@ The host never looks at a number that lives on an accelerator: what is a float o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .clip_sets import ClipSet, Totals
+from .clip_sets import ClipSet
 from .history import every, namespace, on_host, some
 from .measures import stored
+from .records import Totals
 from .suspicions import warn
 
 __all__ = ["Verdict", "clip_"]
@@ -62,7 +64,7 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
             if fold and _can_fold(clip_set, grads, coefficients):
                 coefficient = coefficients
             else:
-                clip_set.measure.shrink_(grads, clip_set.counts_of_blocks, coefficients, thresholds * grad_scale)
+                clip_set.shrink_(grads, coefficients, thresholds * grad_scale)
             recorded, clipped = some(lengths != 0) & kept, some(coefficients < 1)
             records.append((clip_set.remember(lengths, valid, thresholds, coefficients, recorded, clipped), recorded))
             any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped
@@ -81,7 +83,7 @@ def _measure(clip_set: ClipSet, grad_scale: Any) -> Measured:
     grads = clip_set.gradients()
     if clip_set.arguments.nonfinite == "zero" and not on_host(clip_set.device):
         _zero_nonfinite_(grads)  # the host cannot look whether it is needed
-    lengths = clip_set.lengths(grads, clip_set.counts_of_blocks) / grad_scale
+    lengths = clip_set.lengths(grads) / grad_scale
     return Measured(grads, lengths, every(namespace(lengths).isfinite(lengths)))
 
 
@@ -92,7 +94,7 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
     for clip_set, m in zip(sets, measured, strict=True):
         if clip_set.arguments.nonfinite == "error" and not m.finite:  # has to look, also on an accelerator
             raise RuntimeError(
-                f"the gradient of parameter group {_first_nonfinite(clip_set)} is not finite; nothing was changed. "
+                f"the gradient of parameter group {_first_nonfinite(clip_set, m.grads)} is not finite; nothing was changed. "
                 "nonfinite='skip' leaves such a step out, nonfinite='zero' replaces its entries that are not finite by 0"
             )
     skip: Any = False
@@ -124,8 +126,8 @@ def _zero_nonfinite_(grads: Sequence[Tensor | None]) -> None:
             stored(grad).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _first_nonfinite(clip_set: ClipSet) -> int:
-    for index, group in zip(clip_set.indices, clip_set.groups, strict=True):
-        if not all(stored(p.grad).isfinite().all() for p in group["params"] if p.grad is not None):
-            return index
-    return clip_set.indices[0]  # finite entries whose length no float64 holds
+def _first_nonfinite(clip_set: ClipSet, grads: Sequence[Tensor | None]) -> int:
+    norms = torch.as_tensor(clip_set.norms(grads)).tolist()
+    groups = [index for index, group in zip(clip_set.indices, clip_set.groups, strict=True) for _ in group["params"]]
+    owners = [index for index, count in zip(groups, clip_set.norm_counts, strict=True) for _ in range(count)]
+    return next((index for index, norm in zip(owners, norms, strict=True) if not math.isfinite(norm)), clip_set.indices[0])

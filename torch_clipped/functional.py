@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .arguments import ARGUMENT_NAMES, Arguments
-from .clip_sets import ClipSet, CurrentSets, Totals
+from .clip_sets import ClipSet, CurrentSets
 from .clipping import CLIPPING_TYPES
 from .decisions import Always
 from .engine import clip_
-from .measures import combine, tensor_norms
 from .memory import Group, common_device, is_memory, prepare_memory
+from .records import Totals
 from .statistics import grad_norms, statistics
 
 __all__ = ["GradientClipper", "clip_gradients_"]
@@ -172,9 +173,9 @@ def _clip(group: Group, sets: list[ClipSet], totals: Totals) -> Tensor:
     """Clip, and return the norm before; where the engine does not measure it, the caller's wish pays for another pass."""
     if sets and sets[0].measure.gives_norm:
         return torch.as_tensor(clip_(sets, totals).norms[0])
-    grads = [p.grad for p in group["params"]]
-    grads = [g.coalesce() if g is not None and g.is_sparse else g for g in grads]
-    norms = tensor_norms(grads, [], group["norm_type"], common_device([group]))
+    measuring = _group(group["params"], Arguments("norm", math.inf, clipping_window=2, norm_type=group["norm_type"]))
+    (whole,), _ = CurrentSets().of([measuring])
+    norm = whole.lengths(whole.gradients())
     if sets:
         clip_(sets, totals)
-    return torch.as_tensor(combine(norms, group["norm_type"]))
+    return torch.as_tensor(norm)

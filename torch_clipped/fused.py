@@ -18,6 +18,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from .history import on_host
 from .measures import stored
+from .sharding import is_sharded, local
 
 __all__ = ["FusedPlan", "scaler_factors", "undecorated", "unscaled_where_fused_is_wrong"]
 
@@ -154,8 +155,11 @@ class _Members:
         """The kernels walk through memory: parameter, gradient and state must lie there alike and without holes."""
         if self._are_plain():
             return True
-        alike = all(map(_lie_alike, self.params, self.grads))
-        return alike and all(v.stride() == p.stride() and v.dtype is p.dtype for p, v in self.kept)
+        if "dampening" in self.group and any(map(is_sharded, self.params)):
+            return False  # torch's fused SGD has no rule for DTensors
+        with torch.no_grad():
+            alike = all(map(_lie_alike, map(local, self.params), map(local, self.grads)))
+            return alike and all(local(v).stride() == local(p).stride() and v.dtype is p.dtype for p, v in self.kept)
 
     def _are_plain(self) -> bool:
         """What nearly all are, looked at quickly: all contiguous, of one type, on devices with a fused kernel."""

@@ -23,7 +23,7 @@ from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .history import accumulation_dtype, on_host, resized
 from .thresholds import Shape
 
-__all__ = ["Group", "block_counts", "common_device", "forget", "is_memory", "prepare_memory", "remembered", "threshold_memory"]
+__all__ = ["Group", "common_device", "forget", "is_memory", "measured_counts", "prepare_memory", "remembered", "threshold_memory"]
 
 Group = dict[str, Any]
 
@@ -33,10 +33,10 @@ def is_memory(key: str) -> bool:
     return key.startswith(MEMORY)
 
 
-def block_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
-    """How many blocks each parameter has; [1] where all are one block."""
+def measured_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
+    """How many norms are measured in each parameter: its blocks, or one where all parameters are one block."""
     blocks_in = MEASURES[rule.measure].blocks_in
-    return [1] if blocks_in is None else [blocks_in(p) for p in params]
+    return [1 if blocks_in is None else blocks_in(p) for p in params]
 
 
 def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> None:
@@ -49,7 +49,8 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
     shapes |= {"last": ((4,), torch.float64), "set_last": ((4,), torch.float64)}
     shapes |= {"norms": ((window, 1), torch.float64), "norms_count": ((1,), torch.int64)}
     if rule is not None:
-        shapes |= rule.threshold.memory(sum(block_counts(rule, group["params"])), window)
+        one_block = MEASURES[rule.measure].blocks_in is None
+        shapes |= rule.threshold.memory(1 if one_block else sum(measured_counts(rule, group["params"])), window)
     for key in [key for key in group if is_memory(key)]:
         name = key.removeprefix(MEMORY)
         if name not in shapes:

@@ -12,11 +12,12 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable imports the
 from torch.optim import Optimizer
 
 from .arguments import RENAMED, Arguments, group_arguments
-from .clip_sets import ClipSet, CurrentSets, Totals
+from .clip_sets import ClipSet, CurrentSets
 from .closures import calls_closure_itself, step_with_clipping_closure
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated, unscaled_where_fused_is_wrong
 from .memory import Group, common_device, is_memory, prepare_memory
+from .records import Totals
 from .statistics import grad_norms, statistics
 
 __all__ = ["Clipped"]

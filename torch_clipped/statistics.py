@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .clip_sets import Record, Totals
 from .history import chronological
+from .records import Record, Totals
 
 __all__ = ["grad_norms", "statistics"]
 

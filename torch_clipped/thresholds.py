@@ -31,6 +31,11 @@ class Blocks(NamedTuple):
     step: Any  # how many steps of the optimizer came before
     weight_lengths: Callable[[], Any]  # the lengths of the weights of the same blocks, (blocks,)
 
+    def part(self, blocks: slice) -> Blocks:
+        """Some of them."""
+        lengths, valid, norm, step, weight_lengths = self
+        return Blocks(lengths[blocks], valid[blocks], norm, step, lambda: weight_lengths()[blocks])
+
 
 @dataclass(frozen=True)
 class Threshold:

@@ -1,0 +1,129 @@
+"""Sharded parameters (DTensor): from the parts that a rank holds to lengths on which all ranks agree.
+
+Everything elementwise is done to the rank's own part of a gradient. Its lengths to the power p are summed over the process
+group of every mesh dimension, in one all-reduce for all tensors. A block of which each rank of the group has a copy enters
+with the share 1 / ranks: so all ranks come to the same lengths to the last bit, whatever only one of them has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .history import namespace, on_host
+
+__all__ = ["Shards", "is_sharded", "lay_out_gradients", "local", "process_groups"]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor. (To import the class would cost more time than all of this library.)"""
+    return hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, to be changed in place."""
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return part
+
+
+def lay_out_gradients(params: Sequence[Any]) -> None:
+    """Give each gradient the placements of its parameter, where it stands: partial sums are summed up, and so on."""
+    for p in params:
+        if is_sharded(p) and p.grad is not None and p.grad.placements != p.placements:
+            p.grad = p.grad.redistribute(placements=p.placements)
+
+
+def process_groups(params: Sequence[Any]) -> list[Any]:
+    """The process groups of all mesh dimensions over which these parameters are spread, in an order common to all ranks."""
+    meshes = [p.device_mesh for p in params if is_sharded(p)]
+    groups = [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim) if mesh.size(dim) > 1]
+    return list(dict.fromkeys(groups))
+
+
+class Shards:
+    """How the blocks of some parameters are spread over the ranks of some process groups.
+
+    Args:
+        params: the parameters, sharded or not.
+        counts: how many blocks each has: one, or one for each entry of its first dimension.
+        groups: the process groups of the ranks that have to agree.
+        device: where lengths are kept.
+    """
+
+    def __init__(self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device) -> None:
+        held = [_held_blocks(p, count) for p, count in zip(params, counts, strict=True)]
+        starts = np.cumsum([0, *counts])
+        places = torch.cat([torch.arange(0), *(own.cpu() + int(start) for own, start in zip(held, starts, strict=False))])
+        self.counts = [len(own) for own in held]
+        self._size, self._device = int(starts[-1]), device
+        self._places: Any = places.numpy() if on_host(device) else places.to(device)
+        self._reductions: list[tuple[Any, Any]] = []
+        for group in groups:
+            shares = [1.0 if _is_split_by(p, group) else 1.0 / group.size() for p in params]
+            by_block = torch.from_numpy(np.repeat(shares, counts))
+            self._reductions.append((group, by_block.numpy() if on_host(device) else by_block.to(device)))
+
+    def local(self, by_block: Any) -> Any:
+        """The values of the blocks that this rank holds, of values of all blocks."""
+        return by_block[self._places]
+
+    def lengths(self, norms: Any, norm_type: float) -> Any:
+        """The p-norms of all blocks (blocks,), the same on every rank, from those of the parts that the ranks hold."""
+        values = np.zeros(self._size) if on_host(self._device) else norms.new_zeros(self._size)
+        values[self._places] = norms
+        if norm_type == math.inf:
+            return self._largest(values)
+        lengths = self._combined(values, norm_type)
+        if not on_host(self._device) or np.isfinite(lengths).all():
+            return lengths
+        largest = self._largest(values)
+        unit = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)  # powers of the ratios cannot overflow
+        return self._combined(values / unit, norm_type) * unit
+
+    def _combined(self, values: Any, norm_type: float) -> Any:
+        powers = values**norm_type
+        for group, shares in self._reductions:
+            powers = _reduced(powers * shares, "SUM", group)
+        return powers ** (1 / norm_type)
+
+    def _largest(self, values: Any) -> Any:
+        xp = namespace(values)
+        values = xp.where(xp.isnan(values), math.inf, values)  # the largest of NaN and a number is left open
+        for group, _ in self._reductions:
+            values = _reduced(values, "MAX", group)
+        return values
+
+
+def _held_blocks(param: Any, count: int) -> Tensor:
+    """Which of a parameter's blocks this rank holds or holds a part of."""
+    if count == 1 or not is_sharded(param):
+        return torch.arange(count)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = param.device_mesh
+    whole = DTensor.from_local(torch.arange(count, device=mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    by_rows = [placement if getattr(placement, "dim", None) == 0 else Replicate() for placement in param.placements]
+    held: Tensor = whole.redistribute(placements=by_rows).to_local()
+    return held
+
+
+def _is_split_by(param: Any, group: Any) -> bool:
+    if not is_sharded(param):
+        return False
+    mesh = param.device_mesh
+    return any(mesh.get_group(dim) is group and not param.placements[dim].is_replicate() for dim in range(mesh.ndim))
+
+
+def _reduced(values: Any, operation: str, group: Any) -> Any:
+    import torch.distributed as dist
+
+    sent, backends = torch.as_tensor(values), dist.get_backend_config(group)
+    if f"{sent.device.type}:" not in backends:  # offloaded parameters, and a group of accelerators only
+        sent = sent.to(backends.partition(":")[0])
+    dist.all_reduce(sent, getattr(dist.ReduceOp, operation), group)
+    return sent.cpu().numpy() if isinstance(values, np.ndarray) else sent

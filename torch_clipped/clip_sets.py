@@ -107,18 +107,22 @@ class ClipSet(Record):
 
     def apply_rule(self, lengths: Any, valid: Any, step: Any) -> tuple[Any, Any]:
         """The threshold and the coefficient of each block."""
-        arguments = self.arguments
-        draw = partial(uniform, arguments.clipping_seed, self.indices[0], step)
-        whole = Blocks(lengths, valid, self.norm(lengths), step, cache(lambda: self.lengths([local(p) for p in self.weights()])))
-        parts = []
-        for cell in self.cells:
-            blocks = whole if len(self.cells) == 1 else whole.part(cell.blocks)
-            parts.append(self.rule(blocks, arguments.clipping_level, arguments.clipping_beta, cell.memory, draw))
-        if len(parts) == 1:
-            return parts[0]
+        whole = Blocks(lengths, valid, self.norm(lengths), step, self._weight_lengths)
+        if len(self.cells) == 1:
+            return self._rule_of_cell(self.cells[0], whole)
+        whole = whole._replace(weight_lengths=cache(self._weight_lengths))
+        parts = [self._rule_of_cell(cell, whole.part(cell.blocks)) for cell in self.cells]
         thresholds, coefficients = zip(*parts, strict=True)
         concatenate = namespace(lengths).concatenate
         return concatenate(thresholds), concatenate(coefficients)
+
+    def _rule_of_cell(self, cell: Cell, blocks: Blocks) -> tuple[Any, Any]:
+        arguments = self.arguments
+        draw = partial(uniform, arguments.clipping_seed, self.indices[0], blocks.step)
+        return self.rule(blocks, arguments.clipping_level, arguments.clipping_beta, cell.memory, draw)
+
+    def _weight_lengths(self) -> Any:
+        return self.lengths([local(p) for p in self.weights()])
 
     def remember(self, lengths: Any, valid: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
         """Count a step and keep its values, which are returned."""

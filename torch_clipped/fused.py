@@ -155,8 +155,9 @@ class _Members:
         """The kernels walk through memory: parameter, gradient and state must lie there alike and without holes."""
         if self._are_plain():
             return True
-        if "dampening" in self.group and any(map(is_sharded, self.params)):
-            return False  # torch's fused SGD has no rule for DTensors
+        kinds = {*map(is_sharded, self.params)}
+        if len(kinds) > 1 or (kinds == {True} and "dampening" in self.group):
+            return False  # torch has no rule for DTensors beside others, and none for them in its fused SGD
         with torch.no_grad():
             alike = all(map(_lie_alike, map(local, self.params), map(local, self.grads)))
             return alike and all(local(v).stride() == local(p).stride() and v.dtype is p.dtype for p, v in self.kept)

@@ -20,6 +20,9 @@ from .history import namespace, on_host
 __all__ = ["Shards", "is_sharded", "lay_out_gradients", "local", "process_groups"]
 
 
+_SMALLEST = 1e-290  # powers from here down have lost digits
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this is a DTensor. (To import the class would cost more time than all of this library.)"""
     return hasattr(tensor, "placements")
@@ -78,18 +81,25 @@ class Shards:
         values[self._places] = norms
         if norm_type == math.inf:
             return self._largest(values)
-        lengths = self._combined(values, norm_type)
-        if not on_host(self._device) or np.isfinite(lengths).all():
-            return lengths
-        largest = self._largest(values)
-        unit = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)  # powers of the ratios cannot overflow
-        return self._combined(values / unit, norm_type) * unit
+        lengths, exact = self._combined(values, norm_type)
+        if not exact:
+            largest = self._largest(values)
+            unit = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
+            lengths = self._combined(values / unit, norm_type)[0] * unit
+        return lengths
 
-    def _combined(self, values: Any, norm_type: float) -> Any:
+    def _combined(self, values: Any, norm_type: float) -> tuple[Any, bool]:
+        """The p-norms of values on several ranks, and whether all powers were within the range of float64 (on the host)."""
         powers = values**norm_type
+        if not on_host(self._device):
+            for group, shares in self._reductions:
+                powers = _reduced(powers * shares, "SUM", group)
+            return powers ** (1 / norm_type), True
+        lost = ((values > 0) & (powers < _SMALLEST)).sum()  # sent along, for all ranks to know
         for group, shares in self._reductions:
-            powers = _reduced(powers * shares, "SUM", group)
-        return powers ** (1 / norm_type)
+            sent = _reduced(np.append(powers * shares, lost), "SUM", group)
+            powers, lost = sent[:-1], sent[-1]
+        return powers ** (1 / norm_type), lost == 0 and bool(np.isfinite(powers).all())
 
     def _largest(self, values: Any) -> Any:
         xp = namespace(values)

@@ -1,0 +1,261 @@
+"""Clipping of sharded parameters in all placements, against the same steps with whole parameters."""
+
+import math
+import warnings
+from contextlib import nullcontext
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from programs import device_arithmetic
+from sharded import heavy_tailed, layouts, parameters, spread, step, tensors, whole
+from torch.distributed.tensor.debug import CommDebugMode
+
+from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, GradientClipper, clip_gradients_, clip_optimizer
+from torch_clipped.clipping import CLIPPING_TYPES
+from torch_clipped.sharding import _reduced, local
+
+
+def close(one, other):
+    return all(
+        left == pytest.approx(right, rel=1e-6, nan_ok=True) for left, right in zip(one.values(), other.values(), strict=True)
+    )
+
+
+def same_on_all_ranks(value):
+    """Whether this is the same on every rank, to the last bit."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, repr(value))
+    return len(set(values)) == 1
+
+
+def steps_of_every_type(optimizers, partial=False, on_device=False):
+    """Messages about all that differs between whole and sharded parameters."""
+    wrong = []
+    for name, layout in layouts().items():
+        for clipping_type in CLIPPING_TYPES:
+            for cls, arguments in optimizers:
+                params, shards = parameters(), parameters(layout)
+                reference = cls(params, lr=0.1, clipping_type=clipping_type, **arguments)
+                with device_arithmetic() if on_device else nullcontext():
+                    optimizer = cls(shards, lr=0.1, clipping_type=clipping_type, **arguments)
+                    for number in range(4):
+                        step(optimizer, shards, heavy_tailed(number), layout, partial)
+                for number in range(4):
+                    step(reference, params, heavy_tailed(number))
+                case = f"{name}, {clipping_type}, {cls.__name__}"
+                for p, q in zip(params, shards, strict=True):
+                    if not torch.allclose(whole(q), p.detach(), rtol=1e-5, atol=1e-6):
+                        wrong.append(f"{case}: weights of shape {tuple(p.shape)}")
+                    if not torch.allclose(whole(q.grad), p.grad, rtol=1e-5, atol=1e-6):
+                        wrong.append(f"{case}: gradient of shape {tuple(p.shape)}")
+                if not close(optimizer.clipping_stats(), reference.clipping_stats()):
+                    wrong.append(f"{case}: {optimizer.clipping_stats()} for {reference.clipping_stats()}")
+                if not same_on_all_ranks([optimizer.clipping_stats(), optimizer.grad_norms().tolist()]):
+                    wrong.append(f"{case}: the ranks disagree")
+    return wrong
+
+
+SGD, ADAMW = (ClippedSGD, {}), (ClippedAdamW, {})
+
+
+def test_every_type_steps_as_on_whole_parameters_on_two_ranks(two):
+    assert two.run(steps_of_every_type, [SGD, ADAMW]) == [[]] * 2
+
+
+def test_every_type_steps_as_on_whole_parameters_on_four_ranks(four):
+    assert four.run(steps_of_every_type, [ADAMW]) == [[]] * 4
+
+
+def test_every_type_steps_as_on_whole_parameters_with_the_arithmetic_of_accelerators(two):
+    assert two.run(steps_of_every_type, [ADAMW], False, True) == [[]] * 2
+
+
+def test_partial_sums_are_summed_up_before_they_are_measured(two):
+    assert two.run(steps_of_every_type, [ADAMW], True) == [[]] * 2
+
+
+def all_reduces(clipping_type, missing):
+    """How many collectives a step takes, for each layout."""
+    counts = {}
+    for name, layout in layouts().items():
+        shards = parameters(layout)
+        optimizer = ClippedSGD(shards, lr=0.1, clipping_type=clipping_type)
+        step(optimizer, shards, heavy_tailed(0), layout)
+        grads = heavy_tailed(1)
+        for place in missing:
+            grads[place] = None
+        for p, grad, one in zip(shards, grads, layout, strict=True):
+            p.grad = None if grad is None else spread(grad, one)
+        with CommDebugMode() as communication:
+            optimizer.step()
+        counts[name] = {str(operation): count for operation, count in communication.get_comm_counts().items()}
+    return counts
+
+
+@pytest.mark.parametrize("missing", [(), (0, 3), range(6)], ids=["all", "some", "none"])
+@pytest.mark.parametrize("clipping_type", ["norm", "layer_wise", "coord_wise", "linear_rand_auto", "layer_wise_auto", "adagc"])
+def test_step_takes_one_all_reduce_for_each_mesh_dimension_and_no_other_collective(four, clipping_type, missing):
+    groups = {"rows": 1, "last dimension": 1, "some": 1, "square": 2, "two meshes": 3}
+    expected = {name: {"c10d.allreduce_": count} for name, count in groups.items()}
+    assert four.run(all_reduces, clipping_type, missing) == [expected] * 4
+
+
+def step_with_bad_entry(nonfinite, bad, where):
+    """What becomes of a step in which rank 0 alone sees a bad entry, in gradient number ``where``."""
+    outcomes = {}
+    for name, layout in layouts().items():
+        for clipping_type in ("norm", "coord_wise", "adaptive"):
+            shards = parameters(layout)
+            groups = [{"params": shards[:2], "weight_decay": 0.1}, {"params": shards[2:]}]
+            optimizer = ClippedSGD(groups, lr=0.1, momentum=0.9, clipping_type=clipping_type, nonfinite=nonfinite)
+            step(optimizer, shards, heavy_tailed(0), layout)
+            before = [whole(p) for p in shards]
+            for p, grad, one in zip(shards, heavy_tailed(1), layout, strict=True):
+                p.grad = spread(grad, one)
+            entries = local(shards[where].grad).view(-1)
+            if dist.get_rank() == 0:
+                entries[0] = bad
+            raised = ""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ClippingWarning)
+                try:
+                    optimizer.step()
+                except RuntimeError as error:
+                    raised = str(error).partition("; ")[0]
+            stats = optimizer.clipping_stats()
+            outcomes[f"{name}, {clipping_type}"] = {
+                "raised": raised,
+                "unchanged": all(torch.equal(whole(p), b) for p, b in zip(shards, before, strict=True)),
+                "finite": all(whole(p).isfinite().all().item() for p in shards),
+                "counts": (stats["steps"], stats["skipped_steps"]),
+                "agreed": same_on_all_ranks([stats, raised]),
+            }
+    return outcomes
+
+
+OUTCOMES = {
+    "skip": {"raised": "", "unchanged": True, "finite": True, "counts": (1, 1), "agreed": True},
+    "error": {"unchanged": True, "finite": True, "counts": (1, 0), "agreed": True},
+    "zero": {"raised": "", "unchanged": False, "finite": True, "counts": (2, 0), "agreed": True},
+    "propagate": {"raised": "", "unchanged": False, "finite": False, "counts": (2, 0), "agreed": True},
+}
+
+
+@pytest.mark.parametrize(("bad", "where"), [(math.inf, 0), (math.nan, 0), (math.nan, 5)])
+@pytest.mark.parametrize("nonfinite", OUTCOMES)
+def test_ranks_agree_about_an_entry_that_only_one_of_them_sees(two, nonfinite, bad, where):
+    expected = dict(OUTCOMES[nonfinite])
+    if nonfinite == "error":
+        expected["raised"] = f"the gradient of parameter group {int(where >= 2)} is not finite"
+    for outcomes in two.run(step_with_bad_entry, nonfinite, bad, where):
+        assert outcomes
+        for case, outcome in outcomes.items():
+            assert outcome == expected, case
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "error"])
+def test_ranks_agree_about_an_entry_of_a_gradient_that_is_not_shared(two, nonfinite):
+    for outcomes in two.run(step_with_bad_entry, nonfinite, math.inf, 2):
+        assert outcomes["some, norm"]["unchanged"]
+        assert outcomes["some, norm"]["agreed"]
+
+
+def norms_of(norm_type, factor):
+    """The recorded norm of float64 gradients and what it should be, for each layout."""
+    norms = []
+    grads = tensors(3, factor, torch.float64)
+    expected = torch.linalg.vector_norm(torch.cat([g.flatten() / factor for g in grads]), norm_type).item() * factor
+    for layout in layouts().values():
+        shards = parameters(layout, torch.float64)
+        optimizer = ClippedSGD(shards, norm_type=norm_type)
+        step(optimizer, shards, grads, layout)
+        norms.append(optimizer.grad_norms().item() / expected)
+    return norms
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-100, 1e200])
+@pytest.mark.parametrize("norm_type", [1, 2, 3.5, math.inf])
+def test_norms_of_every_type_and_size(two, norm_type, factor):
+    for norms in two.run(norms_of, norm_type, factor):
+        assert norms == pytest.approx([1.0] * len(norms), rel=1e-12)
+
+
+def doors():
+    """Norms and gradients of the functional interface, whole and sharded."""
+    results = []
+    for layout in (None, *layouts().values()):
+        shards = parameters(layout)
+        found = []
+        clipper = GradientClipper(shards, "layer_wise_auto", 0.5)
+        for number in range(3):
+            for clip in (
+                clipper.step,
+                lambda: clip_gradients_(shards, "norm", 1.0),  # noqa: B023 (called at once)
+                lambda: clip_gradients_(shards, "coord_wise", 0.1),  # noqa: B023
+                lambda: clip_gradients_(shards, "none"),  # noqa: B023
+            ):
+                for p, grad, one in zip(shards, heavy_tailed(number), layout or [None] * len(shards), strict=True):
+                    p.grad = spread(grad, one)
+                found += [clip().view(1).float(), *(whole(p.grad).flatten() for p in shards)]
+        results.append(torch.cat(found))
+    return [torch.allclose(result, results[0], rtol=1e-5) for result in results[1:]]
+
+
+def test_clipping_by_hand(two):
+    assert two.run(doors) == [[True] * 3] * 2
+
+
+def steps_of_wrapped_optimizer():
+    """The weights after steps of an optimizer made to clip, whole and sharded."""
+    results = []
+    for layout in (None, *layouts().values()):
+        shards = parameters(layout)
+        optimizer = clip_optimizer(torch.optim.RMSprop(shards, lr=0.01, momentum=0.9), "auto", 0.5)
+        for number in range(4):
+            step(optimizer, shards, heavy_tailed(number), layout)
+        results.append(torch.cat([whole(p).flatten() for p in shards]))
+    return [torch.allclose(result, results[0], rtol=1e-5, atol=1e-6) for result in results[1:]]
+
+
+def test_any_optimizer(two):
+    assert two.run(steps_of_wrapped_optimizer) == [[True] * 3] * 2
+
+
+def kernels_of(name):
+    """Which kernels took the step, for each way to ask for them and each layout."""
+    cls = {"sgd": ClippedSGD, "adamw": ClippedAdamW}[name]
+    kernel, taken = f"_fused_{name}_", {}
+    for layout_name, layout in layouts().items():
+        for fused in (None, True, False):
+            shards = parameters(layout)
+            optimizer = cls(shards, lr=0.1, fused=fused)
+            with patch(f"torch.{kernel}", wraps=getattr(torch, kernel)) as spy:
+                step(optimizer, shards, heavy_tailed(0), layout)
+            taken[layout_name, fused] = spy.called
+            assert optimizer.param_groups[0]["fused"] is fused
+    return taken
+
+
+def test_fused_adamw_is_taken_for_sharded_parameters_and_fused_sgd_is_not(two):
+    everywhere_sharded = ("rows", "last dimension")
+    for taken in two.run(kernels_of, "adamw"):
+        assert taken == {(name, fused): name in everywhere_sharded and fused is not False for name, fused in taken}
+    for taken in two.run(kernels_of, "sgd"):
+        assert not any(taken.values())
+        assert taken
+
+
+def test_lengths_of_offloaded_parameters_are_reduced_where_the_group_can(monkeypatch):
+    moved = []
+
+    def all_reduce(sent, operation, group):
+        moved.append(sent.device.type)
+
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: "meta:nccl")
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda sent: torch.ones(sent.shape, dtype=sent.dtype))
+    assert _reduced(np.zeros(2), "SUM", None).tolist() == [1.0, 1.0]
+    assert moved == ["meta"]

@@ -25,7 +25,7 @@ def allowed(step: int) -> float:
     """By how much the losses of a step may differ and be called equal, in nats a character.
 
     Many processes add in another order than one, and training makes differences of rounding grow exponentially. What is
-    allowed grows a little faster; a wrong gradient is far beyond it after a few steps.
+    allowed grows a little faster than they do at the default learning rates; a wrong gradient is far beyond it after a few steps.
     """
     return float(ROUNDING * 10 ** (step / TENFOLD))
 
@@ -78,7 +78,9 @@ def verdict(together: Curve, alone: Curve) -> str:
     for step, difference in enumerate(found):
         if not difference <= allowed(step):
             where = f"step {step}" if step < len(together.losses) else "the validation loss"
-            return f"NOT EQUAL: {where} differs by {difference:.1e}, and at the default learning rate rounding explains no more than {allowed(step):.1e}."
+            return (
+                f"NOT EQUAL: {where} differs by {difference:.1e}; at usual learning rates rounding explains {allowed(step):.1e}."
+            )
     worst = found.index(max(found))
     return f"Equal but for rounding: the largest difference of all {len(together.losses)} steps is {found[worst]:.1e}."
 

@@ -44,8 +44,8 @@ class ClipSet(Record):
         groups: Sequence[Group],
         indices: Sequence[int],
         device: torch.device,
-        memories: Sequence[SimpleNamespace],
         ranks: Sequence[Any],
+        before: Sequence[ClipSet],
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
@@ -54,14 +54,20 @@ class ClipSet(Record):
         for group in groups[1:] if self.is_one_block else ():
             forget(group, rule)  # the set's memory is in its first group; another one would be of another gradient
         super().__init__(remembered(groups[0], "set_steps"), remembered(groups[0], "set_last"))
+        memories = [cell.memory for clip_set in before for cell in clip_set.cells]
         self.cells: list[Cell] = []
         self.norm_counts: list[int] = []  # how many norms are measured in each parameter
         for part in [groups] if self.is_one_block else [[group] for group in groups]:
             start = sum(self.norm_counts)
             self.norm_counts += measured_counts(rule, [p for group in part for p in group["params"]])
             self.cells.append(Cell(slice(start, sum(self.norm_counts)), threshold_memory(part[0], rule, memories)))
-        self.shards = Shards(self.weights(), self.norm_counts, ranks, device) if ranks else None
+        self.shards = self._find_shards(ranks, before) if ranks else None
         self._own_counts = self.shards.counts if self.shards else self.norm_counts
+
+    def _find_shards(self, ranks: Sequence[Any], before: Sequence[ClipSet]) -> Shards:
+        made_of = self.weights(), self.norm_counts, ranks, self.device
+        known = (clip_set.shards for clip_set in before if clip_set.shards and clip_set.shards.are_of(*made_of))
+        return next(known, None) or Shards(*made_of)
 
     def weights(self) -> list[Tensor]:
         """The parameters, as they stand in the groups now."""
@@ -150,8 +156,7 @@ class CurrentSets:
         shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
         if self._made is None or shape != self._shape or not all(map(is_, _written(groups), self._written)):
             before = self._made[0] if self._made else []
-            memories = [cell.memory for clip_set in before for cell in clip_set.cells]
-            self._made = _make_clip_sets(groups, memories, self._watch)
+            self._made = _make_clip_sets(groups, before, self._watch)
             self._shape, self._written = shape, _written(groups)
         return self._made
 
@@ -161,7 +166,7 @@ def _written(groups: Sequence[Group]) -> list[Any]:
     return [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
 
 
-def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace], watch: Watch) -> tuple[list[ClipSet], Totals]:
+def _make_clip_sets(groups: Sequence[Group], before: Sequence[ClipSet], watch: Watch) -> tuple[list[ClipSet], Totals]:
     device = common_device(groups)
     members: dict[Arguments, list[int]] = {}
     for i, group in enumerate(groups):
@@ -173,7 +178,7 @@ def _make_clip_sets(groups: Sequence[Group], memories: Sequence[SimpleNamespace]
     rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
     ranks = process_groups([p for group in groups for p in group["params"]])  # also those of other sets: to agree on a skip
     sets = [
-        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, memories, ranks)
+        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, ranks, before)
         for rule, arguments, indices in rules
         if rule is not None
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class Shards:
         starts = np.cumsum([0, *counts])
         places = torch.cat([torch.arange(0), *(own.cpu() + int(start) for own, start in zip(held, starts, strict=False))])
         self.counts = [len(own) for own in held]
+        self._params, self._rest = [*params], ([*counts], [*groups], device)
         self._size, self._device = int(starts[-1]), device
         self._places: Any = places.numpy() if on_host(device) else places.to(device)
         self._reductions: list[tuple[Any, Any]] = []
@@ -70,6 +72,11 @@ class Shards:
             shares = [1.0 if _is_split_by(p, group) else 1.0 / group.size() for p in params]
             by_block = torch.from_numpy(np.repeat(shares, counts))
             self._reductions.append((group, by_block.numpy() if on_host(device) else by_block.to(device)))
+
+    def are_of(self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device) -> bool:
+        """Whether I was made of these. (To make me anew takes longer than a step: level schedules make new clip sets in each.)"""
+        same_params = len(params) == len(self._params) and all(map(is_, params, self._params))
+        return same_params and self._rest == ([*counts], [*groups], device)
 
     def local(self, by_block: Any) -> Any:
         """The values of the blocks that this rank holds, of values of all blocks."""

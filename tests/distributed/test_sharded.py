@@ -13,7 +13,7 @@ from programs import device_arithmetic
 from sharded import heavy_tailed, layouts, parameters, spread, step, tensors, whole
 from torch.distributed.tensor.debug import CommDebugMode
 
-from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, GradientClipper, clip_gradients_, clip_optimizer
+from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, GradientClipper, clip_gradients_, clip_optimizer, sharding
 from torch_clipped.clipping import CLIPPING_TYPES
 from torch_clipped.sharding import _reduced, local
 
@@ -246,6 +246,26 @@ def test_fused_adamw_is_taken_for_sharded_parameters_and_fused_sgd_is_not(two):
     for taken in two.run(kernels_of, "sgd"):
         assert not any(taken.values())
         assert taken
+
+
+def collectives_of_a_level_schedule():
+    """What is sent in steps each of which has another level."""
+    sent = []
+    for clipping_type in ("norm", "layer_wise_auto", "adaptive"):
+        shards = parameters(layouts()["last dimension"])
+        optimizer = ClippedSGD(shards, clipping_type=clipping_type)
+        for number in range(3):
+            optimizer.param_groups[0]["clipping_level"] = 0.5 + 0.1 * number
+            with CommDebugMode() as communication, patch.object(sharding, "_held_blocks", wraps=sharding._held_blocks) as spy:
+                step(optimizer, shards, heavy_tailed(number), layouts()["last dimension"])
+            sent.append((clipping_type, number, communication.get_total_counts(), spy.called))
+    return sent
+
+
+def test_level_schedule_does_not_look_at_the_shards_again(two):
+    expected = [("norm", 1), ("layer_wise_auto", 1), ("adaptive", 2)]  # which measures the weights too
+    expected = [(clipping_type, number, count, False) for clipping_type, count in expected for number in range(3)]
+    assert two.run(collectives_of_a_level_schedule) == [expected] * 2
 
 
 def test_lengths_of_offloaded_parameters_are_reduced_where_the_group_can(monkeypatch):

@@ -44,7 +44,7 @@ class ClipSet(Record):
         groups: Sequence[Group],
         indices: Sequence[int],
         device: torch.device,
-        ranks: Sequence[Any],
+        ranks: Sequence[Any] | None,
         before: Sequence[ClipSet],
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
@@ -61,7 +61,7 @@ class ClipSet(Record):
             start = sum(self.norm_counts)
             self.norm_counts += measured_counts(rule, [p for group in part for p in group["params"]])
             self.cells.append(Cell(slice(start, sum(self.norm_counts)), threshold_memory(part[0], rule, memories)))
-        self.shards = self._find_shards(ranks, before) if ranks else None
+        self.shards = None if ranks is None else self._find_shards(ranks, before)
         self._own_counts = self.shards.counts if self.shards else self.norm_counts
 
     def _find_shards(self, ranks: Sequence[Any], before: Sequence[ClipSet]) -> Shards:
@@ -176,7 +176,7 @@ def _make_clip_sets(groups: Sequence[Group], before: Sequence[ClipSet], watch: W
             groups[i].update(arguments.as_dict())
             prepare_memory(groups[i], arguments, device)
     rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
-    ranks = process_groups([p for group in groups for p in group["params"]])  # also those of other sets: to agree on a skip
+    ranks = process_groups([p for group in groups for p in group["params"]])  # for all sets alike, to agree on a skip
     sets = [
         ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, ranks, before)
         for rule, arguments, indices in rules

@@ -42,11 +42,14 @@ def lay_out_gradients(params: Sequence[Any]) -> None:
             p.grad = p.grad.redistribute(placements=p.placements)
 
 
-def process_groups(params: Sequence[Any]) -> list[Any]:
-    """The process groups of all mesh dimensions over which these parameters are spread, in an order common to all ranks."""
+def process_groups(params: Sequence[Any]) -> list[Any] | None:
+    """The process groups of all mesh dimensions over which these parameters are spread, in an order common to all ranks.
+
+    None if no parameter is a DTensor.
+    """
     meshes = [p.device_mesh for p in params if is_sharded(p)]
     groups = [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim) if mesh.size(dim) > 1]
-    return list(dict.fromkeys(groups))
+    return list(dict.fromkeys(groups)) if meshes else None
 
 
 class Shards:

@@ -16,11 +16,13 @@ def layouts():
     """Ways to spread tensors of ``SHAPES`` over the ranks: of each tensor the mesh and its placements, or None."""
     world, rows, columns, copies = dist.get_world_size(), Shard(0), Shard(1), Replicate()
     line = init_device_mesh("cpu", (world,), mesh_dim_names=("ranks",))
+    alone = init_device_mesh("cpu", (world, 1), mesh_dim_names=("ranks", "one"))["one"]
     found = {
         "rows": [(line, [rows if shape else copies]) for shape in SHAPES],
         "last dimension": [(line, [Shard(len(shape) - 1) if shape else copies]) for shape in SHAPES],
         "some": [(line, [rows]), None, None, (line, [columns]), (line, [copies]), (line, [columns])],
     }
+    found["one rank"] = [(alone, [rows if shape else copies]) for shape in SHAPES]
     if world == 4:
         square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
         found["square"] = [(square, [copies, rows if shape else copies]) for shape in SHAPES]

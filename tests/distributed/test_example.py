@@ -124,10 +124,7 @@ def test_a_wrong_argument_ends_all_processes_with_exit_code_2_and_one_message(bo
     assert "exitcode  : 2" in ended.stderr  # torchrun's report of the first that ended; its own exit code is always 1
 
 
-ONE_PROCESS = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="DTensors on a mesh of one process are not taken apart")
-
-
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=ONE_PROCESS), pytest.param("tp", marks=ONE_PROCESS)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
 def test_without_torchrun_one_process_trains(strategy, book, capsys):
     assert main(["--strategy", strategy, "--data", str(book), *SHORT]) == 0
     assert "Equal but for rounding" in capsys.readouterr().out

@@ -99,7 +99,7 @@ def all_reduces(clipping_type, missing):
 @pytest.mark.parametrize("clipping_type", ["norm", "layer_wise", "coord_wise", "linear_rand_auto", "layer_wise_auto", "adagc"])
 def test_step_takes_one_all_reduce_for_each_mesh_dimension_and_no_other_collective(four, clipping_type, missing):
     groups = {"rows": 1, "last dimension": 1, "some": 1, "square": 2, "two meshes": 3}
-    expected = {name: {"c10d.allreduce_": count} for name, count in groups.items()}
+    expected = {name: {"c10d.allreduce_": count} for name, count in groups.items()} | {"one rank": {}}
     assert four.run(all_reduces, clipping_type, missing) == [expected] * 4
 
 
@@ -107,6 +107,8 @@ def step_with_bad_entry(nonfinite, bad, where):
     """What becomes of a step in which rank 0 alone sees a bad entry, in gradient number ``where``."""
     outcomes = {}
     for name, layout in layouts().items():
+        if name == "one rank":
+            continue  # where nobody else has to know
         for clipping_type in ("norm", "coord_wise", "adaptive"):
             shards = parameters(layout)
             groups = [{"params": shards[:2], "weight_decay": 0.1}, {"params": shards[2:]}]
@@ -205,7 +207,7 @@ def doors():
 
 
 def test_clipping_by_hand(two):
-    assert two.run(doors) == [[True] * 3] * 2
+    assert two.run(doors) == [[True] * 4] * 2
 
 
 def steps_of_wrapped_optimizer():
@@ -221,7 +223,7 @@ def steps_of_wrapped_optimizer():
 
 
 def test_any_optimizer(two):
-    assert two.run(steps_of_wrapped_optimizer) == [[True] * 3] * 2
+    assert two.run(steps_of_wrapped_optimizer) == [[True] * 4] * 2
 
 
 def kernels_of(name):
@@ -240,7 +242,7 @@ def kernels_of(name):
 
 
 def test_fused_adamw_is_taken_for_sharded_parameters_and_fused_sgd_is_not(two):
-    everywhere_sharded = ("rows", "last dimension")
+    everywhere_sharded = ("rows", "last dimension", "one rank")
     for taken in two.run(kernels_of, "adamw"):
         assert taken == {(name, fused): name in everywhere_sharded and fused is not False for name, fused in taken}
     for taken in two.run(kernels_of, "sgd"):

@@ -68,7 +68,7 @@ def trained_sharded_and_not(kind, steps):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_clipping_around_zero_is_clipping_without_it(two, kind):
-    results = two.run(trained_sharded_and_not, kind, 40, seconds=180)
+    results = two.run(trained_sharded_and_not, kind, 30, seconds=180)
     for clipping_type in CLIPPING_TYPES:
         expected = results[0][clipping_type][0][0]
         for weights, stats in (r[clipping_type] for r in results):

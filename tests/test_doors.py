@@ -1,6 +1,7 @@
 """The other doors to the same engine: the mixin, clip_optimizer, clip_gradients_, GradientClipper, register_clipping."""
 
 import copy
+import inspect
 import io
 import itertools
 import math
@@ -271,6 +272,17 @@ def test_clip_optimizer_returns_the_same_object_with_its_state_and_groups(proble
 @pytest.mark.parametrize(("name", "wanted"), [("SGD", ClippedSGD), ("Adam", ClippedAdam), ("AdamW", ClippedAdamW)])
 def test_clip_optimizer_of_the_named_three_gives_the_named_classes(problem, name, wanted):
     assert type(clip_optimizer(base(name)(problem.parameters()))) is wanted
+
+
+def test_clip_optimizer_takes_optimizers_with_variable_keyword_arguments():
+    class Wrapper(torch.optim.SGD):
+        def __init__(self, params, rate, **others):
+            super().__init__(params, lr=rate, **others)
+
+    optimizer = clip_optimizer(Wrapper([torch.nn.Parameter(torch.zeros(2))], 0.1))
+    names = list(inspect.signature(type(optimizer)).parameters)
+    assert names[:3] == ["params", "rate", "clipping_type"]
+    assert names[-1] == "others"
 
 
 def test_clip_optimizer_of_two_optimizers_of_one_class_gives_one_class(problem):

@@ -13,6 +13,7 @@ from .arguments import ARGUMENT_NAMES, Arguments
 from .clip_sets import ClipSet, CurrentSets
 from .clipping import CLIPPING_TYPES
 from .decisions import Always
+from .distributed_checks import refuse_pieces
 from .engine import clip_
 from .memory import Group, common_device, is_memory, prepare_memory
 from .records import Totals
@@ -164,6 +165,7 @@ def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group
     if not params:
         raise ValueError("parameters must hold at least one tensor, got none (an iterator that was used up before?)")
     group: Group = {"params": list(dict.fromkeys(params)), **arguments.as_dict()}  # each once, however often it is named
+    refuse_pieces([group])
     prepare_memory(group, arguments, common_device([group]))
     return group
 

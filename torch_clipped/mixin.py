@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .arguments import RENAMED, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets
 from .closures import calls_closure_itself, step_with_clipping_closure
+from .distributed_checks import refuse_pieces
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated, unscaled_where_fused_is_wrong
 from .memory import Group, common_device, is_memory, prepare_memory
@@ -94,6 +95,7 @@ class Clipped(Optimizer):
         arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
         self._clipping_defaults = Arguments.of(arguments.as_dict()).as_dict()
         super().__init__(*args, **kwargs)
+        refuse_pieces(self.param_groups)
         self._clip_sets()  # nonsense that only shows in a whole group is refused here and not in the first step
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -104,10 +106,9 @@ class Clipped(Optimizer):
             own_signature = inspect.signature(vars(constructor)["__init__"])
             cls.__signature__ = own_signature.replace(parameters=list(own_signature.parameters.values())[1:])
             return
-        own = inspect.signature(Clipped.__init__).parameters
-        clipping = [p for p in own.values() if p.kind is p.KEYWORD_ONLY]
+        clipping = [p for p in inspect.signature(Clipped.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
         parent = inspect.signature(next(c for c in cls.__mro__ if not issubclass(c, Clipped)).__init__)
-        cls.__signature__ = parent.replace(parameters=[*list(parent.parameters.values())[1:], *clipping])
+        cls.__signature__ = parent.replace(parameters=sorted([*parent.parameters.values()][1:] + clipping, key=lambda p: p.kind))
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group, as torch does; it may name clipping arguments of its own.

@@ -10,6 +10,7 @@ from weakref import ref
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from .arguments import Arguments, clipping_arguments
+from .distributed_checks import refuse_overlap, refuse_pieces
 from .mixin import Clipped
 
 __all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD", "clip_optimizer"]
@@ -103,8 +104,9 @@ def clip_optimizer(
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
         raise ValueError(f"optimizer must have the step of its class, but {own_step!r} was put in its place: clip it before that")
     defaults = Arguments.of(arguments.as_dict()).as_dict()
-    for i, group in enumerate(optimizer.param_groups):  # all that may be refused is refused before anything is changed
-        clipping_arguments(group, defaults, i)
+    groups = enumerate(optimizer.param_groups)
+    refuse_pieces([group | clipping_arguments(group, defaults, i).as_dict() for i, group in groups])
+    refuse_overlap(optimizer)  # all that may be refused is refused before anything is changed
     cls: Any = type(optimizer)
     optimizer.__class__ = _clipped_class(cls)
     assert isinstance(optimizer, Clipped)

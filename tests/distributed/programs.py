@@ -1,8 +1,12 @@
-"""What functions need that run in the processes of a group."""
+"""What functions need that run in the processes of a group: a model, data with heavy tails, training under DDP."""
 
 import sys
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 
 @contextmanager
@@ -16,3 +20,47 @@ def device_arithmetic():
             if name.startswith("torch_clipped.") and hasattr(module, "on_host"):
                 stack.enter_context(patch.object(module, "on_host", lambda device: False))
         yield
+
+
+class Model(torch.nn.Module):
+    """Two layers; on demand a third that every third step uses and a fourth that none does."""
+
+    def __init__(self, with_unused=False):
+        super().__init__()
+        torch.manual_seed(7)
+        self.first, self.second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+        if with_unused:
+            self.sometimes, self.never = torch.nn.Linear(4, 3), torch.nn.Linear(2, 2)
+
+    def forward(self, inputs, step):
+        outputs = self.second(torch.tanh(self.first(inputs)))
+        return outputs + self.sometimes(inputs) if hasattr(self, "sometimes") and step % 3 == 0 else outputs
+
+
+def loss_of(model, step, rank):
+    """The loss of a rank's own batch: a mean squared error, times a factor whose tail is heavy."""
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    inputs, outputs = torch.randn(8, 4, generator=generator), torch.randn(8, 3, generator=generator)
+    return (model(inputs, step) - outputs).square().mean() * (2 * torch.randn((), generator=generator)).exp()
+
+
+def losses(model, steps, distributed):
+    """The loss of each step: of this rank's batch, which DDP averages over the ranks, or the mean over two ranks."""
+    for step in steps:
+        if distributed:
+            yield loss_of(model, step, dist.get_rank())
+        else:
+            yield (loss_of(model, step, 0) + loss_of(model, step, 1)) / 2
+
+
+def under_ddp(model, **arguments):
+    """The model under DDP; from here on the ranks' global random states differ."""
+    model = DistributedDataParallel(model, **arguments)
+    torch.manual_seed(100 + dist.get_rank())
+    torch.rand(dist.get_rank())
+    return model
+
+
+def weights_of(model):
+    """Copies of all weights, one after the other."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])

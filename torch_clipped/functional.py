@@ -102,7 +102,7 @@ class GradientClipper:
         }
         prepare_memory(loaded, Arguments.of(loaded), common_device([loaded]))
         for key, value in loaded.items():
-            if is_memory(key) and (key not in state_dict or state_dict[key].shape != value.shape):
+            if is_memory(key) and value.numel() and (key not in state_dict or state_dict[key].shape != value.shape):
                 raise ValueError(f"state_dict must be one of a GradientClipper of the same parameters, but {key!r} does not fit")
         self._group, self._current_sets = loaded, CurrentSets()
 

@@ -4,7 +4,8 @@
     set_steps, set_last                     counts and last values of the clip set, in its first group
     steps, last, norms, norms_count         the same of the whole gradient, and its norms, in the optimizer's first group
     lengths, count, average, ...            the threshold's own: of the whole clip set in its first group, or of the blocks of
-                                            each parameter in the parameter's own group
+                                            each parameter in the parameter's own group; without entries where the type has
+                                            another threshold, because torch's ways of loading drop what the target has no key for
 
 On the CPU the engine works on numpy views of these tensors, so that remembering costs no tensor operation.
 """
@@ -61,7 +62,10 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
         kept = group.get(MEMORY + lengths)
         if kept is not None and len(kept) != window:
             group[MEMORY + lengths], group[MEMORY + count] = resized(kept, group[MEMORY + count], window)
-    for name, (shape, dtype) in shapes.items():
+    unused: dict[str, Shape] = {}
+    for other in filter(None, CLIPPING_TYPES.values()):
+        unused |= other.threshold.memory(0, 0)
+    for name, (shape, dtype) in (unused | shapes).items():
         kept = group.get(MEMORY + name)
         if kept is None or kept.shape != shape:
             kept = torch.full(shape, torch.nan if name in ("last", "set_last") else 0, dtype=dtype)

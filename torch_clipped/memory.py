@@ -13,6 +13,7 @@ On the CPU the engine works on numpy views of these tensors, so that remembering
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
     A history whose window differs keeps its newest lengths.
     """
     rule, window = CLIPPING_TYPES[arguments.clipping_type], arguments.clipping_window
-    shapes: dict[str, Shape] = {"steps": ((3,), torch.int64), "set_steps": ((3,), torch.int64)}
+    shapes = _unused_memory(len(CLIPPING_TYPES)) | {"steps": ((3,), torch.int64), "set_steps": ((3,), torch.int64)}
     shapes |= {"last": ((4,), torch.float64), "set_last": ((4,), torch.float64)}
     shapes |= {"norms": ((window, 1), torch.float64), "norms_count": ((1,), torch.int64)}
     if rule is not None:
@@ -60,16 +61,19 @@ def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> 
             raise ValueError(f"{key} must be a tensor with {len(shapes[name][0])} dimensions, got {group[key]!r}")
     for lengths, count in (("norms", "norms_count"), ("lengths", "count")):
         kept = group.get(MEMORY + lengths)
-        if kept is not None and len(kept) != window:
+        if kept is not None and kept.numel() and len(kept) != window:
             group[MEMORY + lengths], group[MEMORY + count] = resized(kept, group[MEMORY + count], window)
-    unused: dict[str, Shape] = {}
-    for other in filter(None, CLIPPING_TYPES.values()):
-        unused |= other.threshold.memory(0, 0)
-    for name, (shape, dtype) in (unused | shapes).items():
+    for name, (shape, dtype) in shapes.items():
         kept = group.get(MEMORY + name)
         if kept is None or kept.shape != shape:
             kept = torch.full(shape, torch.nan if name in ("last", "set_last") else 0, dtype=dtype)
         group[MEMORY + name] = kept.to(device, accumulation_dtype(device) if dtype.is_floating_point else dtype)
+
+
+@lru_cache(maxsize=1)
+def _unused_memory(types: int) -> dict[str, Shape]:
+    """What any threshold remembers, without entries."""
+    return {name: shape for rule in CLIPPING_TYPES.values() if rule for name, shape in rule.threshold.memory(0, 0).items()}
 
 
 def forget(group: Group, rule: Clipping) -> None:

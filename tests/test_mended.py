@@ -171,12 +171,14 @@ def test_every_entry_of_low_precision_weights_moves(dtype, flags):
     assert weight.tolist() == [0.75] * 100
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_weights_move_under_a_gradient_scaler_too(dtype):
+@pytest.mark.parametrize(("dtype", "unscale"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)])
+def test_low_precision_weights_move_under_a_gradient_scaler_too(dtype, unscale):
     weight = torch.nn.Parameter(torch.ones(100, dtype=dtype))
     optimizer = ClippedSGD([weight], lr=0.25, clipping_level=1e3, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     scaler.scale(weight.float().sum()).backward()
+    if unscale:
+        scaler.unscale_(optimizer)
     scaler.step(optimizer)
     scaler.update()
     assert weight.tolist() == [0.75] * 100

@@ -54,17 +54,18 @@ def unscaled_where_fused_is_wrong(
 ) -> Iterator[bool]:
     """Take a gradient scaler's factor out of the gradients where its user asked for fused kernels that would go wrong.
 
-    Only they understand the factor, so that without this such a step could not be taken by other implementations. Says
+    Only they understand what it hands over, so that without this such a step could not be taken by other implementations. Says
     whether it was done.
     """
     attributes: dict[str, Any] = vars(optimizer)
     hidden: dict[str, Any] = {}
-    if attributes.get("grad_scale") is not None:
+    if attributes.get("grad_scale") is not None or attributes.get("found_inf") is not None:
         scaler: dict[str, Any] = {name: attributes.pop(name) for name in ("grad_scale", "found_inf") if name in attributes}
         wrong = any(not fused for _, fused in FusedPlan(optimizer, clipped, parent_step).switched)
         if wrong and not bool(found_inf):  # looks at an accelerator only where the step goes wrong without
             hidden = scaler
-            for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+            scaled = [] if scaler.get("grad_scale") is None else [p for group in optimizer.param_groups for p in group["params"]]
+            for p in (p for p in scaled if p.grad is not None):
                 stored(p.grad).div_(grad_scale)
         else:
             attributes.update(scaler)

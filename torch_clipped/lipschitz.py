@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .sharding import is_sharded
+
 __all__ = ["estimate_lipschitz"]
 
 _PASSES = 100  # over the loader, at most
@@ -36,7 +38,7 @@ def estimate_lipschitz(model: nn.Module, loss: Callable[[Any, Any], Tensor], loa
         The estimate; 0 where the Hessian is 0.
 
     Raises:
-        ValueError: the model has nothing to train, the loader is empty, or the Hessian is not finite.
+        ValueError: the model has nothing to train or is sharded, the loader is empty, or the Hessian is not finite.
 
     Example:
         >>> import torch
@@ -51,9 +53,15 @@ def estimate_lipschitz(model: nn.Module, loss: Callable[[Any, Any], Tensor], loa
         Operators, 1950, https://doi.org/10.6028/jres.045.026.
         Barak A. Pearlmutter, Fast Exact Multiplication by the Hessian, 1994, https://doi.org/10.1162/neco.1994.6.1.147.
     """
-    params = [p for p in model.parameters() if p.requires_grad]
+    params: list[Any] = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("model must have parameters that require a gradient, got none")
+    for p in params:
+        if is_sharded(p):  # FSDP2 has no second derivatives: the Hessian would seem to be 0
+            raise ValueError(
+                f"model must be whole, got a parameter spread over {p.device_mesh}: estimate before fully_shard or "
+                "parallelize_module is called"
+            )
     generator = torch.Generator().manual_seed(0)
     rest = [torch.randn(p.shape, generator=generator).to(p) for p in params]
     vector = [torch.zeros_like(r) for r in rest]

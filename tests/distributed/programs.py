@@ -44,13 +44,13 @@ def loss_of(model, step, rank):
     return (model(inputs, step) - outputs).square().mean() * (2 * torch.randn((), generator=generator)).exp()
 
 
-def losses(model, steps, distributed):
-    """The loss of each step: of this rank's batch, which DDP averages over the ranks, or the mean over two ranks."""
+def losses(model, steps, distributed, ranks=2):
+    """The loss of each step: of this rank's batch, for gradients that are averaged over the ranks, or the mean of all ranks."""
     for step in steps:
         if distributed:
             yield loss_of(model, step, dist.get_rank())
         else:
-            yield (loss_of(model, step, 0) + loss_of(model, step, 1)) / 2
+            yield sum(loss_of(model, step, rank) for rank in range(ranks)) / ranks
 
 
 def under_ddp(model, **arguments):

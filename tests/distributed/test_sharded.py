@@ -250,6 +250,24 @@ def test_fused_adamw_is_taken_for_sharded_parameters_and_fused_sgd_is_not(two):
         assert taken
 
 
+def steps_of_parameters_that_are_sharded_later():
+    """The weights after steps of an optimizer that was made of whole parameters, for each type, whole and sharded."""
+    results = []
+    for clipping_type in CLIPPING_TYPES:
+        for layout in (None, layouts()["rows"]):
+            params, shards = parameters(), parameters(layout)
+            optimizer = ClippedSGD(params, lr=0.1, clipping_type=clipping_type)
+            optimizer.param_groups[0]["params"][:] = shards  # as trainers do that shard the model after all
+            for number in range(4):
+                step(optimizer, shards, heavy_tailed(number), layout)
+            results.append(torch.cat([whole(p).flatten() for p in shards]))
+    return [torch.allclose(*pair, rtol=1e-5, atol=1e-6) for pair in zip(results[::2], results[1::2], strict=True)]
+
+
+def test_parameters_may_be_replaced_by_sharded_ones(two):
+    assert two.run(steps_of_parameters_that_are_sharded_later) == [[True] * len(CLIPPING_TYPES)] * 2
+
+
 def collectives_of_a_level_schedule():
     """What is sent in steps each of which has another level."""
     sent = []

@@ -15,7 +15,16 @@ from sharded import heavy_tailed, layouts, parameters, spread, step, tensors, wh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
-from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, GradientClipper, clip_gradients_, clip_optimizer, sharding
+from torch_clipped import (
+    ClippedAdamW,
+    ClippedSGD,
+    ClippedSSTM,
+    ClippingWarning,
+    GradientClipper,
+    clip_gradients_,
+    clip_optimizer,
+    sharding,
+)
 from torch_clipped.clipping import CLIPPING_TYPES
 from torch_clipped.sharding import _reduced, local
 
@@ -288,6 +297,25 @@ def steps_of_wrapped_optimizer():
 
 def test_any_optimizer(two):
     assert two.run(steps_of_wrapped_optimizer) == [[True] * 4] * 2
+
+
+def steps_of_similar_triangles(clipping_type):
+    """The weights and the answer after steps of ClippedSSTM, whole and sharded, with partial sums for gradients."""
+    results = []
+    for layout in (None, *layouts().values()):
+        shards = parameters(layout)
+        optimizer = ClippedSSTM(shards, lr=0.1, L=10.0, clipping_type=clipping_type)
+        for number in range(4):
+            step(optimizer, shards, heavy_tailed(number), layout, partial=True)
+        weights = torch.cat([whole(p).flatten() for p in shards])
+        optimizer.eval()
+        results.append(torch.cat([weights, *(whole(p).flatten() for p in shards)]))
+    return [torch.allclose(result, results[0], rtol=1e-5, atol=1e-6) for result in results[1:]]
+
+
+@pytest.mark.parametrize("clipping_type", ["norm", "none"])
+def test_similar_triangles(four, clipping_type):
+    assert four.run(steps_of_similar_triangles, clipping_type) == [[True] * 6] * 4
 
 
 def kernels_of(name):

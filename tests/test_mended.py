@@ -337,3 +337,12 @@ def test_buffer_of_another_type_is_kept_from_the_fused_kernel(shape):
     weight.grad = torch.ones(shape, dtype=torch.float64)
     optimizer.step()
     assert (-weight).flatten().tolist() == [2.5] * weight.numel()
+
+
+def test_parameter_that_is_replaced_by_one_with_more_units():
+    optimizer = ClippedSGD([torch.nn.Parameter(torch.ones(2, 3))], lr=1.0, clipping_type="adaptive", clipping_level=1.0)
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    weight.grad = torch.tensor([[2.0], [0.5], [4.0], [1.0]]).expand(4, 3).clone()
+    optimizer.param_groups[0]["params"][0] = weight
+    optimizer.step()
+    torch.testing.assert_close(weight.grad[:, 0], torch.tensor([1.0, 0.5, 1.0, 1.0]))

@@ -16,6 +16,7 @@ from torch import Tensor
 from .arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
 from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .decisions import uniform
+from .distributed_checks import refuse_pieces
 from .history import namespace
 from .measures import combine
 from .memory import Group, common_device, forget, measured_counts, prepare_memory, remembered, threshold_memory
@@ -162,8 +163,11 @@ class CurrentSets:
 
 
 def _written(groups: Sequence[Group]) -> list[Any]:
-    """The objects that decide about clip sets: the groups and the clipping arguments in them."""
-    return [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
+    """The objects that decide about clip sets: the groups, the clipping arguments and the parameters in them."""
+    written = [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
+    for group in groups:
+        written += group["params"]
+    return written
 
 
 def _make_clip_sets(groups: Sequence[Group], before: Sequence[ClipSet], watch: Watch) -> tuple[list[ClipSet], Totals]:
@@ -175,6 +179,7 @@ def _make_clip_sets(groups: Sequence[Group], before: Sequence[ClipSet], watch: W
         for i in indices:
             groups[i].update(arguments.as_dict())
             prepare_memory(groups[i], arguments, device)
+    refuse_pieces(groups)
     rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
     ranks = process_groups([p for group in groups for p in group["params"]])  # for all sets alike, to agree on a skip
     sets = [

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from .arguments import RENAMED, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets
 from .closures import calls_closure_itself, step_with_clipping_closure
-from .distributed_checks import refuse_pieces
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated, unscaled_where_fused_is_wrong
 from .memory import Group, common_device, is_memory, prepare_memory
@@ -95,7 +94,6 @@ class Clipped(Optimizer):
         arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
         self._clipping_defaults = Arguments.of(arguments.as_dict()).as_dict()
         super().__init__(*args, **kwargs)
-        refuse_pieces(self.param_groups)
         self._clip_sets()  # nonsense that only shows in a whole group is refused here and not in the first step
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

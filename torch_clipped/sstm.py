@@ -62,17 +62,17 @@ class _SimilarTriangles(Optimizer):
     def _advance(self, group: Group, params: list[Tensor], k: int, total: float) -> None:
         states = [self.state[p] for p in params]
         lay_out_gradients(params)
-        grads = [local(p.grad) for p in params if p.grad is not None]
-        y, z = [local(state["y"]) for state in states], [local(state["z"]) for state in states]
+        grads = [local(p.grad) for p in params if p.grad is not None]  # torch has no _foreach_copy_ of DTensors
+        y, z = ([local(state[name]) for state in states] for name in "yz")
         weight, total = _weight_and_total(group, k, total)
         torch._foreach_add_(z, grads, alpha=-_step_size(group, k))
         torch._foreach_lerp_(y, z, weight)
         weight, _ = _weight_and_total(group, k + 1, total)
         for state in states:
             state.update(step=k + 1, A=total, share=weight)  # of z in x: lr may be another one when train() is called
-        x = [local(p) for p in params]
-        torch._foreach_copy_(x, y)
-        torch._foreach_lerp_(x, z, weight)
+        weights = [local(p) for p in params]
+        torch._foreach_copy_(weights, y)
+        torch._foreach_lerp_(weights, z, weight)
 
     @torch.no_grad()
     def eval(self) -> None:

@@ -3,6 +3,7 @@
 import math
 import warnings
 from contextlib import nullcontext
+from itertools import permutations
 from unittest.mock import patch
 
 import numpy as np
@@ -11,9 +12,19 @@ import torch
 import torch.distributed as dist
 from programs import device_arithmetic
 from sharded import heavy_tailed, layouts, parameters, spread, step, tensors, whole
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
-from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, GradientClipper, clip_gradients_, clip_optimizer, sharding
+from torch_clipped import (
+    ClippedAdamW,
+    ClippedSGD,
+    ClippedSSTM,
+    ClippingWarning,
+    GradientClipper,
+    clip_gradients_,
+    clip_optimizer,
+    sharding,
+)
 from torch_clipped.clipping import CLIPPING_TYPES
 from torch_clipped.sharding import _reduced, local
 
@@ -75,6 +86,53 @@ def test_every_type_steps_as_on_whole_parameters_with_the_arithmetic_of_accelera
 
 def test_partial_sums_are_summed_up_before_they_are_measured(two):
     assert two.run(steps_of_every_type, [ADAMW], True) == [[]] * 2
+
+
+def gradients_laid_out_otherwise():
+    """What differs after a step with a gradient whose placement is not that of its parameter."""
+    mesh, wrong = layouts()["rows"][0][0], []
+    for placement, other in permutations([Shard(0), Shard(1), Replicate()], 2):
+        for clipping_type in ("norm", "coord_wise", "adaptive"):
+            params, shards = (
+                [torch.nn.Parameter(torch.ones(6, 3))],
+                [torch.nn.Parameter(spread(torch.ones(6, 3), (mesh, [placement])))],
+            )
+            grads = [torch.arange(18.0).view(6, 3)]
+            step(ClippedSGD(params, lr=0.1, clipping_type=clipping_type), params, grads)
+            step(ClippedSGD(shards, lr=0.1, clipping_type=clipping_type), shards, grads, [(mesh, [other])])
+            if not torch.allclose(whole(shards[0]), params[0]):
+                wrong.append(f"{clipping_type}: parameter in {placement}, gradient in {other}")
+    return wrong
+
+
+def test_gradients_may_be_laid_out_otherwise_than_their_parameters(two):
+    assert two.run(gradients_laid_out_otherwise) == [[]] * 2
+
+
+def steps_of_changing_types():
+    """Whether steps whose clipping type and whose groups' types change are those of whole parameters."""
+    layout, results = layouts()["some"], []
+    for own in (None, layout):
+        shards = parameters(own)
+        optimizer = ClippedSGD([{"params": shards[:3]}, {"params": shards[3:]}], lr=0.1)
+        types = [
+            ("norm", "norm"),
+            ("adaptive", "adaptive"),
+            ("adaptive", "layer_wise"),
+            ("none", "norm"),
+            ("norm", "none"),
+            ("norm", "norm"),
+        ]
+        for number, pair in enumerate(types):
+            for group, clipping_type in zip(optimizer.param_groups, pair, strict=True):
+                group["clipping_type"], group["clipping_level"] = clipping_type, None if clipping_type == "none" else 0.1
+            step(optimizer, shards, heavy_tailed(number), own)
+        results.append(torch.cat([whole(p).flatten() for p in shards]))
+    return torch.allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_types_may_change_between_steps(two):
+    assert two.run(steps_of_changing_types) == [True] * 2
 
 
 def all_reduces(clipping_type, missing):
@@ -185,6 +243,21 @@ def test_norms_of_every_type_and_size(two, norm_type, factor):
         assert norms == pytest.approx([1.0] * len(norms), rel=1e-12)
 
 
+def norm_of_an_entry_with_a_small_square():
+    """The recorded norm where the square of all that rank 0 holds, and of nothing else, is too small for float64."""
+    layout = layouts()["rows"]
+    shards = parameters(layout, torch.float64)
+    grads = [torch.zeros_like(grad) for grad in tensors(3, dtype=torch.float64)]
+    grads[0][0, 0] = 1e-200
+    optimizer = ClippedSGD(shards)
+    step(optimizer, shards, grads, layout)
+    return optimizer.grad_norms().tolist()
+
+
+def test_all_ranks_measure_again_where_one_of_them_has_lost_digits(two):
+    assert two.run(norm_of_an_entry_with_a_small_square, seconds=20) == [[pytest.approx(1e-200, rel=1e-12)]] * 2
+
+
 def doors():
     """Norms and gradients of the functional interface, whole and sharded."""
     results = []
@@ -226,6 +299,25 @@ def test_any_optimizer(two):
     assert two.run(steps_of_wrapped_optimizer) == [[True] * 4] * 2
 
 
+def steps_of_similar_triangles(clipping_type):
+    """The weights and the answer after steps of ClippedSSTM, whole and sharded, with partial sums for gradients."""
+    results = []
+    for layout in (None, *layouts().values()):
+        shards = parameters(layout)
+        optimizer = ClippedSSTM(shards, lr=0.1, L=10.0, clipping_type=clipping_type)
+        for number in range(4):
+            step(optimizer, shards, heavy_tailed(number), layout, partial=True)
+        weights = torch.cat([whole(p).flatten() for p in shards])
+        optimizer.eval()
+        results.append(torch.cat([weights, *(whole(p).flatten() for p in shards)]))
+    return [torch.allclose(result, results[0], rtol=1e-5, atol=1e-6) for result in results[1:]]
+
+
+@pytest.mark.parametrize("clipping_type", ["norm", "none"])
+def test_similar_triangles(four, clipping_type):
+    assert four.run(steps_of_similar_triangles, clipping_type) == [[True] * 6] * 4
+
+
 def kernels_of(name):
     """Which kernels took the step, for each way to ask for them and each layout."""
     cls = {"sgd": ClippedSGD, "adamw": ClippedAdamW}[name]
@@ -248,6 +340,24 @@ def test_fused_adamw_is_taken_for_sharded_parameters_and_fused_sgd_is_not(two):
     for taken in two.run(kernels_of, "sgd"):
         assert not any(taken.values())
         assert taken
+
+
+def steps_of_parameters_that_are_sharded_later():
+    """The weights after steps of an optimizer that was made of whole parameters, for each type, whole and sharded."""
+    results = []
+    for clipping_type in CLIPPING_TYPES:
+        for layout in (None, layouts()["rows"]):
+            params, shards = parameters(), parameters(layout)
+            optimizer = ClippedSGD(params, lr=0.1, clipping_type=clipping_type)
+            optimizer.param_groups[0]["params"][:] = shards  # as trainers do that shard the model after all
+            for number in range(4):
+                step(optimizer, shards, heavy_tailed(number), layout)
+            results.append(torch.cat([whole(p).flatten() for p in shards]))
+    return [torch.allclose(*pair, rtol=1e-5, atol=1e-6) for pair in zip(results[::2], results[1::2], strict=True)]
+
+
+def test_parameters_may_be_replaced_by_sharded_ones(two):
+    assert two.run(steps_of_parameters_that_are_sharded_later) == [[True] * len(CLIPPING_TYPES)] * 2
 
 
 def collectives_of_a_level_schedule():

@@ -166,11 +166,19 @@ def older_sharding():
             with pytest.raises(ValueError, match="parameters must be") as caught:
                 clip(model.parameters())
             errors.append(str(caught.value))
-        ClippedSGD(model.parameters(), clipping_type="none")
+        unclipped = ClippedSGD(model.parameters(), clipping_type="none")
+        unclipped.step()
+        unclipped.param_groups[0]["clipping_type"] = "layer_wise"
+        late = ClippedSGD([torch.nn.Parameter(torch.zeros(1))])
+        late.add_param_group({"params": model.parameters()})
+        for optimizer in (unclipped, late):
+            with pytest.raises(ValueError, match="parameters must be") as caught:
+                optimizer.step()
+            errors.append(str(caught.value))
     return errors
 
 
 def test_parameters_of_the_older_sharding_are_refused(two):
     for errors in two.run(older_sharding):
-        assert len(errors) == 8
+        assert len(errors) == 12
         assert all("torch.distributed.fsdp.fully_shard" in error for error in errors)

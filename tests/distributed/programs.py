@@ -2,10 +2,12 @@
 
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -20,6 +22,12 @@ def device_arithmetic():
             if name.startswith("torch_clipped.") and hasattr(module, "on_host"):
                 stack.enter_context(patch.object(module, "on_host", lambda device: False))
         yield
+
+
+@cache
+def mesh(*shape, names=None):
+    """The mesh of this shape, made once: to make one takes all ranks longer than a step."""
+    return init_device_mesh("cpu", shape, mesh_dim_names=names)
 
 
 class Model(torch.nn.Module):

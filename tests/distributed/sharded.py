@@ -2,9 +2,9 @@
 
 import math
 
+import programs
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from torch_clipped.sharding import is_sharded
@@ -15,8 +15,8 @@ SHAPES = ((7, 5), (5,), (), (3, 4, 2), (1, 6), (8, 8))
 def layouts():
     """Ways to spread tensors of ``SHAPES`` over the ranks: of each tensor the mesh and its placements, or None."""
     world, rows, columns, copies = dist.get_world_size(), Shard(0), Shard(1), Replicate()
-    line = init_device_mesh("cpu", (world,), mesh_dim_names=("ranks",))
-    alone = init_device_mesh("cpu", (world, 1), mesh_dim_names=("ranks", "one"))["one"]
+    line = programs.mesh(world, names=("ranks",))
+    alone = programs.mesh(world, 1, names=("ranks", "one"))["one"]
     found = {
         "rows": [(line, [rows if shape else copies]) for shape in SHAPES],
         "last dimension": [(line, [Shard(len(shape) - 1) if shape else copies]) for shape in SHAPES],
@@ -24,7 +24,7 @@ def layouts():
     }
     found["one rank"] = [(alone, [rows if shape else copies]) for shape in SHAPES]
     if world == 4:
-        square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+        square = programs.mesh(2, 2, names=("data", "model"))
         found["square"] = [(square, [copies, rows if shape else copies]) for shape in SHAPES]
         found["two meshes"] = [
             (square, [rows, columns]),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -199,9 +200,9 @@ def test_a_kill_while_a_checkpoint_is_written_loses_that_one_only(book, tmp_path
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
-        written = distributed_checkpoints.json.dumps
         calls = []
-        patched.setattr(distributed_checkpoints.json, "dumps", lambda *a: killed(a) if calls else calls.append(1) or written(*a))
+        dumps = lambda record: killed(record) if calls else calls.append(1) or json.dumps(record)  # noqa: E731
+        patched.setattr(distributed_checkpoints, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
         with pytest.raises(RuntimeError, match="killed"):
             main([*options, "--no-reference"])
     assert newest(tmp_path).name == "step-00000003"

@@ -2,12 +2,12 @@
 
 from unittest.mock import patch
 
+import programs
 import pytest
 import torch
 import torch.distributed as dist
 from programs import Model, losses
 from sharded import whole
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
@@ -28,7 +28,7 @@ SHORT_WARM_UPS = {"zclip": Clipping("global", ZClip(2.5, warm_up=4)), "adagc": C
 
 def sharded(model, **arguments):
     """The model spread over all ranks: first dimensions of 6 and 3, of which the last of four ranks has nothing."""
-    return fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)), **arguments)
+    return fully_shard(model, mesh=programs.mesh(dist.get_world_size()), **arguments)
 
 
 def by_columns(parameter):

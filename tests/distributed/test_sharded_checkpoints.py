@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 
+import programs
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,7 +19,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -48,7 +48,7 @@ class Run:
         torch.manual_seed(seed)
         self.model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))  # on four ranks some shards are empty
         if dist.is_initialized():
-            fully_shard(self.model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+            fully_shard(self.model, mesh=programs.mesh(dist.get_world_size()))
         params = list(self.model.parameters())
         groups = [{"params": params[:1]}, {"params": params[1:3], "lr": 0.02}, {"params": params[3:]}]
         if name == "adamw":  # three clip sets, one of another type

@@ -4,12 +4,12 @@ import math
 import warnings
 from unittest.mock import patch
 
+import programs
 import pytest
 import torch
 import torch.distributed as dist
 from test_fsdp import ADAMW, LEVELS, SGD, SHORT_WARM_UPS, agreed, compare, remembered, weights_of
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
@@ -55,13 +55,13 @@ def tensor_parallel(model, mesh):
 
 def alone():
     """Tensor parallel over all ranks: each sees all data, beside plain parameters."""
-    model = tensor_parallel(Block(), init_device_mesh("cpu", (dist.get_world_size(),)))
+    model = tensor_parallel(Block(), programs.mesh(dist.get_world_size()))
     return model, 0, 1
 
 
 def under_fsdp():
     """FSDP on one mesh dimension, tensor parallel on the other."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    mesh = programs.mesh(2, 2, names=("data", "tensor"))
     model = parallelize_module(Block(), mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
     fully_shard(model.norm, mesh=mesh["data"])
     return fully_shard(model, mesh=mesh["data"]), mesh["data"].get_local_rank(), 2
@@ -69,7 +69,7 @@ def under_fsdp():
 
 def hybrid():
     """Copies of what is sharded (HSDP)."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+    mesh = programs.mesh(2, 2, names=("copies", "shards"))
     return fully_shard(Block(), mesh=mesh), dist.get_rank(), 4
 
 

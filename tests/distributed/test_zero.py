@@ -34,7 +34,7 @@ def groups_of(model):
 def go_on(model, optimizer, steps, clip=lambda: None):
     """Steps under a learning rate schedule, with clipping arguments that are edited on the way."""
     for step, loss in zip(steps, losses(model, steps, True), strict=True):
-        if step == 20:
+        if step == 8:
             for group in optimizer.param_groups:
                 group["lr"] /= 2
         optimizer.zero_grad()
@@ -49,7 +49,7 @@ def trained_sharded_and_not(kind, steps):
     results = {}
     for clipping_type in CLIPPING_TYPES:
         weights, stats = [], []
-        for bucket_view in (None, False, True):
+        for bucket_view in (None, kind == "SGD"):
             model = under_ddp(Model())
             if bucket_view is None:
                 plain = optimizer_class(groups_of(model), fused=False, **own)
@@ -68,7 +68,7 @@ def trained_sharded_and_not(kind, steps):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_clipping_around_zero_is_clipping_without_it(two, kind):
-    results = two.run(trained_sharded_and_not, kind, 30, seconds=180)
+    results = two.run(trained_sharded_and_not, kind, 14, seconds=180)
     for clipping_type in CLIPPING_TYPES:
         expected = results[0][clipping_type][0][0]
         for weights, stats in (r[clipping_type] for r in results):

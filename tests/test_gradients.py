@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import Problem
+from problems import Problem
 from reference import ReferenceClipper
 
 from torch_clipped import Clipped, ClippedAdamW, ClippedSGD, clip_gradients_

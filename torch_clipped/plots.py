@@ -220,11 +220,11 @@ def _columns(history: Any) -> dict[str, Array]:
     if isinstance(history, Clipped):
         norms = checked("history", history.grad_norms(), smallest=1)
         last = int(history.clipping_stats()["steps"])
-        return {"steps": np.arange(last - len(norms) + 1.0, last + 1), "grad_norm": norms}
+        return {"steps": np.arange(last - len(norms) + 1, last + 1, dtype=np.float64), "grad_norm": norms}
     rows = history if isinstance(history, (Tensor, np.ndarray)) else list(history)
     if len(rows) == 0 or not all(isinstance(row, Mapping) for row in rows):
         norms = checked("history", rows, smallest=1)
-        return {"steps": np.arange(1.0, len(norms) + 1), "grad_norm": norms}
+        return {"steps": np.arange(1, len(norms) + 1, dtype=np.float64), "grad_norm": norms}
     names = ("steps", "grad_norm", "threshold", "coefficient", "clipped_steps")
     missing = next((name for name in names for row in rows if name not in row), None)
     if missing is not None:

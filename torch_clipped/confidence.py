@@ -1,0 +1,96 @@
+"""Samples checked, and confidence intervals for statistics of them by the bootstrap of scipy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .arguments import integer, number
+
+__all__ = ["Array", "Estimate", "Samples", "checked", "estimates", "inverse", "scipy_stats", "share_between"]
+
+Array = NDArray[np.float64]
+Samples = Tensor | ArrayLike
+_BATCH = 1 << 21  # numbers that are drawn at a time
+
+
+class Estimate(NamedTuple):
+    """A statistic and the ends of its confidence interval; NaN where the samples do not determine it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def scipy_stats() -> Any:
+    """The module scipy.stats, loaded at the first call."""
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError("torch_clipped.heavy_tails needs scipy: pip install torch-clipped[heavy-tails]") from error
+    return stats
+
+
+def checked(name: str, samples: Samples, smallest: int, signed: bool = False) -> Array:
+    """The samples as a float64 array; ValueError if they are too few, not finite or, unless ``signed``, negative."""
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu().double().numpy()
+    try:
+        values = np.asarray(samples, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers, got {samples!r}") from None
+    if values.ndim != 1:
+        raise ValueError(f"{name} must have one dimension, got shape {values.shape}")
+    if len(values) < smallest:
+        raise ValueError(f"{name} must be at least {smallest} samples, got {len(values)}")
+    wrong = ~np.isfinite(values) if signed else ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        wanted = "finite" if signed else "finite and at least 0"
+        raise ValueError(f"{name} must be {wanted}, got {values[wrong][0]} in place {wrong.argmax()}")
+    return values
+
+
+def share_between(name: str, value: Any) -> float:
+    """A number between 0 and 1, both excluded."""
+    found = number(name, value, "a number between 0 and 1")
+    if not 0 < found < 1:
+        raise ValueError(f"{name} must be between 0 and 1, both excluded, got {found}")
+    return found
+
+
+def estimates(values: Array, statistic: Callable[[Array], Any], confidence: float, resamples: int, seed: int) -> list[Estimate]:
+    """What ``statistic`` finds along the last axis of its argument, one number or more, with percentile intervals.
+
+    Percentile intervals, since those of the other methods would need a statistic for each sample left out. A sample in which
+    the statistic is not defined, such as one without variance, leaves an interval of NaN.
+    """
+    confidence = share_between("confidence", confidence)
+    integer("resamples", resamples, smallest=1)
+    generator = np.random.default_rng(integer("seed", seed, smallest=0))
+    stats = scipy_stats()
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = statistic(values)
+        interval = stats.bootstrap(
+            (values,),
+            lambda drawn, axis: statistic(drawn),
+            n_resamples=resamples,
+            batch=max(1, _BATCH // len(values)),
+            confidence_level=confidence,
+            method="percentile",
+            random_state=generator,
+        ).confidence_interval
+    columns = (np.atleast_1d(column).tolist() for column in (found, interval.low, interval.high))
+    return [Estimate(*numbers) for numbers in zip(*columns, strict=True)]
+
+
+def inverse(estimate: Estimate) -> Estimate:
+    """That of 1 / statistic, where the statistic is one that is never negative."""
+    value, low, high = (x if math.isnan(x) else 1 / x if x > 0 else math.inf for x in estimate)
+    return Estimate(value, high, low)

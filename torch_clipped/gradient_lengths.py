@@ -1,0 +1,202 @@
+"""Lengths of gradients, and of the noise in them, at weights that stay where they are."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .arguments import integer
+from .measures import combine, tensor_norms
+from .memory import common_device
+
+__all__ = ["gradient_lengths", "noise_lengths"]
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+_CHUNK = 1 << 20  # entries that are subtracted at a time
+_SAME = (
+    1e-4  # how far loss and gradient norm of a batch may drift between passes, relatively: accelerators do not repeat each digit
+)
+
+
+def gradient_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: int | None = None) -> Tensor:
+    """The lengths ||g_i|| of the gradients of single batches, all at the present weights.
+
+    Weights, ``p.grad``, buffers (running statistics), the training mode and the random states of torch, numpy and Python are
+    afterwards what they were before, also after an exception; hooks that wait for ``p.grad`` are not called. Frozen
+    parameters do not count. A loader with batches of one sample gives the lengths of the gradients of single samples.
+
+    Args:
+        model: the model, in the mode it is in: ``model.eval()`` first if dropout shall not count as noise.
+        loss: ``loss(model, batch)`` returns a tensor with one element, as for :meth:`torch_clipped.OptimizersCollector.step`.
+        loader: batches, whatever ``loss`` understands.
+        batches (int): how many of them, from the first on. Default: None, all.
+
+    Returns:
+        1-D float64 tensor on the CPU, a length for every batch; inf or NaN where a gradient is not finite.
+
+    Raises:
+        ValueError: there is nothing to train, no batch, or ``loss`` returns something else.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped.heavy_tails import gradient_lengths
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> gradient_lengths(model, lambda model, batch: model(batch).sum(), [torch.tensor([[3.0, 4.0]]), torch.ones(1, 2)])
+        tensor([5.0000, 1.4142], dtype=torch.float64)
+    """
+    if batches is not None:
+        integer("batches", batches, smallest=1)
+    lengths: list[float] = []
+    _visit(model, loss, loader, batches, lambda value, gradient: lengths.append(_length(gradient)))
+    return torch.tensor(lengths, dtype=torch.float64)
+
+
+def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: int | None = None) -> Tensor:
+    """The lengths ||g_i - g|| of the noise in the gradients of single batches, where g is their mean, at the present weights.
+
+    Two passes over the same batches: the first finds the mean, the second the distances from it, and both draw the same random
+    numbers (dropout). Beside the mean one gradient is held at a time. A batch whose loss or gradient length is not the same in
+    both passes ends it. A loader that shuffles by the global random state gives the same batches twice, one that has
+    a generator of its own does not. What is said of :func:`gradient_lengths` about model and loss holds here too.
+
+    Args:
+        model: the model, in the mode it is in.
+        loss: ``loss(model, batch)`` returns a tensor with one element.
+        loader: batches, which can be gone through twice.
+        batches (int): how many of them, from the first on, at least 2. Default: None, all.
+
+    Returns:
+        1-D float64 tensor on the CPU, a length for every batch.
+
+    Raises:
+        ValueError: there is nothing to train, there are fewer than two batches, the loader cannot be gone through twice or
+            gives other batches the second time, or a gradient is not finite.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped.heavy_tails import noise_lengths
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> noise_lengths(model, lambda model, batch: model(batch).sum(), [torch.zeros(1, 2), torch.tensor([[6.0, 8.0]])])
+        tensor([5., 5.], dtype=torch.float64)
+
+    References:
+        Jingzhao Zhang, Sai Praneeth Karimireddy, Andreas Veit, Seungyeon Kim, Sashank J. Reddi, Sanjiv Kumar, Suvrit Sra, Why
+        are Adaptive Methods Good for Attention Models?, 2020, https://arxiv.org/abs/1912.03194.
+        Eduard Gorbunov, Marina Danilova, Alexander Gasnikov, Stochastic Optimization with Heavy-Tailed Noise via Accelerated
+        Gradient Clipping, 2020, https://arxiv.org/abs/2005.10785.
+    """
+    if batches is not None:
+        integer("batches", batches, smallest=2)
+    if isinstance(loader, Iterator):
+        raise ValueError(f"loader must be one that can be gone through twice, such as a list, got {type(loader).__name__}")
+    mean: list[Tensor] = []
+    seen: list[tuple[float, float]] = []
+    lengths: list[float] = []
+
+    def first_time(value: float, gradient: list[Tensor]) -> None:
+        seen.append((value, _length(gradient)))
+        if not all(map(math.isfinite, seen[-1])):
+            raise ValueError(f"gradients must be finite, but batch {len(seen) - 1} has {_described(seen[-1])}")
+        if not mean:
+            mean.extend(torch.zeros_like(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradient)
+        for average, g in zip(mean, gradient, strict=True):
+            average.mul_(1 - 1 / len(seen)).add_(g, alpha=1 / len(seen))
+
+    def second_time(value: float, gradient: list[Tensor]) -> None:
+        _compare(len(lengths), seen[len(lengths)] if len(lengths) < len(seen) else None, (value, _length(gradient)))
+        lengths.append(_distance(gradient, mean))
+
+    _visit(model, loss, loader, batches, first_time)
+    if len(seen) < 2:
+        raise ValueError("loader must give at least two batches, got one, whose gradient is the mean")
+    _visit(model, loss, loader, batches, second_time)
+    if len(lengths) < len(seen):
+        _compare(len(lengths), seen[len(lengths)], None)
+    return torch.tensor(lengths, dtype=torch.float64)
+
+
+def _visit(
+    model: nn.Module,
+    loss: Loss,
+    loader: Iterable[Any],
+    batches: int | None,
+    visit: Callable[[float, list[Tensor]], None],
+) -> None:
+    """Hand the loss and the gradient of every batch to ``visit``, which is all that may keep them."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ValueError("model must have parameters that require a gradient, got none")
+    count = 0
+    with _state_kept(model), torch.inference_mode(False), torch.enable_grad():
+        for batch in islice(loader, batches):
+            value = loss(model, batch)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
+                raise ValueError(f"loss must return a tensor with one element, got {what}")
+            gradient = torch.autograd.grad(value, params, materialize_grads=True)
+            visit(value.item(), [g.to_dense() if g.is_sparse else g for g in gradient])
+            del gradient  # before the next one is made
+            count += 1
+    if count == 0:
+        raise ValueError("loader must give at least one batch, got none; an iterator that is used up gives none either")
+
+
+@contextmanager
+def _state_kept(model: nn.Module) -> Iterator[None]:
+    """Puts back the buffers and the modes of all modules, and the random states."""
+    modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    python, legacy = random.getstate(), np.random.get_state()
+    accelerator = torch.accelerator.current_accelerator()
+    kind = "cuda" if accelerator is None else accelerator.type
+    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+            for module, training, buffers in modules:
+                module.training = training
+                module._buffers.clear()
+                module._buffers.update(buffers)
+            with torch.no_grad():
+                for buffer, value in values:
+                    buffer.copy_(value)
+
+
+def _length(gradient: Sequence[Tensor]) -> float:
+    device = common_device([{"params": gradient}])
+    return float(combine(tensor_norms(gradient, [], 2.0, device), 2.0))
+
+
+def _distance(gradient: Sequence[Tensor], mean: Sequence[Tensor]) -> float:
+    """A part at a time: the difference of all would be a third gradient in memory."""
+    parts = []
+    for g, average in zip(gradient, mean, strict=True):
+        shape = g.shape or (1,)
+        rows = max(1, _CHUNK * shape[0] // max(1, g.numel()))
+        pairs = zip(torch.split(g.reshape(shape), rows), torch.split(average.reshape(shape), rows), strict=True)
+        parts += [_length([one - other]) for one, other in pairs]
+    return float(combine(np.array(parts), 2.0))
+
+
+def _described(found: tuple[float, float] | None) -> str:
+    return "none" if found is None else f"loss {found[0]:.6g} and gradient norm {found[1]:.6g}"
+
+
+def _compare(batch: int, before: tuple[float, float] | None, now: tuple[float, float] | None) -> None:
+    if before and now and all(math.isclose(a, b, rel_tol=_SAME) for a, b in zip(before, now, strict=True)):
+        return
+    raise ValueError(
+        f"loader must give the same batches in both passes, but batch {batch} had {_described(before)}, then {_described(now)}: "
+        "do not shuffle, or make a list of the batches"
+    )

@@ -1,0 +1,230 @@
+"""How heavy are the tails? Statistics of gradient lengths, each with a confidence interval; they need scipy.
+
+Lengths come from ``optimizer.grad_norms()``, :func:`gradient_lengths` or :func:`noise_lengths`. The intervals are percentiles of
+the statistic in samples drawn from the lengths with replacement (scipy.stats.bootstrap; Bradley Efron, Bootstrap Methods:
+Another Look at the Jackknife, 1979, https://doi.org/10.1214/aos/1176344552). They take the lengths to be independent and of one
+law, which those of a training are not quite. For variance, skewness and kurtosis they are unreliable, mostly far too narrow,
+where the law has no such moment: K. B. Athreya, Bootstrap of the Mean in the Infinite Variance Case, 1987,
+https://doi.org/10.1214/aos/1176350371. Quantiles, shares and indices do not suffer from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .arguments import number
+from .confidence import Array, Estimate, Samples, checked, estimates, scipy_stats
+from .gradient_lengths import gradient_lengths, noise_lengths
+from .tail_indices import Curve, OutlierShare, hill_curve, hill_index, outlier_shares, stable_index, tail_count
+
+__all__ = [
+    "Curve",
+    "Estimate",
+    "OutlierShare",
+    "excess_kurtosis",
+    "gradient_lengths",
+    "hill_curve",
+    "hill_index",
+    "noise_lengths",
+    "outlier_shares",
+    "quantiles",
+    "skewness",
+    "stable_index",
+    "tail_statistics",
+    "variance_curve",
+]
+
+PROBABILITIES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_POINTS = 20  # of the curve of variances
+
+
+def quantiles(
+    lengths: Samples,
+    probabilities: Sequence[float] = PROBABILITIES,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[float, Estimate]:
+    """The quantiles: below the one of p lies a share p of the samples, interpolated linearly between two of them.
+
+    Args:
+        lengths: 1-D, finite, at least 0, two or more of them.
+        probabilities: each between 0 and 1, both included. Default: 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99.
+        confidence (float): of the interval, between 0 and 1. Default: 0.95.
+        resamples (int): how many samples are drawn for it. Default: 1000.
+        seed (int): of what is drawn, at least 0; no global random state is touched. Default: 0.
+
+    Returns:
+        An estimate for every probability.
+
+    Raises:
+        ValueError: an argument is something else.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> from torch_clipped.heavy_tails import quantiles
+        >>> median = quantiles(range(101), [0.5])[0.5]
+        >>> median.value, 35 < median.low < 50 < median.high < 65
+        (50.0, True)
+
+    References:
+        Rob J. Hyndman, Yanan Fan, Sample Quantiles in Statistical Packages, 1996,
+        https://doi.org/10.1080/00031305.1996.10473566.
+    """
+    wanted = [number("probabilities", p, "numbers between 0 and 1") for p in probabilities]
+    if not wanted or min(wanted) < 0 or max(wanted) > 1:
+        raise ValueError(f"probabilities must be numbers between 0 and 1, got {probabilities!r}")
+    values = checked("lengths", lengths, smallest=2)
+    found = estimates(values, lambda x: np.quantile(x, wanted, axis=-1), confidence, resamples, seed)
+    return dict(zip(wanted, found, strict=True))
+
+
+def skewness(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The skewness m_3 / m_2^(3/2) with m_p = mean of (x - mean)^p: 0 of a symmetric law (scipy.stats.skew).
+
+    It cannot exceed sqrt(number of samples), however heavy the tail. The interval is unreliable, mostly too narrow, where the
+    law has no sixth moment.
+
+    Args:
+        lengths: 1-D, finite, at least 0, three or more of them; NaN if all are equal.
+        confidence, resamples, seed: as in :func:`quantiles`.
+
+    Raises:
+        ValueError: an argument is something else.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> from torch_clipped.heavy_tails import skewness
+        >>> round(skewness([1.0, 1.0, 1.0, 5.0]).value, 3)
+        1.155
+
+    References:
+        D. N. Joanes, C. A. Gill, Comparing Measures of Sample Skewness and Kurtosis, 1998,
+        https://doi.org/10.1111/1467-9884.00122.
+    """
+    values = _scaled(checked("lengths", lengths, smallest=3))
+    skew = scipy_stats().skew
+    return estimates(values, lambda x: skew(x, axis=-1), confidence, resamples, seed)[0]
+
+
+def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The excess kurtosis m_4 / m_2^2 - 3 with m_p = mean of (x - mean)^p: 0 of a normal law (scipy.stats.kurtosis).
+
+    It cannot exceed the number of samples, however heavy the tail. The interval is unreliable, mostly too narrow, where the
+    law has no eighth moment.
+
+    Args:
+        lengths: 1-D, finite, at least 0, four or more of them; NaN if all are equal.
+        confidence, resamples, seed: as in :func:`quantiles`.
+
+    Raises:
+        ValueError: an argument is something else.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> from torch_clipped.heavy_tails import excess_kurtosis
+        >>> round(excess_kurtosis([1.0, 1.0, 1.0, 5.0]).value, 3)
+        -0.667
+
+    References:
+        D. N. Joanes, C. A. Gill, Comparing Measures of Sample Skewness and Kurtosis, 1998,
+        https://doi.org/10.1111/1467-9884.00122.
+    """
+    values = _scaled(checked("lengths", lengths, smallest=4))
+    kurtosis = scipy_stats().kurtosis
+    return estimates(values, lambda x: kurtosis(x, axis=-1), confidence, resamples, seed)[0]
+
+
+def _scaled(values: Array) -> Array:
+    """For statistics that do not depend on the unit: no power of these overflows."""
+    largest = values.max()
+    return np.asarray(values / largest) if largest > 0 else values
+
+
+def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Curve:
+    """The empirical variance s^2 = sum of (x - mean)^2 / (n - 1) of the first n lengths, for growing n.
+
+    It settles if the law has a variance, and else goes on growing in jumps. The intervals are unreliable, mostly far too narrow,
+    where the law has no fourth moment.
+
+    Args:
+        lengths: 1-D, finite, at least 0, two or more of them, in the order of measuring.
+        confidence, resamples, seed: as in :func:`quantiles`.
+
+    Returns:
+        At most 20 numbers n, evenly spread on a logarithmic scale, the variances, and the ends of their intervals.
+
+    Raises:
+        ValueError: an argument is something else.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> from torch_clipped.heavy_tails import variance_curve
+        >>> curve = variance_curve([0.0, 2.0, 4.0])
+        >>> curve.samples.tolist(), curve.values.tolist()
+        ([3], [4.0])
+
+    References:
+        Jingzhao Zhang, Sai Praneeth Karimireddy, Andreas Veit, Seungyeon Kim, Sashank J. Reddi, Sanjiv Kumar, Suvrit Sra, Why
+        are Adaptive Methods Good for Attention Models?, 2020, https://arxiv.org/abs/1912.03194.
+    """
+    values = checked("lengths", lengths, smallest=2)
+    counts = np.unique(np.geomspace(min(10, len(values)), len(values), _POINTS).round().astype(np.int64))
+    found = [_variance(values[:count], confidence, resamples, seed) for count in counts.tolist()]
+    return Curve(counts, *(np.array(column) for column in zip(*found, strict=True)))
+
+
+def _variance(values: Array, confidence: float, resamples: int, seed: int) -> Estimate:
+    return estimates(values, lambda x: x.var(axis=-1, ddof=1), confidence, resamples, seed)[0]
+
+
+def tail_statistics(
+    lengths: Samples, share: float = 0.05, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """All statistics of this module in one dict of plain numbers, for a table or a logger.
+
+    The stable index is that of the differences x_1 - x_2, x_3 - x_4, ..., which are symmetric about 0 where lengths are not.
+
+    Args:
+        lengths: 1-D, finite, at least 0.
+        share (float): of the samples that count as the tail for the Hill index. Default: 0.05.
+        confidence, resamples, seed: as in :func:`quantiles`.
+
+    Returns:
+        ``count``; ``variance``, ``quantile_0.5`` and others, ``skewness``, ``excess_kurtosis``, ``hill_index``, ``stable_index``,
+        ``beyond_1.5_iqr`` and ``beyond_3_iqr`` (shares) and the same with ``_ratio``, each beside the ends of its interval under
+        its name with ``_low`` and ``_high``; ``hill_samples``, ``beyond_1.5_iqr_count``, ``beyond_3_iqr_count``.
+
+    Raises:
+        ValueError: an argument is something else, or there are too few lengths: 8 at least, and 1 / share about.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> from torch_clipped.heavy_tails import tail_statistics
+        >>> found = tail_statistics(range(1, 101))
+        >>> found["count"], found["quantile_0.5"], found["hill_samples"], found["beyond_1.5_iqr_count"]
+        (100, 50.5, 5, 0)
+    """
+    values = checked("lengths", lengths, smallest=8)
+    settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    outliers = outlier_shares(values, **settings)
+    pairs = values[: len(values) // 2 * 2].reshape(-1, 2)
+    found = {
+        "variance": _variance(values, **settings),
+        **{f"quantile_{p:g}": estimate for p, estimate in quantiles(values, **settings).items()},
+        "skewness": skewness(values, **settings),
+        "excess_kurtosis": excess_kurtosis(values, **settings),
+        "hill_index": hill_index(values, share, **settings),
+        "stable_index": stable_index(pairs[:, 0] - pairs[:, 1], **settings),
+        **{f"beyond_{c:g}_iqr": outlier.share for c, outlier in outliers.items()},
+        **{f"beyond_{c:g}_iqr_ratio": outlier.ratio for c, outlier in outliers.items()},
+    }
+    numbers: dict[str, float] = {"count": len(values), "hill_samples": tail_count(values, share)}
+    numbers |= {f"beyond_{c:g}_iqr_count": outlier.count for c, outlier in outliers.items()}
+    for name, estimate in found.items():
+        numbers |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return numbers

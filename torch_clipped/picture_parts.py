@@ -1,0 +1,64 @@
+"""What the pictures have in common: colours, bands, ticks, and where the legend stands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .confidence import Array
+from .tail_indices import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["BLACK", "BLUE", "ORANGE", "SKY", "VERMILION", "axes_of", "draw_band", "finished", "scale_of"]
+
+# Colours that colour-blind readers tell apart (M. Okabe and K. Ito); for a print without colours lines and markers differ.
+BLACK, BLUE, SKY, VERMILION, ORANGE = "#000000", "#0072B2", "#56B4E9", "#D55E00", "#E69F00"
+_LEGEND = 42 / 72  # inches from the axes down to the legend: below tick labels and axis label
+_NARROW, _WIDE = 4.0, 100.0  # ends of a logarithmic axis so far apart: too few powers of ten to read it by, and enough
+_FEW = 40  # points that a marker each does not hide
+
+
+def axes_of(ax: Axes | None) -> Axes:
+    """These axes, or those of a new figure that pyplot does not know."""
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("torch_clipped.plots needs matplotlib: pip install torch-clipped[heavy-tails]") from error
+    return Figure(figsize=(6.4, 4.8), layout="constrained").subplots()
+
+
+def draw_band(ax: Axes, curve: Curve, words: str, interval: str) -> None:
+    """A line in the band of its confidence intervals."""
+    look: dict[str, Any] = {"marker": "o", "markersize": 4} if len(curve.samples) <= _FEW else {}
+    ax.fill_between(curve.samples, curve.low, curve.high, color=SKY, alpha=0.4, linewidth=0, label=interval)
+    ax.plot(curve.samples, curve.values, color=BLUE, linewidth=1.8, label=words, **look)
+
+
+def scale_of(values: Array) -> str:
+    """Logarithmic, if it can show any of them."""
+    return "log" if (np.isfinite(values) & (values > 0)).any() else "linear"
+
+
+def finished(ax: Axes, *others: Axes) -> Axes:
+    """The axes with a grid, ticks, and a legend below them, at a distance that does not depend on their size."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.transforms import ScaledTranslation
+
+    pairs = [pair for one in (ax, *others) for pair in zip(*one.get_legend_handles_labels(), strict=True)]
+    below = ax.transAxes + ScaledTranslation(0, -_LEGEND, ax.figure.dpi_scale_trans)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": below, "borderaxespad": 0}
+    ax.legend([handle for handle, _ in pairs], [label for _, label in pairs], frameon=False, **place)
+    ax.grid(alpha=0.3)
+    for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        if axis.get_scale() == "log":
+            axis.set_minor_formatter(NullFormatter())
+            if high < _WIDE * low:
+                few = MaxNLocator(6, steps=[1, 2, 5, 10]) if high < _NARROW * low else LogLocator(subs=(1, 2, 5))
+                axis.set_major_locator(few)
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    return ax

@@ -1,0 +1,236 @@
+"""Pictures of gradient lengths; they need matplotlib and scipy.
+
+Every function draws into ``ax``, or into the axes of a new figure, and returns those axes:
+``plot_hill(lengths).figure.savefig("hill.png")``. The legend stands below the axes. Nothing here touches pyplot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from .confidence import Array, Samples, checked
+from .heavy_tails import hill_curve, hill_index, variance_curve
+from .mixin import Clipped
+from .picture_parts import BLACK, BLUE, ORANGE, SKY, VERMILION, axes_of, draw_band, finished, scale_of
+from .tail_indices import tail_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_hill", "plot_histogram", "plot_norms", "plot_survival", "plot_variance"]
+
+_STRIP = 0.25  # share of the height that is the coefficient's
+
+
+def plot_histogram(lengths: Samples, ax: Axes | None = None) -> Axes:
+    """How many gradients are how long, counts on a logarithmic scale, beside a normal law of the same mean and variance.
+
+    Args:
+        lengths: 1-D, finite, at least 0, two or more of them.
+        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the lengths are something else.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> from torch_clipped.plots import plot_histogram
+        >>> plot_histogram([1.0, 2.0, 2.0, 3.0]).get_yscale()
+        'log'
+    """
+    values = checked("lengths", lengths, smallest=2)
+    ax = axes_of(ax)
+    bins = min(80, max(10, math.isqrt(len(values))))
+    counts, edges, _ = ax.hist(
+        values, bins, color=SKY, edgecolor=BLACK, linewidth=0.6, label=f"{len(values)} gradients, in {bins} bins"
+    )
+    mean, std = values.mean(), values.std()
+    if std > 0:
+        places = np.linspace(edges[0], edges[-1], 1000)
+        heights = np.exp(-0.5 * ((places - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+        words = f"normal law of that mean ({mean:.3g}) and standard deviation ({std:.3g})"
+        ax.plot(places, len(values) * (edges[1] - edges[0]) * heights, "--", color=VERMILION, linewidth=2, label=words)
+    ax.set(yscale="log", ylim=(0.5, 2 * max(counts)), xlabel="gradient norm", ylabel="gradients in a bin")
+    return finished(ax)
+
+
+def plot_survival(lengths: Samples, share: float = 0.05, ax: Axes | None = None) -> Axes:
+    """The share of gradients of length x or more, over x, on logarithmic scales: a tail that is a power is a straight line.
+
+    The Hill fit (k + 1) / n (x / x_{k+1})^-a is drawn over the longest k: see :func:`torch_clipped.heavy_tails.hill_index`.
+
+    Args:
+        lengths: 1-D, finite, at least 0, and positive in the tail.
+        share (float): of the samples that count as the tail. Default: 0.05.
+        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: an argument is something else, or the share is less than one sample.
+        ImportError: matplotlib or scipy is missing.
+
+    Example:
+        >>> from torch_clipped.plots import plot_survival
+        >>> plot_survival([1.0, 2.0, 4.0, 8.0], share=0.5).get_xscale()
+        'log'
+    """
+    values = checked("lengths", lengths, smallest=2)
+    k, index = tail_count(values, share), hill_index(values, share)
+    ax = axes_of(ax)
+    falling = -np.sort(-values)
+    shares = np.arange(1, len(values) + 1) / len(values)
+    last = np.count_nonzero(falling)
+    ax.plot(falling[:last], shares[:last], "o", color=BLUE, markersize=3, label=f"{len(values)} gradients")
+    ends = np.array([falling[k], falling[0]])
+    if math.isfinite(index.value):
+        words = f"Hill fit to the longest {k}: index {index.value:.3g} ({index.low:.3g} to {index.high:.3g})"
+        ax.plot(ends, shares[k] * (ends / ends[0]) ** -index.value, "--", color=VERMILION, linewidth=2.2, label=words)
+    ax.set(xscale="log", yscale="log", xlabel="gradient norm x", ylabel="share of gradients of norm x or more")
+    return finished(ax)
+
+
+def plot_hill(lengths: Samples, share: float = 0.05, ax: Axes | None = None) -> Axes:
+    """The Hill index over the number k of samples that count as the tail, with its 95 % band and the k of ``share``.
+
+    Args:
+        lengths: 1-D, finite, at least 0, two or more positive.
+        share (float): of the samples, marked by a line. Default: 0.05.
+        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: an argument is something else.
+        ImportError: matplotlib or scipy is missing.
+
+    Example:
+        >>> from torch_clipped.plots import plot_hill
+        >>> plot_hill([1.0, 2.0, 4.0, 8.0], share=0.5).get_ylabel()
+        'Hill tail index'
+    """
+    curve = hill_curve(lengths)
+    k = tail_count(checked("lengths", lengths, smallest=2), share)
+    ax = axes_of(ax)
+    draw_band(ax, curve, "Hill index of the longest k", "95 % interval")
+    ax.axvline(k, color=BLACK, linestyle=":", linewidth=1.6, label=f"k = {k}, {100 * share:g} % of the gradients")
+    ax.set(xscale="log", yscale=scale_of(curve.values), xlabel="k, gradients that count as the tail", ylabel="Hill tail index")
+    return finished(ax)
+
+
+def plot_variance(lengths: Samples, ax: Axes | None = None) -> Axes:
+    """The empirical variance of the first n lengths over n, with its 95 % band.
+
+    Numbers are those of :func:`torch_clipped.heavy_tails.variance_curve`, and so is the warning about the band.
+
+    Args:
+        lengths: 1-D, finite, at least 0, two or more of them, in the order of measuring.
+        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the lengths are something else.
+        ImportError: matplotlib or scipy is missing.
+
+    Example:
+        >>> from torch_clipped.plots import plot_variance
+        >>> plot_variance([1.0, 2.0, 4.0, 8.0]).get_xlabel()
+        'gradients'
+    """
+    curve = variance_curve(lengths)
+    ax = axes_of(ax)
+    draw_band(ax, curve, "variance of the first gradients", "95 % bootstrap interval, too narrow for heavy tails")
+    ax.set(xscale="log", yscale=scale_of(curve.values), xlabel="gradients", ylabel="variance of the gradient norm")
+    return finished(ax)
+
+
+def plot_norms(history: Clipped | Samples | Sequence[Mapping[str, float]], ax: Axes | None = None) -> Axes:
+    """Gradient norms over time; with the threshold, the coefficient and the clipped steps if the statistics were collected.
+
+    Args:
+        history: a list of what ``optimizer.clipping_stats()`` returned after each step; or an optimizer that clips, or lengths,
+            of which only norms are known. Threshold and coefficient of types that clip tensor by tensor are medians over
+            the tensors, not to be compared with the norm of the whole gradient.
+        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure. The coefficient gets an axis of its own on the
+            right, in the upper quarter.
+
+    Returns:
+        The axes of the norms.
+
+    Raises:
+        ValueError: the history is empty, without norms, or something else.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedSGD
+        >>> from torch_clipped.plots import plot_norms
+        >>> weight = torch.nn.Parameter(torch.zeros(3))
+        >>> optimizer, history = ClippedSGD([weight], lr=0.1), []
+        >>> for step in range(4):
+        ...     weight.grad = torch.full((3,), 2.0**-step)
+        ...     optimizer.step()
+        ...     history.append(optimizer.clipping_stats())
+        >>> ax = plot_norms(history)
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('steps', 'gradient norm')
+    """
+    columns = _columns(history)
+    ax = axes_of(ax)
+    steps, norms = columns["steps"], columns["grad_norm"]
+    ax.plot(steps, norms, color=BLUE, linewidth=1, marker=".", markersize=3, label="gradient norm, before clipping")
+    ax.set(yscale=scale_of(norms), xlabel="steps", ylabel="gradient norm")
+    if "threshold" not in columns:
+        return finished(ax)
+    threshold = columns["threshold"]
+    alone = "" if np.isfinite(threshold).all() else "_"  # between steps without a threshold a line has no length
+    ax.plot(steps, threshold, "--", marker=alone, color=BLACK, linewidth=1.6, label="threshold")
+    clipped = columns["clipped"] > 0
+    words = f"clipped, {clipped.sum()} of {len(np.unique(steps))} steps"
+    ax.plot(steps[clipped], norms[clipped], "x", color=VERMILION, markersize=6, label=words)
+    return finished(ax, _draw_coefficient(ax, steps, columns["coefficient"]))
+
+
+def _draw_coefficient(ax: Axes, steps: Array, coefficients: Array) -> Axes:
+    """In the upper part of the axes, where room is made for it; returns axes of their own."""
+    place = ax.transScale + ax.transLimits  # to shares of the height
+    ax.set_ylim(top=place.inverted().transform((0, 1 / (0.95 - _STRIP)))[1])
+    right = ax.twinx()
+    right.plot(steps, coefficients, "-.", color=ORANGE, linewidth=1.4, marker="v", markersize=3, label="coefficient (right)")
+    right.set(ylim=(1.05 - 1.1 / _STRIP, 1.05), yticks=[0, 1])
+    right.set_ylabel("coefficient", y=1 - _STRIP / 2)
+    right.axhline(-0.05, color=BLACK, linewidth=0.6)
+    return right
+
+
+def _columns(history: Any) -> dict[str, Array]:
+    """Arrays of one length: steps and norms, and what else is known."""
+    if isinstance(history, Clipped):
+        norms = checked("history", history.grad_norms(), smallest=1)
+        last = int(history.clipping_stats()["steps"])
+        return {"steps": np.arange(last - len(norms) + 1, last + 1, dtype=np.float64), "grad_norm": norms}
+    rows = history if isinstance(history, (Tensor, np.ndarray)) else list(history)
+    if len(rows) == 0 or not all(isinstance(row, Mapping) for row in rows):
+        norms = checked("history", rows, smallest=1)
+        return {"steps": np.arange(1, len(norms) + 1, dtype=np.float64), "grad_norm": norms}
+    names = ("steps", "grad_norm", "threshold", "coefficient", "clipped_steps")
+    missing = next((name for name in names for row in rows if name not in row), None)
+    if missing is not None:
+        raise ValueError(f"history must hold what clipping_stats() returns, but {missing!r} is not in all of it")
+    columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
+    if not np.isfinite(columns["grad_norm"]).any():
+        raise ValueError("history must hold gradient norms, but this clipping type measures none, or no step was taken")
+    first = columns["clipped_steps"][0] - (columns["coefficient"][0] < 1)  # what the count was before the first of these steps
+    return columns | {"clipped": np.diff(columns["clipped_steps"], prepend=first)}

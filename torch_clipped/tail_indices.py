@@ -1,0 +1,228 @@
+"""How quickly large samples become rare: tail indices, and the shares beyond fences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arguments import integer
+from .confidence import Array, Estimate, Samples, checked, estimates, inverse, scipy_stats, share_between
+
+__all__ = ["Curve", "OutlierShare", "hill_curve", "hill_index", "outlier_shares", "stable_index", "tail_count"]
+
+NORMAL_SHARES = {1.5: 0.0034883016, 3.0: 1.1709712e-6}  # of a normal law beyond Q3 + 1.5 IQR and Q3 + 3 IQR
+
+
+class Curve(NamedTuple):
+    """A statistic for growing numbers of samples, with the ends of its confidence intervals: arrays of one length."""
+
+    samples: NDArray[np.int64]
+    values: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
+class OutlierShare:
+    """How many samples lie beyond a fence, which share of them that is, and how many times that of a normal law."""
+
+    fence: float
+    count: int
+    share: Estimate
+    ratio: Estimate
+
+
+def hill_index(
+    lengths: Samples, share: float = 0.05, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """The Hill estimate of a in P(X > x) ~ x^-a, from the largest samples x_1 >= x_2 >= ...
+
+        a = k / (log(x_1 / x_{k+1}) + ... + log(x_k / x_{k+1}))          k = share of the samples, rounded
+
+    A law with a <= 2 has no variance, one with a <= 1 no mean. Laws whose tails are lighter than any power get a large number,
+    which grows with fewer samples k: see :func:`hill_curve`. The interval says nothing about that dependence on k.
+
+    Args:
+        lengths: 1-D, finite, at least 0, and the k + 1 largest positive.
+        share (float): of the samples that count as the tail, between 0 and 1. Default: 0.05.
+        confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`.
+
+    Returns:
+        The index; inf if the k + 1 largest are equal.
+
+    Raises:
+        ValueError: an argument is something else, or the share is less than one sample.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> from torch_clipped.heavy_tails import hill_index
+        >>> index = hill_index([1 / (i + 0.5) ** 0.5 for i in range(1000)])  # quantiles of P(X > x) = x^-2
+        >>> round(index.value, 2), index.low < 2 < index.high
+        (1.99, True)
+
+    References:
+        Bruce M. Hill, A Simple General Approach to Inference About the Tail of a Distribution, 1975,
+        https://doi.org/10.1214/aos/1176343247.
+    """
+    values = checked("lengths", lengths, smallest=2)
+    k = tail_count(values, share)
+
+    def tail_weight(x: Array) -> Array:
+        largest = -np.partition(-x, k, axis=-1)[..., : k + 1]
+        return np.asarray(np.log(largest[..., :k] / largest[..., k:]).mean(axis=-1))
+
+    return inverse(*estimates(values, tail_weight, confidence, resamples, seed))
+
+
+def tail_count(values: Array, share: float) -> int:
+    """How many samples that share is, if the next largest one is positive."""
+    k = round(share_between("share", share) * len(values))
+    if not 0 < k < len(values):
+        raise ValueError(f"share must be at least one sample and not all, got {share} of {len(values)} samples")
+    if not -np.partition(-values, k)[k] > 0:
+        raise ValueError(f"lengths must be positive in the tail, but of the largest {k + 1} not all are")
+    return k
+
+
+def hill_curve(lengths: Samples, *, confidence: float = 0.95) -> Curve:
+    """The Hill estimate for every k from 1 to half of the samples: a tail that is a power shows as a level stretch.
+
+        low, high = a c_p / (2 k)          c_p: the quantile p of the chi-squared law with 2 k degrees of freedom
+
+    with p = (1 -+ confidence) / 2: exact for a Pareto law, and else valid for many samples where the bias is small. For large k
+    that is a (1 -+ z / sqrt(k)).
+
+    Args:
+        lengths: 1-D, finite, at least 0, two or more positive; k ends before the first x_{k+1} that is 0.
+        confidence (float): of each interval by itself, between 0 and 1. Default: 0.95.
+
+    Returns:
+        The values of k, the index at each, and the ends of its interval.
+
+    Raises:
+        ValueError: an argument is something else.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> from torch_clipped.heavy_tails import hill_curve
+        >>> hill_curve([1.0, 2.0, 4.0, 8.0]).values.round(3)
+        array([1.443, 0.962])
+
+    References:
+        Bruce M. Hill, A Simple General Approach to Inference About the Tail of a Distribution, 1975,
+        https://doi.org/10.1214/aos/1176343247.
+    """
+    confidence = share_between("confidence", confidence)
+    values = checked("lengths", lengths, smallest=2)
+    logs = np.log(-np.sort(-values[values > 0]))
+    last = min(len(values) // 2, len(logs) - 1)
+    if last < 1:
+        raise ValueError(f"lengths must hold at least two positive ones, got {len(logs)}")
+    k = np.arange(1, last + 1)
+    weights = np.cumsum(k * -np.diff(logs[: last + 1])) / k  # the same sum by its steps, which rounding cannot make negative
+    with np.errstate(divide="ignore"):
+        index = 1 / weights
+    chi2 = scipy_stats().chi2
+    low, high = (index * chi2.ppf((1 + sign * confidence) / 2, 2 * k) / (2 * k) for sign in (-1, 1))
+    return Curve(k, index, low, high)
+
+
+def stable_index(
+    samples: Samples, block: int | None = None, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """The index a of a symmetric stable law, 2 if it is the normal one, from sums over blocks of m samples.
+
+        1 / a = (mean of log|sum of a block| - mean of log|x|) / log m
+
+    since the sum of m such numbers is distributed as m^(1/a) times one of them. It needs independent samples of a law that is
+    symmetric about 0: entries of the gradient noise, or differences of pairs of lengths, but not lengths, whose sums grow like
+    m and give about 1. Of a law that is not stable it says only how fast sums of m grow, which for any law with a variance
+    comes to 2 as m grows. The formula is that of Mohammadi et al., and the use that of Simsekli et al.
+
+    Args:
+        samples: 1-D, finite, of both signs.
+        block (int): the number m of samples in a block, at least 2, at most half of the samples; those that fill no block
+            are left out. Default: None, the square root of the number of samples.
+        confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`; whole blocks are drawn, of which the right
+            side is a mean with a variance, so that the bootstrap is right here also for laws without one.
+
+    Returns:
+        The index: chance can take it over 2, and to inf where the sums do not grow. NaN if a sample or a sum is 0.
+
+    Raises:
+        ValueError: an argument is something else, or there are fewer than 4 samples.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped.heavy_tails import stable_index
+        >>> noise = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+        >>> index = stable_index(noise)
+        >>> index.low < 2 < index.high
+        True
+
+    References:
+        Mohammad Mohammadi, Adel Mohammadpour, Hiroaki Ogata, On Estimating the Tail Index and the Spectral Measure of
+        Multivariate alpha-Stable Distributions, 2015, https://doi.org/10.1007/s00184-014-0515-7.
+        Umut Simsekli, Levent Sagun, Mert Gurbuzbalaban, A Tail-Index Analysis of Stochastic Gradient Noise in Deep Neural
+        Networks, 2019, https://arxiv.org/abs/1901.06053.
+    """
+    values = checked("samples", samples, smallest=4, signed=True)
+    size = math.isqrt(len(values)) if block is None else integer("block", block, smallest=2)
+    if 2 * size > len(values):
+        raise ValueError(f"block must be at most half of the samples, got {block} of {len(values)}")
+    blocks = values[: len(values) // size * size].reshape(-1, size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        growth = np.log(np.abs(blocks.sum(axis=1))) - np.log(np.abs(blocks)).mean(axis=1)
+    growth[~np.isfinite(growth)] = np.nan
+    return inverse(*estimates(growth / math.log(size), lambda x: x.mean(axis=-1), confidence, resamples, seed))
+
+
+def outlier_shares(
+    lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> dict[float, OutlierShare]:
+    """The shares beyond the fences Q3 + c IQR with c = 1.5 and 3, and their ratios to those of a normal law.
+
+        share_c = P(X > Q3 + c (Q3 - Q1))          normal: 0.0034883 for c = 1.5, 1.171e-6 for c = 3
+
+    Q1 and Q3 are quartiles. The shares exist for every law and depend neither on its unit nor on a shift.
+
+    Args:
+        lengths: 1-D, finite, at least 0, four or more of them.
+        confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`. Where no sample lies beyond a fence, the
+            interval is 0 to 0, though shares up to 3 / number of samples are likely then.
+
+    Returns:
+        For 1.5 and 3.0 the fence, how many samples lie beyond it, their share, and that share over that of a normal law.
+
+    Raises:
+        ValueError: an argument is something else.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> from torch_clipped.heavy_tails import outlier_shares
+        >>> found = outlier_shares([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 50.0])
+        >>> found[3.0].fence, found[3.0].count, found[3.0].share.value
+        (16.75, 1, 0.125)
+
+    References:
+        John W. Tukey, Exploratory Data Analysis, 1977 (the fences).
+        Pavlina K. Jordanova, Monika P. Petkova, Measuring Heavy-Tailedness of Distributions, 2017,
+        https://doi.org/10.1063/1.5013996.
+    """
+    values = checked("lengths", lengths, smallest=4)
+
+    def fences(x: Array) -> Array:
+        low, high = np.quantile(x, [0.25, 0.75], axis=-1, keepdims=True)
+        return np.stack([high + c * (high - low) for c in NORMAL_SHARES])
+
+    shares = estimates(values, lambda x: (x > fences(x)).mean(axis=-1), confidence, resamples, seed)
+    found = {}
+    for (c, normal), (fence,), share in zip(NORMAL_SHARES.items(), fences(values).tolist(), shares, strict=True):
+        ratio = Estimate(*(end / normal for end in share))
+        found[c] = OutlierShare(fence, int((values > fence).sum()), share, ratio)
+    return found

@@ -36,9 +36,9 @@ def plot(csv: Path, summary: Path, picture: Path) -> None:
     figure = Figure(figsize=(13, 2.2 * panels + 6.6), layout="constrained")
     settings = written["settings"]
     figure.suptitle(f"{settings['source']}\n{settings['steps']} steps in batches of {settings['batch']}, {_seeds(written)}")
-    losses, rest = figure.subfigures(2, 1, height_ratios=(2.2 * panels, 6))
+    losses, rest = figure.subfigures(2, 1, height_ratios=(2.2 * panels, 6), squeeze=False)[:, 0]
     _draw_losses(losses, rows, written, panels)
-    course, ends, lengths = rest.subfigures(1, 3, width_ratios=(1, 1.15, 1))
+    course, ends, lengths = rest.subfigures(1, 3, width_ratios=(1, 1.15, 1), squeeze=False)[0]
     _draw_course(course, rows, written)
     _draw_ends(ends, written)
     _draw_lengths(lengths, rows, written)
@@ -122,14 +122,10 @@ def _draw_ends(figure: SubFigure, written: Summary) -> None:
         ("validation", 0.17, {"marker": "o", "color": "#0072B2"}),
     )
     for kind, offset, look in looks:
-        label = kind
-        for place, one in enumerate(everyone, start=1):
-            spread = one[kind]
-            if spread["mean"] is not None:
-                height = place + offset
-                axes.plot([spread["lowest"], spread["highest"]], [height, height], color=look["color"], linewidth=1.6)
-                axes.plot([spread["mean"]], [height], label=label, markersize=5, linestyle="none", **look)
-                label = "_"
+        found = [(place + offset, one[kind]) for place, one in enumerate(everyone, start=1) if one[kind]["mean"] is not None]
+        heights = [height for height, _ in found]
+        axes.hlines(heights, [x["lowest"] for _, x in found], [x["highest"] for _, x in found], look["color"], linewidth=1.6)
+        axes.plot([x["mean"] for _, x in found], heights, label=kind, markersize=5, linestyle="none", **look)
     reference = everyone[0]["validation"]["mean"]
     if reference is not None:
         axes.axvline(reference, color="black", linestyle="--", linewidth=1, label="validation, SGD", zorder=0)
@@ -143,7 +139,7 @@ def _draw_ends(figure: SubFigure, written: Summary) -> None:
 
 
 def _name(one: Summary) -> str:
-    return one["method"] + (f" ({one['diverged']} diverged)" if one["diverged"] else "")
+    return f"{one['method']} ({one['diverged']} diverged)" if one["diverged"] else str(one["method"])
 
 
 def _draw_lengths(figure: SubFigure, rows: Rows, written: Summary) -> None:

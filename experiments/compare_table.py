@@ -22,7 +22,7 @@ def table(written: dict[str, Any]) -> str:
 
 
 def _cells(one: dict[str, Any]) -> Sequence[str]:
-    diverged = f", diverged with {one['diverged']} seeds" if one["diverged"] else ""
+    diverged = f", {one['diverged']} diverged" if one["diverged"] else ""
     return (
         one["method"],
         f"{one['lr']:g}{'*' if one['lr_is_an_end_of_the_grid'] else ''}",

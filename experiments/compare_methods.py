@@ -15,7 +15,7 @@ from torch_clipped.clipping import CLIPPING_TYPES
 from .compare_task import Task
 
 Grids = dict[str, tuple[float, ...]]
-MOMENTUM = {"momentum": 0.9}
+MOMENTUM: dict[str, Any] = {"momentum": 0.9}
 LEARNING_RATES: Grids = {"SGD": (0.01, 0.04, 0.16, 0.64), "Adam": (0.0005, 0.002, 0.008, 0.032)}
 
 
@@ -40,12 +40,16 @@ class Method:
 
 def methods() -> list[Method]:
     """SGD and Adam without clipping, ClippedSGD with every clipping type at its default level, ClippedAdam with type norm."""
-    types = [name for name, rule in CLIPPING_TYPES.items() if rule is not None]
+    types = {
+        name: {"clipping_type": name, "clipping_level": rule.threshold.default_level}
+        for name, rule in CLIPPING_TYPES.items()
+        if rule
+    }
     return [
         Method("SGD", "SGD", SGD, MOMENTUM),
         Method("Adam", "Adam", Adam),
-        *(Method(f"ClippedSGD {name}", "SGD", ClippedSGD, {**MOMENTUM, "clipping_type": name}) for name in types),
-        Method("ClippedAdam norm", "Adam", ClippedAdam, {"clipping_type": "norm"}),
+        *(Method(f"ClippedSGD {name}", "SGD", ClippedSGD, MOMENTUM | clipping) for name, clipping in types.items()),
+        Method("ClippedAdam norm", "Adam", ClippedAdam, types["norm"]),
     ]
 
 

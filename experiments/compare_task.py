@@ -20,6 +20,8 @@ TASKS = {  # modules with a function ``load``, imported when named: each may nee
 class Task(Protocol):
     """A model, its data and its measure of success; a larger metric is better.
 
+    A task with grids of its own has them in ``learning_rates``, like ``LEARNING_RATES`` of ``compare_methods``.
+
     Attributes:
         name: a key of ``TASKS``.
         metric: "accuracy", "mean IoU", "Matthews correlation", ...

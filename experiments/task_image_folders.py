@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ class ImageFolders:
         for folder in (train, validation):
             if not folder.is_dir():
                 raise ValueError(f"data must be a folder with {LAYOUT}, got {str(data)!r} without a folder {folder.name}")
+        self._threads = ThreadPoolExecutor()  # Pillow lets others work while it decodes
         self.classes = _classes(train)
         if _classes(validation) != self.classes:
             different = sorted(set(self.classes) ^ set(_classes(validation)))
@@ -48,8 +50,12 @@ class ImageFolders:
 
     def batch(self, files: Sequence[File], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, SIZE, SIZE) and labels; cut and mirrored at random, or the middle where generator is None."""
-        images = torch.stack([_read(path, generator) for path, _ in files])
-        return images, torch.tensor([number for _, number in files])
+        if generator is None:
+            images = self._threads.map(lambda file: _normalized(_middle(_read(file[0]))), files)
+        else:
+            draws = torch.rand(len(files), 5, generator=generator, dtype=torch.float64).tolist()
+            images = self._threads.map(lambda file, drawn: _normalized(_random_part(_read(file[0]), *drawn)), files, draws)
+        return torch.stack(list(images)), torch.tensor([number for _, number in files])
 
 
 def _classes(half: Path) -> list[str]:
@@ -59,18 +65,15 @@ def _classes(half: Path) -> list[str]:
     return names
 
 
-def _read(path: Path, generator: torch.Generator | None) -> Tensor:
+def _read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            return file.convert("RGB")
     except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
         raise ValueError(f"data must hold images that can be read, got {str(path)!r} ({error})") from None
-    if generator is None:
-        image = _middle(image)
-    else:
-        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=_random_box(*image.size, generator))
-        if torch.rand((), generator=generator) < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def _normalized(image: Image.Image) -> Tensor:
     pixels = torch.from_numpy(np.array(image)).float() / 255
     return ((pixels - MEAN) / STD).permute(2, 0, 1)
 
@@ -83,11 +86,27 @@ def _middle(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + SIZE, top + SIZE))
 
 
-def _random_box(width: int, height: int, generator: torch.Generator) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a part of random area, shape and place, cut off where the shape does not fit."""
-    area, ratio, across, down = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-    area = width * height * (AREAS[0] + area * (AREAS[1] - AREAS[0]))
-    ratio = math.exp(math.log(RATIOS[0]) + ratio * (math.log(RATIOS[1]) - math.log(RATIOS[0])))
-    box_width, box_height = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
+def _random_part(image: Image.Image, area: float, ratio: float, across: float, down: float, mirror: float) -> Image.Image:
+    """From five numbers between 0 and 1."""
+    part = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=random_box(*image.size, area, ratio, across, down))
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror < 0.5 else part
+
+
+def random_box(
+    width: int, height: int, area: float, ratio: float, across: float, down: float
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a part of random area, shape and place, cut off where the shape does not fit.
+
+    Args:
+        width: of the image, in pixels.
+        height: likewise.
+        area: 0 is the smallest of ``AREAS``, 1 the largest.
+        ratio: the same for the logarithm of width / height and ``RATIOS``.
+        across: 0 is at the left edge, 1 at the right one.
+        down: 0 is at the upper edge, 1 at the lower one.
+    """
+    pixels = width * height * (AREAS[0] + area * (AREAS[1] - AREAS[0]))
+    shape = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** ratio
+    box_width, box_height = min(width, math.sqrt(pixels * shape)), min(height, math.sqrt(pixels / shape))
     left, top = across * (width - box_width), down * (height - box_height)
     return left, top, min(width, left + box_width), min(height, top + box_height)

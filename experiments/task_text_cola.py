@@ -36,6 +36,8 @@ class CoLA:
             raise ValueError(f"pretrained must be a folder with {WEIGHTS} where task text has data, got none")
         self._training, self._validation = read_corpus(data)
         self._transformers = needed("transformers", "transformers", "task text with data")
+        self._transformers.logging.set_verbosity_error()  # that the last layer is new is as it should be
+        self._transformers.logging.disable_progress_bar()  # it would tear that of the trainings
         self._matthews = needed("sklearn.metrics", "scikit-learn", "task text with data").matthews_corrcoef
         self._pretrained = pretrained
         self._tokenizer = self._load("AutoTokenizer")

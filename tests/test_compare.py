@@ -102,7 +102,11 @@ def test_files_are_written_and_the_journal_is_gone(written):
     assert (folder / "compare_image.png").read_bytes().startswith(b"\x89PNG")
     assert summary["settings"]["tuning_seed"] == TUNING_SEED
     assert summary["settings"]["seeds"] == [0, 1, 2]
-    assert summary["settings"]["methods"]["ClippedSGD auto"] == {"momentum": 0.9, "clipping_type": "auto"}
+    assert summary["settings"]["methods"]["ClippedSGD auto"] == {
+        "momentum": 0.9,
+        "clipping_type": "auto",
+        "clipping_level": 0.75,
+    }
     assert {"torch", "python"} < set(summary["versions"])
     assert summary["machine"]["cpu"]
 

@@ -166,8 +166,8 @@ def test_validation_images_are_the_middle_and_training_images_a_part():
     middle = np.asarray(task_image_folders._middle(image))
     assert middle.shape == (SIZE, SIZE, 3)
     assert middle[0, 0, 0] == (300 - SIZE) // 2
-    generator = torch.Generator().manual_seed(0)
-    boxes = np.array([task_image_folders._random_box(300, 200, generator) for _ in range(500)])
+    drawn = np.random.default_rng(0).random((500, 4)).tolist()
+    boxes = np.array([task_image_folders.random_box(300, 200, *numbers) for numbers in drawn])
     left, top, right, bottom = boxes.T
     areas = (right - left) * (bottom - top) / (300 * 200)
     assert ((left >= 0) & (top >= 0) & (right <= 300) & (bottom <= 200)).all()
@@ -176,6 +176,13 @@ def test_validation_images_are_the_middle_and_training_images_a_part():
     ratios = (right - left) / (bottom - top)
     assert (ratios > 0.74).all()
     assert ratios.std() > 0.1
+
+
+def test_half_of_the_training_images_are_mirrored():
+    image = Image.fromarray(np.tile(np.arange(250, dtype=np.uint8)[None, :, None], (250, 1, 3)))
+    for mirror, sign in ((0.49, -1), (0.51, 1)):
+        row = np.asarray(task_image_folders._random_part(image, 1.0, 0.5, 0.5, 0.5, mirror), dtype=float)[0, :, 0]
+        assert np.sign(row[-1] - row[0]) == sign
 
 
 def damage(imagenet, kind):

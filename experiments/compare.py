@@ -71,29 +71,10 @@ class Config:
 
 def run(task: Task, config: Config, journal: Journal, folder: Path) -> dict[str, Any]:
     """Train everything that is not in the journal, write compare_TASK.csv and .json; returns what is in the latter."""
-    settings = config.settings(task)
-    steps, seeds, grids = settings["steps"], settings["seeds"], settings["learning_rates"]
-    everyone = methods()
-    total = steps * sum(len(grids[method.baseline]) + len(seeds) for method in everyone)
-    found: dict[str, tuple[list[Training], list[Training]]] = {}
-    with warnings.catch_warnings(), tqdm(total=total, unit="step", mininterval=0.5) as progress:
-        warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush or overflow every gradient
-
-        def trained(method: Method, lr: float, seed: int) -> Training:
-            points = 1 if seed == TUNING_SEED else POINTS  # of the others the course is of interest, too
-            training = journal.find(method.label, lr, seed)
-            if training is None:
-                training = train(task, method, lr, seed, steps, config.device, progress, points)
-                journal.add(training)
-            else:
-                progress.update(steps)
-            return training
-
-        for method in everyone:
-            grid = [trained(method, lr, TUNING_SEED) for lr in grids[method.baseline]]
-            found[method.label] = grid, [trained(method, choose(grid).lr, seed) for seed in seeds]
-    every = written_every(steps, len(seeds) * len(everyone))
+    settings, everyone = config.settings(task), methods()
+    found = train_all(task, settings, journal)
     reported = [training for _, mine in found.values() for training in mine]
+    every = written_every(settings["steps"], len(reported))
     summary = {
         "experiment": "compare",
         "settings": {name: value for name, value in settings.items() if name != "versions"},
@@ -105,6 +86,30 @@ def run(task: Task, config: Config, journal: Journal, folder: Path) -> dict[str,
     write_csv([row for training in reported for row in rows(training, every)], folder / f"compare_{task.name}.csv")
     write_json(summary, folder / f"compare_{task.name}.json")
     return summary
+
+
+def train_all(task: Task, settings: dict[str, Any], journal: Journal) -> dict[str, tuple[list[Training], list[Training]]]:
+    """For each method the trainings of its grid, and those of all seeds with the learning rate chosen from it."""
+    steps, seeds, grids = settings["steps"], settings["seeds"], settings["learning_rates"]
+    total = steps * sum(len(grids[method.baseline]) + len(seeds) for method in methods())
+    found: dict[str, tuple[list[Training], list[Training]]] = {}
+    with warnings.catch_warnings(), tqdm(total=total, unit="step", mininterval=0.5) as progress:
+        warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush or overflow every gradient
+
+        def trained(method: Method, lr: float, seed: int) -> Training:
+            training = journal.find(method.label, lr, seed)
+            if training is None:
+                points = 1 if seed == TUNING_SEED else POINTS  # of the others the course is of interest, too
+                training = train(task, method, lr, seed, steps, settings["device"], progress, points)
+                journal.add(training)
+            else:
+                progress.update(steps)
+            return training
+
+        for method in methods():
+            grid = [trained(method, lr, TUNING_SEED) for lr in grids[method.baseline]]
+            found[method.label] = grid, [trained(method, choose(grid).lr, seed) for seed in seeds]
+    return found
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -138,12 +143,15 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _say_how_to_go_on(journal, folder)
         return INTERRUPTED
-    files = [folder / f"compare_{name}.{kind}" for kind in ("csv", "json", "png")]
+    _finish(journal, [folder / f"compare_{name}.{kind}" for kind in ("csv", "json", "png")])
+    return 0
+
+
+def _finish(journal: Journal, files: Sequence[Path]) -> None:
     plot(*files)
     journal.remove()
     print(table(json.loads(files[1].read_text(encoding="utf-8"))))
-    print(f"Written: {', '.join(file.name for file in files)} in {folder}")
-    return 0
+    print(f"Written: {', '.join(file.name for file in files)} in {files[0].parent}")
 
 
 def _say_how_to_go_on(journal: Journal, folder: Path) -> None:

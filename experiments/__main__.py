@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "endurance": "experiments.endurance",
     "restarts": "experiments.restarts",
     "toy": "experiments.toy",
+    "compare": "experiments.compare",
 }
 
 

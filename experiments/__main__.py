@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "thresholds": "experiments.thresholds",
     "restarts": "experiments.restarts",
     "toy": "experiments.toy",
+    "compare": "experiments.compare",
 }
 
 

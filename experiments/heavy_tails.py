@@ -72,10 +72,7 @@ class Config:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        try:
-            torch.zeros(1, device=self.device).item()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        check_device(self.device)
         self.clipping()  # raises where the type or the level is nonsense
 
     def runs(self) -> list[Run]:
@@ -111,6 +108,14 @@ class Config:
             "alphabet": text.alphabet,
             "loss_of_guessing": math.log(text.alphabet),
         }
+
+
+def check_device(device: str) -> None:
+    """ValueError if torch cannot compute there."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def run(config: Config, text: Text, folder: Path) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _draw_losses(figure: SubFigure, rows: list[Row], summary: Run) -> None:
     for style, run in _chosen(summary).items():
         losses = _by_seed(select(rows, run["optimizer"], run["lr"]), longest)
         cut |= bool((losses > roof).any())
-        curves = _smooth(np.minimum(losses, roof), window)
+        curves = smooth(np.minimum(losses, roof), window)
         steps = np.arange(1, losses.shape[1] + 1)
         axes.fill_between(
             steps, np.nanmin(curves, axis=0), np.nanmax(curves, axis=0), color=STYLES[style]["color"], alpha=0.2, linewidth=0
@@ -175,6 +175,6 @@ def _by_seed(rows: list[Row], steps: int) -> NDArray[Any]:
     return losses[:, ~np.isnan(losses).all(axis=0)]
 
 
-def _smooth(curves: NDArray[Any], window: int) -> NDArray[Any]:
+def smooth(curves: NDArray[Any], window: int) -> NDArray[Any]:
     """The mean of each value and the ``window - 1`` before it, of as many as there are at the start."""
     return np.stack([curves[:, max(0, step + 1 - window) : step + 1].mean(axis=1) for step in range(curves.shape[1])], axis=1)

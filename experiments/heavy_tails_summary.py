@@ -83,7 +83,7 @@ def summarize(settings: dict[str, Any], runs: Sequence[Run], rows: Sequence[Row]
     return {
         "experiment": "heavy-tails",
         "settings": settings,
-        "versions": _versions(),
+        "versions": versions(),
         "interrupted": len(outcomes) < len(runs) * len(settings["seeds"]),
         "rows": len(rows),
         "longest_training": longest,
@@ -185,7 +185,8 @@ def _duel(clipped: dict[int, float], unclipped: dict[int, float]) -> dict[str, l
     return {"clipped_is_better": better, "clipped_is_not_better": [seed for seed in both if seed not in better]}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the numbers were computed with."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,0 +1,93 @@
+"""Images in the directory layout of ImageNet: train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+SIZE, LARGER = 224, 256  # pixels: of what the model sees, and of the shorter side before the middle is cut out
+EVALUATED = 2000  # images of each half of the data on which the metric is measured
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet's red, green and blue
+AREAS, RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)  # of random cuts (Szegedy et al. 2015)
+ENDINGS = (".jpeg", ".jpg", ".png")
+LAYOUT = "train/CLASS/*.JPEG and val/CLASS/*.JPEG"
+File = tuple[Path, int]  # and its class
+
+
+class ImageFolders:
+    """The files of both halves, and how they become tensors; ValueError where the layout is another."""
+
+    def __init__(self, data: Path) -> None:
+        train, validation = data / "train", data / "val"
+        for folder in (train, validation):
+            if not folder.is_dir():
+                raise ValueError(f"data must be a folder with {LAYOUT}, got {str(data)!r} without a folder {folder.name}")
+        self.classes = _classes(train)
+        if _classes(validation) != self.classes:
+            different = sorted(set(self.classes) ^ set(_classes(validation)))
+            raise ValueError(
+                f"data must have the same classes in train and val ({LAYOUT}), got {str(data)!r} "
+                f"where only one of them has {', '.join(different[:5])}{', ...' if len(different) > 5 else ''}"
+            )
+        self.training, self.validation = self._files(train), self._files(validation)
+
+    def _files(self, half: Path) -> list[File]:
+        found: list[File] = []
+        for number, name in enumerate(self.classes):
+            files = sorted(path for path in (half / name).iterdir() if path.suffix.lower() in ENDINGS)
+            if not files:
+                raise ValueError(f"data must have images in every class ({LAYOUT}), got none in {str(half / name)!r}")
+            found += [(path, number) for path in files]
+        return found
+
+    def batch(self, files: Sequence[File], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Images (batch, 3, SIZE, SIZE) and labels; cut and mirrored at random, or the middle where generator is None."""
+        images = torch.stack([_read(path, generator) for path, _ in files])
+        return images, torch.tensor([number for _, number in files])
+
+
+def _classes(half: Path) -> list[str]:
+    names = sorted(path.name for path in half.iterdir() if path.is_dir())
+    if not names:
+        raise ValueError(f"data must be a folder with {LAYOUT}, got {str(half)!r} without folders of classes")
+    return names
+
+
+def _read(path: Path, generator: torch.Generator | None) -> Tensor:
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
+        raise ValueError(f"data must hold images that can be read, got {str(path)!r} ({error})") from None
+    if generator is None:
+        image = _middle(image)
+    else:
+        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=_random_box(*image.size, generator))
+        if torch.rand((), generator=generator) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    return ((pixels - MEAN) / STD).permute(2, 0, 1)
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    scale = LARGER / min(width, height)
+    image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
+    return image.crop((left, top, left + SIZE, top + SIZE))
+
+
+def _random_box(width: int, height: int, generator: torch.Generator) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a part of random area, shape and place, cut off where the shape does not fit."""
+    area, ratio, across, down = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    area = width * height * (AREAS[0] + area * (AREAS[1] - AREAS[0]))
+    ratio = math.exp(math.log(RATIOS[0]) + ratio * (math.log(RATIOS[1]) - math.log(RATIOS[0])))
+    box_width, box_height = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
+    left, top = across * (width - box_width), down * (height - box_height)
+    return left, top, min(width, left + box_width), min(height, top + box_height)

@@ -1,0 +1,325 @@
+"""The tasks of ``compare``: images and text, the small ones that are always there and the layouts of the real data sets."""
+
+import itertools
+from math import prod
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import task_image, task_image_folders, task_text
+from experiments.__main__ import main
+from experiments.benchmark_problem import resnet18_shapes
+from experiments.compare_task import load
+from experiments.residual_networks import resnet18
+from experiments.task_image_folders import MEAN, SIZE, STD, ImageFolders
+from experiments.task_parts import evenly, needed, shuffled
+from experiments.task_text_cola import read_corpus
+
+pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+BUILT_IN = ("image", "text")
+
+
+@pytest.fixture(scope="module", params=BUILT_IN)
+def task(request):
+    return load(request.param, None, None, 0, True)
+
+
+def weights(model):
+    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
+
+
+def flat(batch):
+    return [tensor.tolist() if isinstance(tensor, torch.Tensor) else tensor for tensor in batch]
+
+
+def assert_is_reproducible(task):
+    """Model and batches follow the seed alone."""
+    state = torch.get_rng_state()
+    one, two, other = (task.make_model(seed) for seed in (3, 3, 4))
+    assert torch.equal(weights(one), weights(two))
+    assert not torch.equal(weights(one), weights(other))
+    first, again, others = ([flat(batch) for batch in itertools.islice(task.batches(seed), 3)] for seed in (3, 3, 4))
+    assert first == again
+    assert first != others
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def assert_can_be_trained_and_measured(task):
+    """The loss has a gradient for every parameter; measuring leaves the model as it was."""
+    model = task.make_model(0)
+    model.train()
+    task.loss(model, next(task.batches(0))).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    before = weights(model)
+    metric = task.evaluate(model)
+    assert set(metric) == {"train", "validation"}
+    assert all(-1 <= value <= 1 for value in metric.values())
+    assert model.training
+    assert torch.equal(weights(model), before)  # running means of batch normalization included
+    assert task.evaluate(model) == metric
+
+
+def test_models_and_batches_follow_the_seed_alone(task):
+    assert_is_reproducible(task)
+
+
+def test_loss_and_metric_fit_the_model(task):
+    assert_can_be_trained_and_measured(task)
+    assert task.name in BUILT_IN
+    assert "/" not in task.source
+
+
+def test_a_few_steps_of_adam_improve_loss_and_metric(task):
+    torch.manual_seed(0)
+    model = task.make_model(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rates["Adam"][2])
+    before, losses = task.evaluate(model), []
+    for batch in itertools.islice(task.batches(0), 25):
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    after = task.evaluate(model)
+    assert losses[-1] < 0.75 * losses[0]
+    assert all(after[half] > before[half] + 0.1 for half in after)
+
+
+def test_training_and_validation_do_not_overlap():
+    digits = task_image.Digits(0, True)
+    halves = [{tuple(image.flatten().tolist()) for image in images} for images, _ in (digits._training, digits._validation)]
+    assert len(digits._training[0]) + len(digits._validation[0]) == 1797
+    assert len(halves[0] & halves[1]) == 0
+
+
+def test_grids_are_of_one_length_and_ascend(task):
+    assert len({len(grid) for grid in task.learning_rates.values()}) == 1
+    assert all(list(grid) == sorted(grid) for grid in task.learning_rates.values())
+
+
+def test_every_number_is_drawn_once_before_any_is_drawn_again():
+    batches = shuffled(10, 3, seed=0)
+    epochs = [torch.cat(list(itertools.islice(batches, 3))).tolist() for _ in range(2)]
+    assert all(len(set(epoch)) == 9 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert evenly(5, 9) == [0, 1, 2, 3, 4]
+    assert evenly(101, 3) == [0, 50, 100]
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(ValueError, match=r"this task needs a package: pip install 'torch-clipped\[tasks\]'"):
+        needed("torch_clipped_has_no_such_module", "a package", "this task")
+
+
+def test_resnet18_has_the_parameters_of_resnet18():
+    model = resnet18(1000)
+    assert sorted(tuple(p.shape) for p in model.parameters()) == sorted(resnet18_shapes())
+    assert sum(p.numel() for p in model.parameters()) == sum(map(prod, resnet18_shapes())) == 11_689_512
+    assert model[:-3](torch.zeros(1, 3, 64, 64)).shape == (1, 512, 2, 2)  # halved five times
+
+
+def save_image(path, colour, size=(300, 260), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """Three training images in two classes, two for validation."""
+    save_image(tmp_path / "train" / "n01440764" / "n01440764_10026.JPEG", "red")
+    save_image(tmp_path / "train" / "n01440764" / "n01440764_10027.JPEG", 128, size=(40, 90), mode="L")
+    save_image(tmp_path / "train" / "n02102040" / "n02102040_7490.JPEG", "blue")
+    save_image(tmp_path / "val" / "n01440764" / "ILSVRC2012_val_00000293.JPEG", "red")
+    save_image(tmp_path / "val" / "n02102040" / "ILSVRC2012_val_00000665.JPEG", "blue", size=(240, 500))
+    return tmp_path
+
+
+def test_imagenet_is_read_from_its_folders(imagenet):
+    folders = ImageFolders(imagenet)
+    assert folders.classes == ["n01440764", "n02102040"]
+    assert [(path.name, label) for path, label in folders.validation] == [
+        ("ILSVRC2012_val_00000293.JPEG", 0),
+        ("ILSVRC2012_val_00000665.JPEG", 1),
+    ]
+    for generator in (None, torch.Generator().manual_seed(0)):
+        images, labels = folders.batch(folders.training, generator)
+        assert images.shape == (3, 3, SIZE, SIZE)
+        assert labels.tolist() == [0, 0, 1]
+        for image, colour in ((images[0], (1, 0, 0)), (images[1], (0.5, 0.5, 0.5)), (images[2], (0, 0, 1))):
+            expected = (torch.tensor(colour) - MEAN) / STD
+            torch.testing.assert_close(image.mean(dim=(1, 2)), expected, atol=0.02, rtol=0)
+
+
+def test_imagenet_task_is_reproducible_and_can_be_trained(imagenet):
+    task = load("image", imagenet, None, 0, True)
+    assert task.source.startswith(f"ResNet-18 on {imagenet.name}: 3 training images, 2 classes")
+    first, again = (next(task.batches(5)) for _ in range(2))
+    assert torch.equal(first[0], again[0])
+    assert_can_be_trained_and_measured(task)
+
+
+def test_validation_images_are_the_middle_and_training_images_a_part():
+    gradient = np.tile((np.arange(300) % 256).astype(np.uint8)[None, :, None], (256, 1, 3))
+    image = Image.fromarray(gradient)
+    middle = np.asarray(task_image_folders._middle(image))
+    assert middle.shape == (SIZE, SIZE, 3)
+    assert middle[0, 0, 0] == (300 - SIZE) // 2
+    generator = torch.Generator().manual_seed(0)
+    boxes = np.array([task_image_folders._random_box(300, 200, generator) for _ in range(500)])
+    left, top, right, bottom = boxes.T
+    areas = (right - left) * (bottom - top) / (300 * 200)
+    assert ((left >= 0) & (top >= 0) & (right <= 300) & (bottom <= 200)).all()
+    assert 0.07 < areas.min() < 0.15
+    assert 0.8 < areas.max() <= 1
+    ratios = (right - left) / (bottom - top)
+    assert (ratios > 0.74).all()
+    assert ratios.std() > 0.1
+
+
+def damage(imagenet, kind):
+    train, val = imagenet / "train", imagenet / "val"
+    if kind == "no val":
+        val.rename(imagenet / "validation")
+    elif kind == "flat val":
+        for path in list(val.rglob("*.JPEG")):
+            path.rename(val / path.name)
+            path.parent.rmdir()
+    elif kind == "class missing":
+        (val / "n02102040").rename(val / "n02102041")
+    elif kind == "empty class":
+        (train / "n02102040" / "n02102040_7490.JPEG").unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no val", "data must be a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, got '{0}' without a folder val"),
+        ("flat val", "got '{0}/val' without folders of classes"),
+        ("class missing", "the same classes in train and val"),
+        ("empty class", "got none in '{0}/train/n02102040'"),
+    ],
+)
+def test_another_layout_than_that_of_imagenet_is_an_error_that_names_the_folder(imagenet, kind, message, capsys):
+    damage(imagenet, kind)
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "--task", "image", "--data", str(imagenet), "--out", str(imagenet / "out")])
+    assert message.format(imagenet) in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("content", [b"no image", None], ids=["other", "cut short"])
+def test_a_damaged_image_is_named(imagenet, content):
+    path = imagenet / "train" / "n02102040" / "n02102040_7490.JPEG"
+    path.write_bytes(path.read_bytes()[:600] if content is None else content)
+    folders = ImageFolders(imagenet)
+    with pytest.raises(ValueError, match=r"data must hold images that can be read, got '.*n02102040_7490.JPEG'"):
+        folders.batch(folders.training, None)
+
+
+COLA = {  # six lines in all, as in the corpus: no header, quotation marks without a partner
+    "train": [
+        "gj04\t1\t\tOur friends won't buy this analysis, let alone the next one we propose.",
+        "gj04\t0\t*\tThey drank the pub.",
+        'bc01\t1\t\tThe "king of France is bald.',
+        "c_13\t0\t*\tUs love they.",
+    ],
+    "dev": ["gj04\t1\t\tThe sailors rode the breeze clear of the rocks.", "gj04\t0\t*\tThe ship sank to see the pub."],
+}
+
+
+def write_cola(folder, train, dev):
+    for name, part in ((train, "train"), (dev, "dev")):
+        (folder / name).write_text("".join(line + "\n" for line in COLA[part]), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("names", [("in_domain_train.tsv", "in_domain_dev.tsv"), ("train.tsv", "dev.tsv")])
+def test_cola_is_read_in_its_own_layout_and_in_that_of_glue(tmp_path, names):
+    training, validation = read_corpus(write_cola(tmp_path, *names))
+    assert [label for _, label in training] == [1, 0, 1, 0]
+    assert training[2][0] == 'The "king of France is bald.'
+    assert validation == [(line.split("\t")[3], int(line.split("\t")[1])) for line in COLA["dev"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "in_domain_train.tsv",
+            None,
+            "data must be a folder with in_domain_train.tsv and in_domain_dev.tsv or train.tsv and dev.tsv",
+        ),
+        ("in_domain_dev.tsv", None, r"got '.*in_domain_dev.tsv' \(.*No such file"),
+        ("in_domain_dev.tsv", b"", "got '.*in_domain_dev.tsv' without any"),
+        ("in_domain_dev.tsv", b"gj04\t1\t\tFine.\ngj04\t2\t\tTwo?\n", "in line 2 of '.*in_domain_dev.tsv'"),
+        ("in_domain_train.tsv", b"sentence\tlabel\n", r"got 'sentence\\tlabel' in line 1 of '.*in_domain_train.tsv'"),
+        ("in_domain_train.tsv", b"\xff\xfe\x00", "in UTF-8, got '.*in_domain_train.tsv'"),
+    ],
+)
+def test_a_missing_or_damaged_file_of_cola_is_named(tmp_path, name, content, message):
+    write_cola(tmp_path, "in_domain_train.tsv", "in_domain_dev.tsv")
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_corpus(tmp_path)
+
+
+def test_cola_without_weights_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"pretrained must be a folder with the config.json, .* where task text has data"):
+        load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), None, 0, True)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A BERT of random weights and 30 words, saved as transformers saves it."""
+    reason = "BERT on CoLA needs transformers (extra tasks)"
+    transformers = pytest.importorskip("transformers", reason=reason)
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    folder.mkdir()
+    words = sorted({word for lines in COLA.values() for line in lines for word in line.split("\t")[3].lower().split()})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    transformers.BertTokenizerFast(vocab=vocabulary, do_lower_case=True).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_bert_on_cola_is_reproducible_and_can_be_trained(bert, tmp_path):
+    task = load("text", write_cola(tmp_path, "in_domain_train.tsv", "in_domain_dev.tsv"), bert, 0, True)
+    assert task.metric == "Matthews correlation"
+    assert task.source == "tiny-bert on CoLA, 4 sentences for training, 2 held out"
+    assert_is_reproducible(task)
+    assert_can_be_trained_and_measured(task)
+
+
+def test_a_bert_can_learn_four_sentences(bert, tmp_path):
+    task = load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), bert, 0, True)
+    torch.manual_seed(0)
+    model = task.make_model(0)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for batch in itertools.islice(task.batches(0), 40):
+        optimizer.zero_grad()
+        task.loss(model, batch).backward()
+        optimizer.step()
+    assert task.evaluate(model)["train"] == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_damaged_weights_are_named(bert, tmp_path, name):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in bert.iterdir():
+        (damaged / path.name).write_bytes(b"{" if path.name == name else path.read_bytes())
+    with pytest.raises(ValueError, match=r"pretrained must be a folder with the config.json, .* got '.*damaged'"):
+        load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), damaged, 0, True)
+    with pytest.raises(ValueError, match=r"got '.*nowhere'"):
+        load("text", tmp_path, tmp_path / "nowhere", 0, True)
+
+
+def test_text_task_says_what_it_reads():
+    assert task_text.Characters(True).source.startswith("transformer from scratch on the characters of Python ")

@@ -45,7 +45,7 @@ def _draw(figure: Figure, axes: Axes, problem: dict[str, Any]) -> None:
         _draw_cell(axes, cell, rows.index(cell["lr"]), columns.index(cell["level"]), problem["usable_up_to"], scale)
     bar = "-" if problem["usable_up_to"] is None else f"{problem['usable_up_to']:.3g}"
     words = f"usable: at most {bar}, {problem['bar']:g} times the lowest loss without clipping"
-    axes.axvline(len(columns) - 1.5, color="white", linewidth=5)
+    axes.axvline(len(columns) - 1.5, color="white", linewidth=4)
     axes.set_xticks(range(len(columns)), [str(x) if x == "none" else f"{x:g}" for x in columns])
     axes.set_yticks(range(len(rows)), [f"{lr:g}" for lr in rows])
     axes.set(xlabel=f"clipping level (none: not clipped)\n{words}", ylabel="learning rate")
@@ -56,6 +56,11 @@ def _draw(figure: Figure, axes: Axes, problem: dict[str, Any]) -> None:
     colours.set_ticks(ticks.tolist(), labels=[f"{loss:.2g}" for loss in ticks])
 
 
+def words_of(loss: float) -> str:
+    """Three digits, in the width of a cell."""
+    return f"{loss:.3g}".replace("e+0", "e")
+
+
 def _draw_cell(axes: Axes, cell: dict[str, Any], row: int, column: int, bar: float | None, scale: LogNorm) -> None:
     loss = cell["validation_loss"]
     corner = (column - 0.5, row - 0.5)
@@ -63,7 +68,7 @@ def _draw_cell(axes: Axes, cell: dict[str, Any], row: int, column: int, bar: flo
         axes.add_patch(Rectangle(corner, 1, 1, facecolor="white", edgecolor="#888888", hatch="////", linewidth=0))
         return
     dark = float(scale(loss)) > 0.5  # where the reversed colours are dark
-    axes.text(column, row, f"{loss:.3g}", ha="center", va="center", color="white" if dark else "black", size=9)
+    axes.text(column, row, words_of(loss), ha="center", va="center", color="white" if dark else "black", size=9)
     if bar is not None and loss <= bar:
         frame = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=2.6)
         axes.add_patch(frame)

@@ -13,6 +13,7 @@ from torch import nn
 from experiments import thresholds, thresholds_picture
 from experiments.__main__ import main
 from experiments.text import load_text
+from experiments.thresholds_picture import words_of
 from experiments.thresholds_problems import Forecaster, Problem, language_model, sine_waves, waves
 from experiments.thresholds_summary import summarize, table
 from experiments.toy_table import read_csv
@@ -171,10 +172,19 @@ def test_picture_writes_the_losses_frames_the_usable_and_hatches_the_diverged(wr
         for cell in problem["cells"]
         if cell["validation_loss"] is not None
     ]
-    assert [(y, x, words) for x, y, words in texts] == [(row, column, f"{loss:.3g}") for row, column, loss in known]
+    assert [(y, x, words) for x, y, words in texts] == [(row, column, words_of(loss)) for row, column, loss in known]
     framed = [patch for patch in patches if not patch.get_fill()]
     assert len(framed) == sum(len(one["usable_lrs"]) for problem in problems for one in problem["usable"]) > 0
     assert sum(patch.get_hatch() is not None for patch in patches) == 18 - len(known) > 0
+
+
+def test_losses_are_written_with_three_digits_in_little_space():
+    assert [words_of(loss) for loss in (0.00145, 1.937, 45.4, 21234.0)] == [
+        "0.00145",
+        "1.94",
+        "45.4",
+        "2.12e4",
+    ]
 
 
 def test_waves_are_sines_of_the_stated_sizes_and_their_next_value():

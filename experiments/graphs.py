@@ -101,7 +101,7 @@ def read_reddit(folder: Path) -> Graph:
             f"col of each entry, got shape {shape} with {len(places[0])} row and {len(places[1])} col entries"
             f"{'' if inside else ', some outside'}"
         )
-    starts, neighbours = compressed(*places, nodes)
+    starts, neighbours = compressed(places[0], places[1], nodes)
     training, validation = (np.flatnonzero(data["node_types"] == kind) for kind in (TRAIN, VALIDATION))
     if not len(training) or not len(validation):
         raise ValueError(

@@ -130,4 +130,4 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
     graph = block_model(seed)
     nodes, edges = len(graph.labels), len(graph.neighbours) // 2
     source = f"GraphConv on a stochastic block model of {nodes} nodes and {edges} edges, seed {seed}; and on the karate club"
-    return GraphTask(graph, source, width=32, batch=64, steps=50 if quick else 500, evaluated=evaluated, other=karate_club())
+    return GraphTask(graph, source, width=32, batch=64, steps=30 if quick else 500, evaluated=evaluated, other=karate_club())

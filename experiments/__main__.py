@@ -11,6 +11,8 @@ EXPERIMENTS = {
     "heavy-tails": "experiments.heavy_tails",
     "benchmark": "experiments.benchmark",
     "endurance": "experiments.endurance",
+    "spikes": "experiments.spikes",
+    "thresholds": "experiments.thresholds",
     "restarts": "experiments.restarts",
     "toy": "experiments.toy",
     "compare": "experiments.compare",

@@ -22,9 +22,7 @@ __all__ = ["gradient_lengths", "noise_lengths"]
 Loss = Callable[[nn.Module, Any], Tensor]
 
 _CHUNK = 1 << 20  # entries that are subtracted at a time
-_SAME = (
-    1e-4  # how far loss and gradient norm of a batch may drift between passes, relatively: accelerators do not repeat each digit
-)
+_SAME = 1e-4  # relative drift of a batch's loss and gradient norm between passes: accelerators do not repeat each digit
 
 
 def gradient_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: int | None = None) -> Tensor:

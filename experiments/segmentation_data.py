@@ -19,6 +19,7 @@ VOC_CLASSES = 21  # the background and 20 kinds of objects
 BORDER = 255  # the label of the outlines of objects, which belong to no class
 SHAPES = ("background", "circle", "square", "triangle")
 SHAPE_SIZE = 32  # pixels on a side
+EDGE = 4  # the centres of shapes are so many pixels inside
 NEAREST, BILINEAR = 0, 2  # as Pillow numbers ways to resize
 Pictures = tuple[Tensor, Tensor]  # images, uint8 (count, 3, height, width), and labels, uint8 (count, height, width)
 
@@ -75,7 +76,7 @@ def _open(path: Path, wanted: str) -> Image.Image:
 
 
 def draw_shapes(count: int, seed: int) -> Pictures:
-    """Circles, squares and triangles of random light colours, one over the other, on a random dark background, with noise.
+    """Circles, upright squares and triangles of random light colours, one over the other, on a dark background, with noise.
 
     Args:
         count: images.
@@ -93,18 +94,18 @@ def _draw_image(random: np.random.Generator) -> tuple[Any, Any]:
     label = np.zeros((SHAPE_SIZE, SHAPE_SIZE), dtype=np.uint8)
     for _ in range(random.integers(1, 4)):
         kind = int(random.integers(1, len(SHAPES)))
-        inside = _inside(SHAPES[kind], random.uniform(0, SHAPE_SIZE, 2), random.uniform(5, 11), random.uniform(0, 2 * np.pi))
+        inside = _inside(SHAPES[kind], random.uniform(EDGE, SHAPE_SIZE - EDGE, 2), random.uniform(5, 10))
         image[inside], label[inside] = random.uniform(100, 255, 3), kind
     image += random.normal(0, 25, image.shape)
     return image.clip(0, 255).astype(np.uint8), label
 
 
-def _inside(shape: str, centre: Any, radius: float, turn: float) -> Any:
-    """Which pixels lie in a shape whose corners, or edge, are ``radius`` from its centre."""
+def _inside(shape: str, centre: Any, radius: float) -> Any:
+    """Which pixels lie in a shape whose corners, or edge, are ``radius`` from its centre; polygons stand on a side."""
     down, right = np.mgrid[:SHAPE_SIZE, :SHAPE_SIZE] - np.reshape(centre, (2, 1, 1))
     if shape == "circle":
         return np.hypot(down, right) <= radius
     corners = {"square": 4, "triangle": 3}[shape]
-    sides = turn + 2 * np.pi * np.arange(corners) / corners
+    sides = np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
     reach = radius * np.cos(np.pi / corners)  # of a side from the centre
     return np.all([down * np.sin(side) + right * np.cos(side) <= reach for side in sides], axis=0)

@@ -93,7 +93,7 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
     if data is None:
         shapes = draw_shapes(SHAPES_TRAINED, seed), draw_shapes(16 if quick else SHAPES_EVALUATED, seed + VALIDATION_SEED)
         source = f"small U-Net on {SHAPES_TRAINED} images of shapes, {SHAPE_SIZE} x {SHAPE_SIZE}, seed {seed}"
-        return SegmentationTask(*shapes, len(SHAPES), source, width=8, depth=2, batch=8, steps=10 if quick else 160)
+        return SegmentationTask(*shapes, len(SHAPES), source, width=8, depth=2, batch=8, steps=10 if quick else 200)
     most = 64 if quick else 10**9
     training, validation = (
         read_voc(data, split, VOC_SIZE, min(most, limit)) for split, limit in (("train", most), ("val", VOC_EVALUATED))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-import torch_clipped
+from .machine import versions
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 BEYOND_3_STD = 0.5 * math.erfc(3 / math.sqrt(2))  # the share of a normal distribution above mean + 3 std
@@ -183,16 +181,6 @@ def _duel(clipped: dict[int, float], unclipped: dict[int, float]) -> dict[str, l
     both = [seed for seed in clipped if seed in unclipped]
     better = [seed for seed in both if clipped[seed] < unclipped[seed]]
     return {"clipped_is_better": better, "clipped_is_not_better": [seed for seed in both if seed not in better]}
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers were computed with."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_clipped": torch_clipped.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:

@@ -7,7 +7,6 @@ and other packages that are installed (extra ``benchmark``), all in turns on the
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import warnings
@@ -31,6 +30,7 @@ from .benchmark_timing import peak_bytes, time_steps
 from .command import INTERRUPTED, made, parser_of
 from .heavy_tails import OPTIMIZERS
 from .machine import machine, versions
+from .toy_table import write_json
 
 # Seconds for the rounds of one optimizer in (float32, bfloat16).
 BUDGETS = {"tiny": (5.0, 3.0), "many": (8.0, 5.0), "resnet18": (25.0, 12.0), "gpt2": (80.0, 35.0), "1b": (40.0, 20.0)}
@@ -94,7 +94,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     write_rows(rows, folder / "benchmark.csv")
     write_targets(targets(read_rows(folder / "benchmark.csv")), folder / "benchmark_targets.csv")
     summary = summarize(config, rows, interrupted)
-    (folder / "benchmark.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(summary, folder / "benchmark.json")
     return summary
 
 

@@ -6,9 +6,7 @@ optimizer, each in a parameter group of its own, and writes one row for every hu
 
 from __future__ import annotations
 
-import csv
 import gc
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -28,6 +26,7 @@ from torch_clipped import ClippedSGD
 from .benchmark_timing import resident
 from .command import INTERRUPTED, check_at_least, made, parser_of
 from .machine import cpu_model, versions
+from .toy_table import read_csv, write_csv, write_json
 
 TYPES = (
     *("norm", "layer_wise", "auto", "layer_wise_auto", "linear_rand_auto"),
@@ -108,7 +107,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     except KeyboardInterrupt:
         if not rows:
             raise
-    write_rows(rows, folder / "endurance.csv")
+    write_csv([row._asdict() for row in rows], folder / "endurance.csv", digits=9)
     summary = {
         "experiment": "endurance",
         "settings": asdict(config) | {"types": TYPES, "pareto_exponent": PARETO_EXPONENT, "sgd_momentum": 0.9},
@@ -117,7 +116,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         "interrupted": len(rows) < BLOCKS,
         "last_to_first": ratios(rows),
     }
-    (folder / "endurance.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(summary, folder / "endurance.json")
     return summary
 
 
@@ -142,19 +141,9 @@ def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
     return found
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """A csv file with a line for every block."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        for row in rows:
-            writer.writerow(f"{value:.9g}" if isinstance(value, float) else value for value in row)
-
-
 def plot(rows_file: Path, picture: Path) -> None:
     """Time, resident memory, objects and state over the steps."""
-    with rows_file.open(newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    rows = [{name: float(value) for name, value in row.items()} for row in read_csv(rows_file)]
     steps = np.cumsum([row["steps"] for row in rows])
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     figure.suptitle(

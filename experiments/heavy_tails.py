@@ -26,11 +26,12 @@ from torch_clipped import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD
 
 from .command import INTERRUPTED, check_at_least, made, parser_of
 from .heavy_tails_picture import plot
-from .heavy_tails_summary import Outcome, Row, Run, read_rows, summarize, write_rows, write_summary
+from .heavy_tails_summary import Outcome, Row, Run, read_rows, summarize, write_rows
 from .heavy_tails_table import table
 from .language_models import MODELS
 from .machine import check_device
 from .text import WINDOW, Text, even_windows, load_text, random_windows
+from .toy_table import write_json
 
 BATCH = 32
 VALIDATION_WINDOWS = 512
@@ -127,7 +128,7 @@ def run(config: Config, text: Text, folder: Path) -> dict[str, Any]:
                 raise
     write_rows(rows, folder / "heavy_tails.csv")
     summary = summarize(settings, runs, read_rows(folder / "heavy_tails.csv"), outcomes)
-    write_summary(summary, folder / "heavy_tails.json")
+    write_json(summary, folder / "heavy_tails.json")
     return summary
 
 

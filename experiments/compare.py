@@ -47,28 +47,33 @@ def plan(
         raise ValueError(f"pretrained is for task text with data, got {str(pretrained)!r} for task {task}")
     check_device(device)
     loaded = load(task, data, pretrained, 0, quick)
-    settings = {
-        "task": loaded.name,
-        "source": loaded.source,
-        "metric": loaded.metric,
-        "batch": loaded.batch,
-        "steps": steps or loaded.steps,
-        "seeds": list(range(seeds)),
-        "tuning_seed": TUNING_SEED,
-        "learning_rates": learning_rates(loaded),
-        "methods": {method.label: method.arguments for method in methods()},
-        "device": device,
-        "quick": quick,
-    }
+    settings = _settings(loaded, seeds, steps or loaded.steps, device, quick)
     trainings = sum(len(settings["learning_rates"][method.baseline]) + seeds for method in methods())
     return Plan(
         name=f"compare_{task}",
-        settings=settings,
+        settings=settings | {"data": data and str(data), "pretrained": pretrained and str(pretrained)},
         steps=trainings * settings["steps"],
         train=partial(train_all, loaded, settings),
         write=partial(write, settings),
         writes_parts=False,  # a method is compared with others, which may be missing
     )
+
+
+def _settings(task: Task, seeds: int, steps: int, device: str, quick: bool) -> dict[str, Any]:
+    """All that the trainings depend on."""
+    return {
+        "task": task.name,
+        "source": task.source,
+        "metric": task.metric,
+        "batch": task.batch,
+        "steps": steps,
+        "seeds": list(range(seeds)),
+        "tuning_seed": TUNING_SEED,
+        "learning_rates": learning_rates(task),
+        "methods": {method.label: method.arguments for method in methods()},
+        "device": device,
+        "quick": quick,
+    }
 
 
 def train_all(task: Task, settings: dict[str, Any], journal: Journal) -> None:
@@ -90,13 +95,13 @@ def train_all(task: Task, settings: dict[str, Any], journal: Journal) -> None:
 def write(settings: dict[str, Any], results: Sequence[Result], folder: Path) -> str:
     """Write compare_TASK.csv, .json and .png; returns the table."""
     trainings = [Training(**result) for result in results]
+    grids = [training for training in trainings if training.seed == TUNING_SEED]
     reported = [training for training in trainings if training.seed != TUNING_SEED]
     every = written_every(settings["steps"], len(reported))
 
     def of(label: str, some: Sequence[Training]) -> list[Training]:
         return [training for training in some if training.method == label]
 
-    grids = [training for training in trainings if training.seed == TUNING_SEED]
     summary = {
         "experiment": "compare",
         "settings": settings,

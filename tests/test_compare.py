@@ -243,6 +243,7 @@ def test_resumed_run_is_bit_for_bit_the_unbroken_one(written, line, without_pict
     assert words in capsys.readouterr().err
     for option, value, message in (
         ("--steps", "7", "steps was 12 and is 7"),
+        ("--data", "other", "data was None and is 'other'"),
         ("--seeds", "4", "seeds was [0, 1, 2] and is [0, 1, 2, 3]"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -33,15 +33,12 @@ def test_kept_trainings_are_not_run_again_and_keep_every_digit(tmp_path):
     again = Journal(path, SETTINGS, resume=True)
     assert list(again.results) == list(RESULTS)
     assert again.done("first", 1, forbidden) == RESULTS["first"]
+    assert again.done("pair", 1, lambda: {"pair": (1, 2.0)}) == {"pair": [1, 2.0]}  # at once what it would be after resuming
     assert math.isnan(again.done("third", 1, lambda: {"loss": math.nan})["loss"])
     assert math.isnan(Journal(path, SETTINGS, resume=True).done("third", 1, forbidden)["loss"])
     assert {file.name for file in tmp_path.iterdir()} == {"journal"}
     again.remove()
     assert not path.exists()
-
-
-def test_new_result_is_what_it_would_be_after_resuming(tmp_path):
-    assert Journal(tmp_path / "journal", {}, False).done("x", 1, lambda: {"pairs": [(1, 2.0)]}) == {"pairs": [[1, 2.0]]}
 
 
 def test_training_whose_line_was_cut_off_is_run_again(tmp_path):

@@ -7,8 +7,6 @@ and other packages that are installed (extra ``benchmark``), all in turns on the
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
 import warnings
@@ -17,12 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-import torch_clipped
-from torch_clipped.suspicions import ClippingWarning
+from torch_clipped import ClippingWarning
 
 from .benchmark_contenders import our_contenders, torch_contenders
 from .benchmark_packages import package_contenders
@@ -31,7 +27,10 @@ from .benchmark_problem import DTYPES, LEARNING_RATE, SIZES, Problem
 from .benchmark_rows import Row, make_rows, read_rows, write_rows
 from .benchmark_table import readme_table, targets, targets_table, write_targets
 from .benchmark_timing import peak_bytes, time_steps
-from .heavy_tails import INTERRUPTED, OPTIMIZERS
+from .command import INTERRUPTED, made, parser_of
+from .heavy_tails import OPTIMIZERS
+from .machine import machine, versions
+from .toy_table import write_json
 
 # Seconds for the rounds of one optimizer in (float32, bfloat16).
 BUDGETS = {"tiny": (5.0, 3.0), "many": (8.0, 5.0), "resnet18": (25.0, 12.0), "gpt2": (80.0, 35.0), "1b": (40.0, 20.0)}
@@ -95,7 +94,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     write_rows(rows, folder / "benchmark.csv")
     write_targets(targets(read_rows(folder / "benchmark.csv")), folder / "benchmark_targets.csv")
     summary = summarize(config, rows, interrupted)
-    (folder / "benchmark.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(summary, folder / "benchmark.json")
     return summary
 
 
@@ -120,34 +119,14 @@ def summarize(config: Config, rows: Sequence[Row], interrupted: bool) -> dict[st
     return {
         "experiment": "benchmark",
         "settings": asdict(config) | {"lr": LEARNING_RATE, "sgd_momentum": OPTIMIZERS["sgd"][2]["momentum"]},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torch_clipped": torch_clipped.__version__,
-            "numpy": np.__version__,
-        },
-        "machine": {
-            "cpu": cpu_model(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
-        },
+        "versions": versions(),
+        "machine": machine(config.device),
         "interrupted": interrupted,
         "rows": len(rows),
         "skipped": sorted({f"{row.contender}, {row.optimizer}: {row.note}" for row in rows if row.note}),
         "copy_gb_per_second": {" ".join(place): round(bandwidth, 2) for place, bandwidth in places.items()},
         "targets": {"met": sum(target.met for target in found), "not_met": sum(not target.met for target in found)},
     }
-
-
-def cpu_model() -> str:
-    """The name of the processor."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -158,10 +137,7 @@ def main(arguments: Sequence[str]) -> int:
     given = {name: tuple(x) if isinstance(x, list) else x for name, x in options.items() if x is not None}
     try:
         config = Config(**{**(QUICK if quick else {}), **_sizes_of_device(given), **given})
-        folder = folder or Path(tempfile.mkdtemp(prefix="benchmark-") if quick else "figures")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})")
+        folder = made(folder or Path(tempfile.mkdtemp(prefix="benchmark-") if quick else "figures"))
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -184,7 +160,7 @@ def _sizes_of_device(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments benchmark", description=__doc__)
+    parser = parser_of("benchmark", __doc__, out=None)
     add = parser.add_argument
     add("--quick", action="store_true", help="less than a minute, written to a temporary folder unless --out names another")
     for name, choices in (("sizes", SIZES), ("dtypes", DTYPES), ("optimizers", OPTIMIZERS)):
@@ -192,5 +168,4 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=float, help="seconds for each size, dtype and optimizer (default: by size and dtype)")
     add("--device", help="cpu or cuda (default: cpu)")
     add("--seed", type=int, help="of weights, gradients and order (default: 0)")
-    add("--out", type=Path, metavar="FOLDER", help="where to write (default: figures)")
     return parser

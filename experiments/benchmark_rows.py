@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from .benchmark_contenders import FLOOR, NORM_DEFAULT, NORM_FUSED, TORCH, Contender
 from .benchmark_problem import Problem
 from .benchmark_timing import Timings
+from .toy_table import read_csv, write_csv
 
 # How often a step has to go through memory of the size of the weights, at least.
 TRAFFIC = {"sgd": 5, "adam": 7, "adamw": 7}  # reads weights, gradients and state, writes weights and state
@@ -85,21 +85,16 @@ def make_rows(
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """A csv file with a line for every row."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        for row in rows:
-            writer.writerow(f"{value:.5g}" if isinstance(value, float) else value for value in row)
+    write_csv([row._asdict() for row in rows], path, digits=5)
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of such a file."""
     texts = {"size", "dtype", "optimizer", "contender", "clipped", "note"}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Row(**{name: x if name in texts else int(x) if name == "rounds" else float(x) for name, x in row.items()})
-            for row in csv.DictReader(file)
-        ]
+    return [
+        Row(**{name: x if name in texts else int(x) if name == "rounds" else float(x) for name, x in row.items()})
+        for row in read_csv(path)
+    ]
 
 
 def find(rows: Sequence[Row], **wanted: str) -> Row | None:

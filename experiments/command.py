@@ -1,8 +1,9 @@
-"""The command line that experiments with many trainings share."""
+"""What the command lines of the experiments share, and the whole of it for those with many trainings."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -10,40 +11,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .heavy_tails import INTERRUPTED
-from .journal import Journal, Result, Training, train_all
+from tqdm import tqdm
+
+from .journal import Journal, Result
+from .machine import versions
+
+INTERRUPTED = 130  # the exit code that shells give a program ended by Ctrl-C
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """An experiment of many trainings.
 
     Attributes:
-        settings: all that the results depend on.
-        trainings: by name, in their order.
-        write: takes the results, whether they are all, and a folder; writes csv, json and png there and returns the table.
+        name: what its files are called.
+        settings: all that the results depend on, beside the versions of the packages.
+        steps: of all trainings.
+        train: runs them, each through ``Journal.done``.
+        write: takes the results in their order and a folder; writes csv, json and png there and returns the table.
+        writes_parts: whether ``write`` can do with the first of the results.
     """
 
+    name: str
     settings: dict[str, Any]
-    trainings: Mapping[str, Training]
-    write: Callable[[list[Result], bool, Path], str]
+    steps: int
+    train: Callable[[Journal], None]
+    write: Callable[[list[Result], Path], str]
+    writes_parts: bool = True
 
 
 def command(
-    name: str, words: str | None, make_plan: Callable[..., Plan], quick: Mapping[str, Any], arguments: Sequence[str]
+    parser: argparse.ArgumentParser, make_plan: Callable[..., Plan], quick: Mapping[str, Any], arguments: Sequence[str]
 ) -> int:
     """Read the options, train, write, print the table; 130 after an interruption, else 0.
 
-    An interruption from the keyboard ends it early: the trainings that were done are written, and kept for ``--resume``.
+    An interruption from the keyboard ends it early: the trainings that were done are kept for ``--resume``.
 
     Args:
-        name: of the experiment; its files are called after it.
-        words: what ``--help`` says.
-        make_plan: takes ``seed`` and ``seeds`` if given, and what ``quick`` holds; raises ValueError where they are wrong.
+        parser: with the options of :func:`resumable` and those of the experiment, without defaults.
+        make_plan: takes what was given of the latter, and what ``quick`` holds; raises ValueError where they are wrong.
         quick: what ``--quick`` changes.
         arguments: of the command line.
     """
-    parser = _parser(name, words)
     options = vars(parser.parse_args(arguments))
     folder, is_quick, resume = (options.pop(option) for option in ("out", "quick", "resume"))
     if resume and is_quick and folder is None:
@@ -51,36 +60,64 @@ def command(
     given = {option: value for option, value in options.items() if value is not None}
     try:
         plan = make_plan(**{**(quick if is_quick else {}), **given})
-        folder = folder or Path(tempfile.mkdtemp(prefix=f"{name}-") if is_quick else "figures")
-        folder.mkdir(parents=True, exist_ok=True)
-        journal = Journal(folder / f"{name}.partial.jsonl", plan.settings, resume)
-    except OSError as error:
-        parser.error(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})")
+        folder = made(folder or Path(tempfile.mkdtemp(prefix=f"{plan.name}-") if is_quick else "figures"))
+        journal = Journal(folder / f"{plan.name}.partial.jsonl", plan.settings | {"versions": versions()}, resume)
     except ValueError as error:
         parser.error(str(error))
-    results = train_all(plan.trainings, journal)
-    if not results:
-        journal.remove()
-        print("Interrupted before the first training was done: nothing was written.", file=sys.stderr)
-        return INTERRUPTED
-    whole = len(results) == len(plan.trainings)
-    print(plan.write(results, whole, folder))
-    print(f"Written: {name}.csv, {name}.json and {name}.png in {folder}")
+    whole = _train(plan, journal)
+    if journal.results and (whole or plan.writes_parts):
+        print(plan.write(list(journal.results.values()), folder))
+        print(f"Written: {plan.name}.csv, {plan.name}.json and {plan.name}.png in {folder}")
     if whole:
         journal.remove()
         return 0
-    print(f"Interrupted: the files hold the trainings that were done; --resume --out {folder} goes on with the others.")
+    how = f"--resume --out {shlex.quote(str(folder))}"
+    kept = f"{len(journal.results)} finished trainings are kept in {journal.path}: the same command with {how} goes on"
+    print(f"Interrupted, {kept if journal.results else 'nothing was finished'}.", file=sys.stderr)
     return INTERRUPTED
 
 
-def _parser(name: str, words: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments {name}", description=words, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _train(plan: Plan, journal: Journal) -> bool:
+    """Whether it came to its end."""
+    with tqdm(total=plan.steps, unit="step", mininterval=0.5) as journal.progress:
+        try:
+            plan.train(journal)
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+def parser_of(name: str, words: str | None, out: str | None = "figures") -> argparse.ArgumentParser:
+    """A parser with the option ``--out``, and what ``--help`` says of the experiment."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m experiments {name}", description=words, formatter_class=raw)
+    default = None if out is None else Path(out)
+    parser.add_argument("--out", type=Path, default=default, metavar="FOLDER", help="where to write (default: figures)")
+    return parser
+
+
+def resumable(name: str, words: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all experiments of many trainings have."""
+    parser = parser_of(name, words, out=None)
     add = parser.add_argument
     add("--quick", action="store_true", help="less than a minute, written to a temporary folder unless --out names another")
-    add("--resume", action="store_true", help="go on with an interrupted run of the same options")
-    add("--seed", type=int, help="the first seed (default: 0)")
-    add("--seeds", type=int, help="how many seeds (default: 3; with --quick fewer)")
-    add("--out", type=Path, metavar="FOLDER", help="where to write (default: figures)")
+    add("--resume", action="store_true", help="go on where an interruption ended the same command")
+    add("--seeds", type=int, help="how many seeds (default: 3, or what --quick takes)")
     return parser
+
+
+def made(folder: Path) -> Path:
+    """The folder, which is there now; ValueError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})") from None
+    return folder
+
+
+def check_at_least(config: object, smallest: Mapping[str, int]) -> None:
+    """ValueError if one of these attributes is smaller than that."""
+    for name, least in smallest.items():
+        value = getattr(config, name)
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")

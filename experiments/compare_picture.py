@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from torch_clipped.plots import plot_histogram
+
 from .heavy_tails_picture import smooth
 from .toy_table import read_csv
 
@@ -20,7 +23,7 @@ from .toy_table import read_csv
 BASELINE: dict[str, Any] = {"color": "#000000", "linestyle": (0, (4, 1.5)), "linewidth": 1.3}
 METHOD: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.6}
 COLOURS = ("#000000", "#D55E00", "#0072B2")
-COLUMNS, MOST_BINS = 4, 60
+COLUMNS = 4
 Array = NDArray[np.float64]
 Rows = dict[str, dict[str, list[dict[str, str]]]]  # by method and seed
 Summary = dict[str, Any]
@@ -41,7 +44,7 @@ def plot(csv: Path, summary: Path, picture: Path) -> None:
     course, ends, lengths = rest.subfigures(1, 3, width_ratios=(1, 1.15, 1), squeeze=False)[0]
     _draw_course(course, rows, written)
     _draw_ends(ends, written)
-    _draw_lengths(lengths, rows, written)
+    _draw_lengths(lengths, rows)
     figure.savefig(picture, dpi=150)
 
 
@@ -142,22 +145,14 @@ def _name(one: Summary) -> str:
     return f"{one['method']} ({one['diverged']} diverged)" if one["diverged"] else str(one["method"])
 
 
-def _draw_lengths(figure: SubFigure, rows: Rows, written: Summary) -> None:
-    """The lengths of SGD without clipping, all steps of all seeds, and a normal distribution of their mean and variance."""
+def _draw_lengths(figure: SubFigure, rows: Rows) -> None:
+    """The lengths of SGD without clipping, all steps of all seeds."""
     norms = np.array([float(row["gradient_norm"]) for of_seed in rows["SGD"].values() for row in of_seed[1:]])
     norms = norms[np.isfinite(norms)]
-    mean, std = float(norms.mean()), float(norms.std())
     axes = figure.subplots()
-    bins = min(MOST_BINS, max(10, len(norms) // 10))
-    counts, edges, _ = axes.hist(norms, bins, color="#56B4E9", edgecolor="black", linewidth=0.5, label="gradients")
-    if std:
-        places = np.linspace(edges[0], edges[-1], 500)
-        density = np.exp(-0.5 * ((places - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
-        heights = len(norms) * (edges[1] - edges[0]) * density
-        axes.plot(places, heights, "--", color="black", linewidth=1.8, label="normal distribution, equal mean and variance")
-    axes.set(yscale="log", ylim=(0.5, 3 * float(np.max(counts))))
-    axes.set(xlabel="length of the gradient (2-norm)", ylabel="gradients in a bin")
-    beyond = int((norms > mean + 3 * std).sum())
+    if len(norms) > 1:
+        plot_histogram(norms, axes).get_legend().remove()  # too wide for this panel
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, [fill(label, 50) for label in labels], loc="outside lower center", frameon=False, fontsize="small")
+    beyond = int((norms > norms.mean() + 3 * norms.std()).sum())
     axes.set_title(f"SGD without clipping: {len(norms)} gradients,\n{beyond} over mean + 3 std", size="medium")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", frameon=False, fontsize="small")

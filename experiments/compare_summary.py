@@ -33,24 +33,23 @@ def written_every(steps: int, trainings: int) -> int:
 
 def rows(training: Training, every: int) -> list[dict[str, Any]]:
     """Of one training; step 0 is the start, whose metric is measured and whose loss is not."""
-    points = {step: (train, validation) for step, train, validation in training.points}
+    points = dict(training.points)
     found = []
     for step in range(len(training.losses) + 1):
         if step % every == 0 or step in points or step == len(training.losses):
-            train, validation = points.get(step, ("", ""))
-            measured = step > 0
+            metrics, measured = points.get(step, {}), step > 0
             row = {"method": training.method, "lr": training.lr, "seed": training.seed, "step": step}
             row["loss"] = training.losses[step - 1] if measured else ""
             row["gradient_norm"] = training.norms[step - 1] if measured else ""
             row["clipped"] = training.clipped[step - 1] if measured else ""
-            found.append(row | {"train_metric": train, "validation_metric": validation})
+            found.append(row | {f"{name}_metric": metrics.get(name, "") for name in ("train", "validation")})
     return found
 
 
 def summarize(method: Method, grid: Sequence[Training], reported: Sequence[Training], baseline: Sequence[Training]) -> Summary:
     """The learning rate and how it was found, then the ends of all seeds; ``baseline`` has the same seeds without clipping."""
-    lrs = [training.lr for training in grid]
-    lr = reported[0].lr
+    lrs, lr = [training.lr for training in grid], reported[0].lr
+    others = [name for name in reported[0].points[0][1] if name not in ("train", "validation")]
     pairs = [(mine.validation, theirs.validation) for mine, theirs in zip(reported, baseline, strict=True)]
     return {
         "method": method.label,
@@ -62,6 +61,7 @@ def summarize(method: Method, grid: Sequence[Training], reported: Sequence[Train
         ],
         "validation": _spread([one.validation for one in reported]),
         "train": _spread([one.train for one in reported]),
+        "other_metrics": {name: _spread([one.metric(name) for one in reported]) for name in others},
         "training_loss": _spread([one.training_loss for one in reported]),
         "diverged": sum(one.diverged for one in reported),
         "clip_rate": float(np.mean([clipped for one in reported for clipped in one.clipped])) if method.clips else None,

@@ -49,7 +49,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The metric on a fixed part of the training data ("train") and on held-out data ("validation").
+        """The metric on a fixed part of the training data ("train") and on held-out data ("validation"); others by their names.
 
         The model is in evaluation mode meanwhile, and as it was before afterwards.
         """

@@ -31,18 +31,22 @@ class Training:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     clipped: list[int] = field(default_factory=list)
-    points: list[tuple[int, float, float]] = field(default_factory=list)  # step, metric on training data, on validation data
+    points: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # step, and what Task.evaluate returned
     diverged: bool = False  # a loss or at last a weight was not finite: the training ended there
+
+    def metric(self, name: str) -> float:
+        """What ``Task.evaluate`` returned under that name at the end."""
+        return math.nan if self.diverged else self.points[-1][1][name]
 
     @property
     def validation(self) -> float:
         """The metric at the end."""
-        return math.nan if self.diverged else self.points[-1][2]
+        return self.metric("validation")
 
     @property
     def train(self) -> float:
         """The same on training data."""
-        return math.nan if self.diverged else self.points[-1][1]
+        return self.metric("train")
 
     @property
     def training_loss(self) -> float:
@@ -57,7 +61,6 @@ def train(
 
     The metric is measured at the start and at ``points`` steps.
     """
-    progress.set_description(f"{method.label}, lr {lr:g}, seed {seed}")
     training = Training(method=method.label, lr=lr, seed=seed)
     measured = {round(steps * point / points) for point in range(points + 1)}
     model = task.make_model(seed).to(device)
@@ -66,16 +69,15 @@ def train(
     batches = task.batches(seed)
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
-        _measure(training, task, model, 0)
+        training.points.append((0, task.evaluate(model)))
         for step in range(1, steps + 1):
             _step(training, task, model, optimizer, next(batches))
             progress.update()
             training.diverged = not math.isfinite(training.losses[-1]) or (step == steps and not _is_finite(model))
             if training.diverged:
-                progress.update(steps - step)
                 break
             if step in measured:
-                _measure(training, task, model, step)
+                training.points.append((step, task.evaluate(model)))
     return training
 
 
@@ -94,8 +96,3 @@ def _step(training: Training, task: Task, model: nn.Module, optimizer: Optimizer
 
 def _is_finite(model: nn.Module) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-
-
-def _measure(training: Training, task: Task, model: nn.Module, step: int) -> None:
-    metric = task.evaluate(model)
-    training.points.append((step, metric["train"], metric["validation"]))

@@ -6,12 +6,8 @@ optimizer, each in a parameter group of its own, and writes one row for every hu
 
 from __future__ import annotations
 
-import argparse
-import csv
 import gc
-import json
 import math
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,12 +21,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import torch_clipped
 from torch_clipped import ClippedSGD
 
-from .benchmark import cpu_model
 from .benchmark_timing import resident
-from .heavy_tails import INTERRUPTED
+from .command import INTERRUPTED, check_at_least, made, parser_of
+from .machine import cpu_model, versions
+from .toy_table import read_csv, write_csv, write_json
 
 TYPES = (
     *("norm", "layer_wise", "auto", "layer_wise_auto", "linear_rand_auto"),
@@ -50,12 +46,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < BLOCKS:
-            raise ValueError(f"steps must be at least {BLOCKS}, got {self.steps}")
-        if self.window < 2:
-            raise ValueError(f"window must be at least 2, got {self.window}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        check_at_least(self, {"steps": BLOCKS, "window": 2, "seed": 0})
 
 
 class Row(NamedTuple):
@@ -116,21 +107,16 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     except KeyboardInterrupt:
         if not rows:
             raise
-    write_rows(rows, folder / "endurance.csv")
+    write_csv([row._asdict() for row in rows], folder / "endurance.csv", digits=9)
     summary = {
         "experiment": "endurance",
         "settings": asdict(config) | {"types": TYPES, "pareto_exponent": PARETO_EXPONENT, "sgd_momentum": 0.9},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torch_clipped": torch_clipped.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
         "machine": {"cpu": cpu_model(), "threads": torch.get_num_threads()},
         "interrupted": len(rows) < BLOCKS,
         "last_to_first": ratios(rows),
     }
-    (folder / "endurance.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(summary, folder / "endurance.json")
     return summary
 
 
@@ -155,19 +141,9 @@ def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
     return found
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """A csv file with a line for every block."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        for row in rows:
-            writer.writerow(f"{value:.9g}" if isinstance(value, float) else value for value in row)
-
-
 def plot(rows_file: Path, picture: Path) -> None:
     """Time, resident memory, objects and state over the steps."""
-    with rows_file.open(newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    rows = [{name: float(value) for name, value in row.items()} for row in read_csv(rows_file)]
     steps = np.cumsum([row["steps"] for row in rows])
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     figure.suptitle(
@@ -196,19 +172,13 @@ def plot(rows_file: Path, picture: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Take the steps, write endurance.csv, .json and .png, print the ratios; returns 130 after an interruption, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m experiments endurance", description=__doc__)
+    parser = parser_of("endurance", __doc__)
     for name, words in (("steps", "how many steps"), ("window", "clipping_window"), ("seed", "of gradients and lengths")):
         parser.add_argument(f"--{name}", type=int, default=getattr(Config, name), help=f"{words} (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where to write (default: %(default)s)"
-    )
     options = vars(parser.parse_args(arguments))
     folder = options.pop("out")
     try:
-        config = Config(**options)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})")
+        config, _ = Config(**options), made(folder)
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(1)  # a second one could only wait

@@ -24,16 +24,18 @@ from tqdm import tqdm
 
 from torch_clipped import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD
 
+from .command import INTERRUPTED, check_at_least, made, parser_of
 from .heavy_tails_picture import plot
-from .heavy_tails_summary import Outcome, Row, Run, read_rows, summarize, write_rows, write_summary
+from .heavy_tails_summary import Outcome, Row, Run, read_rows, summarize, write_rows
 from .heavy_tails_table import table
 from .language_models import MODELS
+from .machine import check_device
 from .text import WINDOW, Text, even_windows, load_text, random_windows
+from .toy_table import write_json
 
 BATCH = 32
 VALIDATION_WINDOWS = 512
 NO_CLIPPING = {"clipped_steps": 0.0, "threshold": math.nan, "clip_rate": 0.0}
-INTERRUPTED = 130  # the exit code that shells give a program ended by Ctrl-C
 UNCLIPPED_SHARES = (1, 0.7, 0.5, 0.35, 0.15)  # the unclipped learning rates, as shares of the clipped one
 
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], Callable[..., Optimizer], dict[str, Any]]] = {
@@ -67,9 +69,7 @@ class Config:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, smallest in (("steps", 1), ("seed", 0), ("seeds", 1)):
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        check_at_least(self, {"steps": 1, "seed": 0, "seeds": 1})
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         check_device(self.device)
@@ -110,14 +110,6 @@ class Config:
         }
 
 
-def check_device(device: str) -> None:
-    """ValueError if torch cannot compute there."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-
-
 def run(config: Config, text: Text, folder: Path) -> dict[str, Any]:
     """Train all runs with all seeds, write heavy_tails.csv and heavy_tails.json into ``folder``, return the summary.
 
@@ -136,7 +128,7 @@ def run(config: Config, text: Text, folder: Path) -> dict[str, Any]:
                 raise
     write_rows(rows, folder / "heavy_tails.csv")
     summary = summarize(settings, runs, read_rows(folder / "heavy_tails.csv"), outcomes)
-    write_summary(summary, folder / "heavy_tails.json")
+    write_json(summary, folder / "heavy_tails.json")
     return summary
 
 
@@ -191,10 +183,7 @@ def main(arguments: Sequence[str]) -> int:
     options = vars(parser.parse_args(arguments))
     folder, data = options.pop("out"), options.pop("data")
     try:
-        config, text = Config(**_with_defaults(options)), load_text(data)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})")
+        config, text, _ = Config(**_with_defaults(options)), load_text(data), made(folder)
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -218,7 +207,7 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments heavy-tails", description=__doc__)
+    parser = parser_of("heavy-tails", __doc__)
     add = parser.add_argument
     add("--model", choices=MODELS, default="lstm", help="default: %(default)s")
     add("--optimizer", choices=OPTIMIZERS, default="sgd", help="default: %(default)s")
@@ -234,5 +223,4 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=3, help="how many seeds (default: %(default)s)")
     add("--device", default="cpu", help="default: %(default)s")
     add("--data", type=Path, metavar="FILE", help="a text of your own (default: Python's standard library)")
-    add("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where to write (default: %(default)s)")
     return parser

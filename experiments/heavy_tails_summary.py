@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-import torch_clipped
+from .machine import versions
+from .toy_table import read_csv
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 BEYOND_3_STD = 0.5 * math.erfc(3 / math.sqrt(2))  # the share of a normal distribution above mean + 3 std
@@ -65,8 +63,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 def read_rows(path: Path) -> list[Row]:
     """The rows of such a file."""
     kinds = {"seed": int, "run": str, "step": int, "clipped": int}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Row(**{name: kinds.get(name, float)(x) for name, x in row.items()}) for row in csv.DictReader(file)]
+    return [Row(**{name: kinds.get(name, float)(x) for name, x in row.items()}) for row in read_csv(path)]
 
 
 def select(rows: Sequence[Row], optimizer: str, lr: float) -> list[Row]:
@@ -183,18 +180,3 @@ def _duel(clipped: dict[int, float], unclipped: dict[int, float]) -> dict[str, l
     both = [seed for seed in clipped if seed in unclipped]
     better = [seed for seed in both if clipped[seed] < unclipped[seed]]
     return {"clipped_is_better": better, "clipped_is_not_better": [seed for seed in both if seed not in better]}
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers were computed with."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_clipped": torch_clipped.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def write_summary(summary: dict[str, Any], path: Path) -> None:
-    """The summary as a JSON file."""
-    path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -10,60 +10,70 @@ from typing import Any
 from tqdm import tqdm
 
 Result = dict[str, Any]
-Training = tuple[int, Callable[[], Result]]  # its steps, and what trains
 
 
 class Journal:
-    """A line of JSON with the settings, then one for each finished training.
+    """A line of JSON with the settings, then one for each finished training; every digit of a float is kept, NaN and inf too.
+
+    The file is there from the first finished training on, and always whole: a new one takes the place of the old.
 
     Args:
         path: the file; its folder exists.
-        settings: what the results depend on; a journal of other settings is refused.
-        resume: go on with the file if it is there. Without it, a file that is there is refused and not overwritten.
+        settings: what the results depend on; trainings of other settings are refused.
+        resume: take over the trainings that are there already. Without it they are refused.
 
     Raises:
-        ValueError: the file is of other settings, is no journal, or is there and ``resume`` is not asked for.
+        ValueError: the file holds trainings that are not to be taken over, or it is damaged.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], resume: bool) -> None:
         self.path = path
         self.results: dict[str, Result] = {}
-        first = json.dumps(settings) + "\n"
-        if not path.exists():
-            path.write_text(first, encoding="utf-8")
-            return
-        if not resume:
-            raise ValueError(f"{path} holds the finished trainings of an interrupted run: add --resume, or remove it")
-        header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
-        if header != first:
-            raise ValueError(f"--resume needs the options of the interrupted run, and {path} was written with others")
-        if lines and not lines[-1].endswith("\n"):  # the program was killed while it wrote
-            path.write_text("".join([header, *lines[:-1]]), encoding="utf-8")
-            del lines[-1]
-        for line in lines:
-            entry = json.loads(line)
-            self.results[entry["training"]] = entry["result"]
+        self.progress: tqdm[Any] = tqdm(disable=True)
+        self._lines = [json.dumps({"settings": settings})]
+        if path.exists():
+            self._read(resume)
 
-    def add(self, training: str, result: Result) -> None:
-        """Keep the result of a training."""
-        self.results[training] = result
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"training": training, "result": result}) + "\n")
+    def done(self, training: str, steps: int, train: Callable[[], Result]) -> Result:
+        """The result of a training, which takes so many steps of the progress bar: the one that is kept, or a new one."""
+        self.progress.set_description(training)
+        end = self.progress.n + steps
+        if training not in self.results:
+            self._keep(json.dumps({"training": training, "result": train()}))
+        self.progress.update(end - self.progress.n)
+        return self.results[training]
 
     def remove(self) -> None:
         """All is done and written elsewhere."""
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
+    def _keep(self, line: str) -> None:
+        lines, whole = [*self._lines, line], self.path.with_suffix(".tmp")
+        whole.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        whole.replace(self.path)
+        self._take(line)
 
-def train_all(trainings: Mapping[str, Training], journal: Journal) -> list[Result]:
-    """Run the trainings that are not in the journal yet; the results of all, or of those before a Ctrl-C, in their order."""
-    with tqdm(total=sum(steps for steps, _ in trainings.values()), unit="step", mininterval=0.5) as progress:
+    def _take(self, line: str) -> None:
+        """What comes back after ``--resume`` is also what comes back at once."""
+        entry = json.loads(line)
+        self.results[entry["training"]] = dict(entry["result"])
+        self._lines.append(line)
+
+    def _read(self, resume: bool) -> None:
+        """What follows the last line end was cut short: that training is run again."""
+        mine = json.loads(self._lines[0])["settings"]
         try:
-            for name, (steps, train) in trainings.items():
-                progress.set_description(name)
-                if name not in journal.results:
-                    journal.add(name, train())
-                progress.update(steps)
-        except KeyboardInterrupt:
-            pass
-    return [journal.results[name] for name in trainings if name in journal.results]
+            first, *lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] or self._lines
+            theirs = dict(json.loads(first)["settings"])
+            for line in lines:
+                self._take(line)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self.path} must hold finished trainings or be removed, and it is damaged: {error!r}") from None
+        if not lines:
+            return
+        if not resume:
+            raise ValueError(f"{self.path} holds {len(lines)} trainings of an interrupted run: add --resume, or remove it")
+        different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
+        if different:
+            pairs = [f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}" for name in different]
+            raise ValueError(f"--resume needs the settings of {self.path}: {'; '.join(pairs)}")

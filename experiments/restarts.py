@@ -9,7 +9,6 @@ on from there.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from torch_clipped import ClippedSGD, ClippingWarning, OptimizerProperties, OptimizersCollector, Restarter, RestartProperties
 
+from .command import check_at_least, made, parser_of
 from .restarts_picture import plot
 from .restarts_problems import Batch, Problem, Task, contender, language_model, regression
 from .restarts_table import sentences, summarize, table
@@ -141,20 +141,14 @@ def measure(task: Task, model: nn.Module, batches: Sequence[Batch]) -> float:
 
 def main(arguments: Sequence[str]) -> int:
     """Train, write restarts.csv, .json and .png, print the tables; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments restarts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("restarts", __doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where to write (default: %(default)s)"
-    )
     options = parser.parse_args(arguments)
-    if options.seed < 0:
-        parser.error(f"seed must be at least 0, got {options.seed}")
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"out must be a folder that can be written, got {str(options.out)!r} ({error.strerror})")
+        check_at_least(options, {"seed": 0})
+        made(options.out)
+    except ValueError as error:
+        parser.error(str(error))
     problems = [language_model(load_text(None), options.seed), regression(options.seed)]
     if any(TUNING_SEED in range(problem.seed, problem.seed + problem.seeds) for problem in problems):
         parser.error(f"seed must leave out {TUNING_SEED}, with which the learning rates are chosen, got {options.seed}")

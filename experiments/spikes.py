@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ from torch.nn.utils import get_total_norm
 
 from torch_clipped import ClippedAdam, ClippingWarning
 
-from .command import Plan, command
+from .command import Plan, check_at_least, command, resumable
 from .heavy_tails import BATCH
-from .journal import Result, Training
+from .journal import Journal, Result
 from .language_models import LSTM
 from .spikes_picture import plot
 from .spikes_summary import DEVIATIONS, SCORE_WINDOW, SMOOTHING, summarize, table
@@ -62,9 +63,7 @@ class Config:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        for name, smallest in (("seed", 0), ("seeds", 1)):
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        check_at_least(self, {"seed": 0, "seeds": 1})
 
     def settings(self, text: Text) -> dict[str, Any]:
         """All that the numbers depend on."""
@@ -93,27 +92,29 @@ def group_of(contender: str) -> dict[str, Any]:
 def plan(**options: Any) -> Plan:
     """The trainings of a :class:`Config` with these options, and what they write."""
     config, text = Config(**options), load_text(None)
-    settings = config.settings(text)
+    settings, trainings = config.settings(text), _trainings(config)
 
-    def write(results: Sequence[Result], whole: bool, folder: Path) -> str:
-        summary = {"experiment": "spikes", "config": settings, "interrupted": not whole, **summarize(results, config.corrupted)}
+    def train_all(journal: Journal) -> None:
+        for kind, name, seed in trainings:
+            journal.done(f"seed {seed}, {kind}, {name}", config.steps, partial(train, config, text, kind, name, seed))
+
+    def write(results: Sequence[Result], folder: Path) -> str:
+        interrupted = len(results) < len(trainings)
+        summary = {"experiment": "spikes", "config": settings, "interrupted": interrupted}
+        summary |= summarize(results, config.corrupted)
         files = [folder / f"spikes.{kind}" for kind in ("csv", "json", "png")]
         write_csv(_rows(results, config), files[0])
         write_json(summary, files[1])
         plot(*files)
         return table(summary)
 
-    return Plan(settings, _trainings(config, text), write)
+    return Plan(name="spikes", settings=settings, steps=len(trainings) * config.steps, train=train_all, write=write)
 
 
-def _trainings(config: Config, text: Text) -> dict[str, Training]:
-    """By name, seed by seed, so that an interruption leaves something to compare."""
-    kinds = [(UNHARMED, "none"), *((kind, name) for kind in WEIGHTS for name in config.contenders)]
-    return {
-        f"seed {seed}, {kind}, {name}": (config.steps, partial(train, config, text, kind, name, seed))
-        for seed in range(config.seed, config.seed + config.seeds)
-        for kind, name in kinds
-    }
+def _trainings(config: Config) -> list[tuple[str, str, int]]:
+    """Kind, contender and seed, seed by seed, so that an interruption leaves something to compare."""
+    kinds = [(UNHARMED, "none"), *product(WEIGHTS, config.contenders)]
+    return [(*kind, seed) for seed in range(config.seed, config.seed + config.seeds) for kind in kinds]
 
 
 def train(config: Config, text: Text, kind: str, contender: str, seed: int) -> Result:
@@ -163,4 +164,6 @@ def _rows(results: Sequence[Result], config: Config) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str]) -> int:
     """Train, write spikes.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
     torch.set_num_threads(1)  # a second one would only wait: the model is small
-    return command("spikes", __doc__, plan, QUICK, arguments)
+    parser = resumable("spikes", __doc__)
+    parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
+    return command(parser, plan, QUICK, arguments)

@@ -21,8 +21,8 @@ from torch import nn
 
 from torch_clipped import ClippedSGD, ClippingWarning
 
-from .command import Plan, command
-from .journal import Result, Training
+from .command import Plan, check_at_least, command, resumable
+from .journal import Journal, Result
 from .text import load_text
 from .thresholds_picture import plot
 from .thresholds_problems import Problem, language_model, sine_waves
@@ -42,9 +42,7 @@ class Config:
     shorter: int = 1  # so many times fewer steps
 
     def __post_init__(self) -> None:
-        for name, smallest in (("seed", 0), ("seeds", 1)):
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        check_at_least(self, {"seed": 0, "seeds": 1})
 
 
 QUICK = {"seeds": 1, "every": 2, "shorter": 3}
@@ -55,16 +53,23 @@ def plan(**options: Any) -> Plan:
     config = Config(**options)
     problems = [_reduced(problem, config) for problem in (sine_waves(), language_model(load_text(None)))]
     settings = {**asdict(config), "problems": [problem.settings() for problem in problems]}
+    trainings = _trainings(config, problems)
 
-    def write(results: Sequence[Result], whole: bool, folder: Path) -> str:
-        summarized = summarize(settings["problems"], results)
-        summary = {"experiment": "thresholds", "config": settings, "interrupted": not whole, "problems": summarized}
+    def train_all(journal: Journal) -> None:
+        for problem, lr, level, seed in trainings:
+            name = f"seed {seed}, {problem.name}, lr {lr:g}, level {level}"
+            journal.done(name, problem.steps, partial(train, problem, lr, level, seed))
+
+    def write(results: Sequence[Result], folder: Path) -> str:
+        summarized, interrupted = summarize(settings["problems"], results), len(results) < len(trainings)
+        summary = {"experiment": "thresholds", "config": settings, "interrupted": interrupted, "problems": summarized}
         write_csv(results, folder / "thresholds.csv")
         write_json(summary, folder / "thresholds.json")
         plot(folder / "thresholds.json", folder / "thresholds.png")
         return table(summary)
 
-    return Plan(settings, _trainings(config, problems), write)
+    steps = sum(problem.steps for problem, *_ in trainings)
+    return Plan(name="thresholds", settings=settings, steps=steps, train=train_all, write=write)
 
 
 def _reduced(problem: Problem, config: Config) -> Problem:
@@ -72,15 +77,15 @@ def _reduced(problem: Problem, config: Config) -> Problem:
     return replace(problem, steps=problem.steps // config.shorter, **grids)
 
 
-def _trainings(config: Config, problems: Sequence[Problem]) -> dict[str, Training]:
-    """By name, seed by seed, so that an interruption leaves whole maps."""
-    return {
-        f"seed {seed}, {problem.name}, lr {lr:g}, level {level}": (problem.steps, partial(train, problem, lr, level, seed))
+def _trainings(config: Config, problems: Sequence[Problem]) -> list[tuple[Problem, float, float | None, int]]:
+    """Problem, learning rate, level and seed, seed by seed, so that an interruption leaves whole maps."""
+    return [
+        (problem, lr, level, seed)
         for seed in range(config.seed, config.seed + config.seeds)
         for problem in problems
         for lr in problem.lrs
         for level in (None, *problem.levels)
-    }
+    ]
 
 
 def train(problem: Problem, lr: float, level: float | None, seed: int) -> Result:
@@ -121,4 +126,6 @@ def _validation_loss(problem: Problem, model: nn.Module) -> float:
 def main(arguments: Sequence[str]) -> int:
     """Train, write thresholds.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
     torch.set_num_threads(1)  # a second one would only wait: the models are small
-    return command("thresholds", __doc__, plan, QUICK, arguments)
+    parser = resumable("thresholds", __doc__)
+    parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
+    return command(parser, plan, QUICK, arguments)

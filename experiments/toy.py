@@ -9,12 +9,12 @@ without a variance. regression: five methods on mean |Ax - y|^1.75 with heavy-ta
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from . import toy_adagrad, toy_quadratic, toy_regression
+from .command import check_at_least, made, parser_of
 from .toy_picture import plot_adagrad, plot_quadratic, plot_regression
 from .toy_table import aligned, table, write_csv, write_json
 
@@ -74,21 +74,15 @@ PROBLEMS: dict[str, Callable[[int, Path], str]] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run the problems, write toy_*.csv, .json and .png, print the tables; returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("toy", __doc__)
     parser.add_argument("--only", choices=PROBLEMS, help="one of the problems (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where to write (default: %(default)s)"
-    )
     options = parser.parse_args(arguments)
-    if options.seed < 0:
-        parser.error(f"seed must be at least 0, got {options.seed}")
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"out must be a folder that can be written, got {str(options.out)!r} ({error.strerror})")
+        check_at_least(options, {"seed": 0})
+        made(options.out)
+    except ValueError as error:
+        parser.error(str(error))
     for name in [options.only] if options.only else PROBLEMS:
         print(PROBLEMS[name](options.seed, options.out), NOTES[name], sep="\n\n", end="\n\n")
     print(f"Written: toy_*.csv, toy_*.json and toy_*.png in {options.out}")

@@ -65,12 +65,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The rows with a header; floats keep six digits, which is more than the noise leaves of them."""
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path, digits: int = 6) -> None:
+    """The rows with a header; floats keep so many digits: six are more than the noise leaves of most."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from torch.nn.functional import mse_loss
+from tqdm import tqdm
 
 from experiments import compare
 from experiments.__main__ import main
@@ -60,7 +61,7 @@ class Line:
         with torch.no_grad():
             errors = (model(self.inputs) - self.outputs).square()
         model.train()
-        return {"train": -float(errors[:48].mean()), "validation": -float(errors[48:].mean())}
+        return {"train": -float(errors[:48].mean()), "validation": -float(errors[48:].mean()), "worst": -float(errors.max())}
 
 
 @pytest.fixture
@@ -185,8 +186,17 @@ def test_final_metrics_are_those_of_the_rows(written):
         assert (one["validation"]["lowest"], one["validation"]["highest"]) == pytest.approx((min(ends), max(ends)), rel=1e-4)
 
 
+def test_every_metric_of_the_task_is_written(written):
+    for one in written[1]["methods"]:
+        assert list(one["other_metrics"]) == ["worst"]
+        worst = one["other_metrics"]["worst"]
+        assert len(worst["by_seed"]) == SEEDS
+        assert worst["mean"] == pytest.approx(sum(worst["by_seed"]) / SEEDS)
+        assert all(low < mean for low, mean in zip(worst["by_seed"], one["validation"]["by_seed"], strict=True))
+
+
 def made_up(validation, lr=0.1, loss=1.0, diverged=False, seed=0, method="SGD"):
-    points = [(0, 0.0, 0.0), (2, 0.5, validation)]
+    points = [(step, {"train": 0.25 * step, "validation": validation, "third": 8.0}) for step in (0, 2)]
     values = {"losses": [3.0, loss], "norms": [1.0, 2.0], "clipped": [0, 1], "points": points, "diverged": diverged}
     return Training(method=method, lr=lr, seed=seed, **values)
 
@@ -208,7 +218,8 @@ def test_table_marks_ends_of_the_grid_and_counts_seeds_and_divergence():
     without = summarize(Method("SGD", "SGD", torch.optim.SGD), grid, plain, plain)
     summary["validation"] |= {"mean": None}  # as it is read again
     text = table({"settings": settings, "methods": [without, summary]}).splitlines()
-    assert text[3].startswith("SGD              0.1*  0.6000 (0.5000, 0.7000)")
+    assert text[2].split()[:6] == ["lr", "validation", "accuracy", "training", "accuracy", "third"]
+    assert text[3].startswith("SGD              0.1*  0.6000 (0.5000, 0.7000)  0.5000 (0.5000, 0.5000)  8.0000 (8.0000, 8.0000)")
     assert text[4].startswith("ClippedSGD norm  0.1*  -, 1 diverged")
     assert text[4].endswith("1 up, 1 down")
     assert "* The learning rate is an end of its grid, a better one may lie beyond: SGD (0.1), ClippedSGD norm (0.1)." in text
@@ -225,57 +236,26 @@ def test_long_trainings_are_thinned_in_the_csv_but_not_at_measured_points():
 def test_resumed_run_is_bit_for_bit_the_unbroken_one(written, line, without_picture, tmp_path, capsys):
     line.interrupted_at = 700
     assert command(tmp_path) == 130
-    error = capsys.readouterr().err
-    assert "compare_image.partial.jsonl" in error
-    assert f"--resume --out {tmp_path}" in error
-    finished = len((tmp_path / "compare_image.partial.jsonl").read_text().splitlines()) - 1
-    assert f"{finished} finished trainings are kept" in error
-    assert finished == line.models - 1
+    finished = line.models - 1
+    path = tmp_path / "compare_image.partial.jsonl"
+    assert list(tmp_path.iterdir()) == [path]
+    words = f"{finished} finished trainings are kept in {path}: the same command with --resume --out {tmp_path} goes on"
+    assert words in capsys.readouterr().err
+    for option, value, message in (
+        ("--steps", "7", "steps was 12 and is 7"),
+        ("--data", "other", "data was None and is 'other'"),
+        ("--seeds", "4", "seeds was [0, 1, 2] and is [0, 1, 2, 3]"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            command(tmp_path, "--resume", option, value)
+        assert message in capsys.readouterr().err
     line.interrupted_at, line.models = math.inf, 0
     torch.rand(3)  # the state of torch's global generator is no part of it
     assert command(tmp_path, "--resume") == 0
     assert line.models == len(LABELS) * (len(GRIDS["SGD"]) + SEEDS) - finished
     for name in ("compare_image.csv", "compare_image.json"):
         assert (tmp_path / name).read_bytes() == (written[0] / name).read_bytes()
-    assert not (tmp_path / "compare_image.partial.jsonl").exists()
-
-
-def test_finished_trainings_are_not_thrown_away_and_not_mixed_with_others(line, without_picture, tmp_path, capsys):
-    line.interrupted_at = 100
-    assert command(tmp_path) == 130
-    kept = (tmp_path / "compare_image.partial.jsonl").read_bytes()
-    for options, words in (
-        ([], "resume must be given, or"),
-        (["--resume", "--steps", "7"], "steps was 12 and is 7"),
-        (["--resume", "--seeds", "4"], "seeds was [0, 1, 2] and is [0, 1, 2, 3]"),
-    ):
-        with pytest.raises(SystemExit, match="2"):
-            command(tmp_path, *options)
-        assert words in capsys.readouterr().err
-        assert (tmp_path / "compare_image.partial.jsonl").read_bytes() == kept
-
-
-def test_a_line_cut_short_is_trained_again_and_a_damaged_one_is_an_error(line, without_picture, tmp_path, capsys):
-    path = tmp_path / "compare_image.partial.jsonl"
-    line.interrupted_at = 100
-    command(tmp_path)
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines)[:-20])
-    line.interrupted_at, line.models = line.losses + 5, 0
-    assert command(tmp_path, "--resume") == 130
-    assert line.models == 1
-    assert path.read_text().splitlines() == lines[:-1]
-    path.write_text("\n".join([*lines[:2], "{}", ""]))
-    with pytest.raises(SystemExit, match="2"):
-        command(tmp_path, "--resume")
-    assert f"resume must find trainings as compare writes them in {path}" in capsys.readouterr().err
-
-
-def test_interruption_before_the_first_training_is_done_leaves_nothing(line, tmp_path, capsys):
-    line.interrupted_at = 1
-    assert command(tmp_path) == 130
-    assert "nothing was finished" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert not path.exists()
 
 
 def test_picture_and_summary_are_written_where_everything_diverges(monkeypatch, tmp_path, capsys):
@@ -288,11 +268,10 @@ def test_picture_and_summary_are_written_where_everything_diverges(monkeypatch, 
     assert "-, 1 diverged" in capsys.readouterr().out
 
 
-def test_weights_that_are_not_finite_after_the_last_step_are_a_divergence(monkeypatch):
+def test_weights_that_are_not_finite_after_the_last_step_are_a_divergence():
     task = Line()
     method = Method("SGD", "SGD", torch.optim.SGD)
-    with compare.tqdm(disable=True) as progress:
-        training = compare.train(task, method, 3e38, 0, 1, "cpu", progress)
+    training = compare.train(task, method, 3e38, 0, 1, "cpu", tqdm(disable=True))
     assert math.isfinite(training.losses[-1])
     assert training.diverged
     assert math.isnan(training.validation)
@@ -314,14 +293,3 @@ def test_bad_arguments_are_named_with_their_values(options, message, tmp_path, c
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "--task", "image", "--out", str(tmp_path), *options])
     assert message in capsys.readouterr().err
-
-
-def test_folders_that_cannot_be_used_are_errors(line, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    for options, message in (
-        (["--out", str(tmp_path / "file")], "out must be a folder that can be written"),
-        (["--quick", "--resume"], "resume needs out where quick is given"),
-    ):
-        with pytest.raises(SystemExit, match="2"):
-            main(["compare", "--task", "image", *options])
-        assert message in capsys.readouterr().err

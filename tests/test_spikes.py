@@ -1,4 +1,4 @@
-"""``python -m experiments spikes``: what it trains, writes, measures and says; and the journal of its trainings."""
+"""``python -m experiments spikes``: what it trains, writes, measures and says."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from experiments import spikes, spikes_picture
 from experiments.__main__ import main
-from experiments.journal import Journal, train_all
+from experiments.journal import Journal
 from experiments.spikes_summary import recovery, spike_score, summarize
 from experiments.text import load_text
 from experiments.toy_table import read_csv
@@ -50,7 +50,9 @@ def written(text, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spikes, "load_text", lambda data: text)
         plan = spikes.plan(**asdict(CONFIG))
-    plan.write([train() for _, train in plan.trainings.values()], True, folder)
+    plan.train(journal := Journal(folder / "journal", {}, resume=False))
+    journal.remove()
+    plan.write(list(journal.results.values()), folder)
     return folder, json.loads((folder / "spikes.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -183,29 +185,17 @@ def test_interrupted_command_keeps_what_is_done_and_resumes_to_the_same_files(tm
     with monkeypatch.context() as patch:
         interrupt_training(patch, 3)
         assert main([*command, str(tmp_path / "parts")]) == 130
-    assert "--resume" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "parts" / "spikes.json").read_text())["trainings"]) == 3
     assert (tmp_path / "parts" / "spikes.png").exists()
     with pytest.raises(SystemExit, match="2"):
-        main([*command, str(tmp_path / "parts")])
-    assert "add --resume, or remove it" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
         main([*command, str(tmp_path / "parts"), "--resume", "--seed", "1"])
-    assert "was written with others" in capsys.readouterr().err
+    assert "seed was 0 and is 1" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         interrupt_training(patch, 2)  # the two that are left are numbers 0 and 1
         assert main([*command, str(tmp_path / "parts"), "--resume"]) == 0
     for name in ("spikes.csv", "spikes.json"):
         assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
     assert {path.name for path in (tmp_path / "parts").iterdir()} == {"spikes.csv", "spikes.json", "spikes.png"}
-
-
-@pytest.mark.usefixtures("short")
-def test_interruption_before_the_first_training_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
-    interrupt_training(monkeypatch, 0)
-    assert main(["spikes", "--quick", "--out", str(tmp_path)]) == 130
-    assert "nothing was written" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -222,16 +212,3 @@ def test_wrong_options_are_named(options, message, capsys):
         with pytest.raises(SystemExit, match="2"):
             main([name, "--quick", *options])
         assert message in capsys.readouterr().err
-
-
-def test_journal_forgets_a_line_that_was_cut_off_and_runs_its_training_again(tmp_path):
-    path = tmp_path / "journal"
-    journal = Journal(path, {"a": (1,)}, resume=False)
-    journal.add("first", {"loss": math.inf})
-    journal.add("second", {"loss": 2.0})
-    path.write_text(path.read_text()[:-3])
-    again = Journal(path, {"a": (1,)}, resume=True)
-    assert again.results == {"first": {"loss": math.inf}}
-    results = train_all({name: (1, lambda name=name: {"loss": name}) for name in ("first", "second")}, again)
-    assert results == [{"loss": math.inf}, {"loss": "second"}]
-    assert Journal(path, {"a": (1,)}, resume=True).results == {"first": {"loss": math.inf}, "second": {"loss": "second"}}

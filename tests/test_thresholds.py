@@ -12,6 +12,7 @@ from torch import nn
 
 from experiments import thresholds, thresholds_picture
 from experiments.__main__ import main
+from experiments.journal import Journal
 from experiments.text import load_text
 from experiments.thresholds_picture import words_of
 from experiments.thresholds_problems import Forecaster, Problem, language_model, sine_waves, waves
@@ -61,7 +62,9 @@ def written(tmp_path_factory):
         patch.setattr(thresholds, "load_text", lambda data: None)
         patch.setattr(thresholds, "language_model", lambda text: line("curve", steps=90))
         plan = thresholds.plan()
-    plan.write([train() for _, train in plan.trainings.values()], True, folder)
+    plan.train(journal := Journal(folder / "journal", {}, resume=False))
+    journal.remove()
+    plan.write(list(journal.results.values()), folder)
     return folder, json.loads((folder / "thresholds.json").read_text(), parse_constant=pytest.fail)
 
 

@@ -29,7 +29,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Samples = Tensor | ArrayLike
-_BATCH = 1 << 17  # numbers that are drawn at a time: few enough for the cache
+_BATCH = 1 << 21  # numbers that are drawn at a time
 
 
 class Estimate(NamedTuple):

@@ -89,7 +89,13 @@ def test_hill_curve_ends_where_lengths_are_zero():
 
 def test_hill_index_of_equal_lengths_is_infinite():
     assert hill_index(np.full(100, 3.0)).value == math.inf
-    assert np.isinf(hill_curve(np.full(100, 3.0)).values).all()
+    assert (hill_curve(np.full(100, 3.0)).values == math.inf).all()
+
+
+def test_hill_curve_of_ties_is_infinite_until_they_end():
+    curve = hill_curve([7.0] * 4 + [1.0] * 8)
+    assert [column[:3].tolist() for column in curve[1:]] == [[math.inf] * 3] * 3
+    assert curve.values[3:] == pytest.approx([1 / math.log(7), 5 / 4 / math.log(7), 6 / 4 / math.log(7)])
 
 
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 1.8, 2.0])
@@ -112,7 +118,7 @@ def test_stable_index_of_lengths_that_are_not_centred_is_near_one():
 
 
 def test_stable_index_is_nan_where_a_sum_is_zero_and_infinite_where_sums_shrink():
-    assert math.isnan(stable_index([1.0, -1.0, 2.0, 3.0]).value)
+    assert math.isnan(stable_index([49.0, -49.0, 51.0, 3.0]).value)
     assert stable_index([3.0, -2.0, 5.0, -4.5]).value == math.inf
 
 
@@ -143,11 +149,43 @@ def test_moments_of_known_laws(statistic, normal, exponential):
     assert statistic(g.standard_exponential(50_000), **FEW).value == pytest.approx(exponential, rel=0.2)
 
 
-@pytest.mark.parametrize("unit", [1e-200, 1e200])
-@pytest.mark.parametrize("statistic", [skewness, excess_kurtosis, hill_index])
+@pytest.mark.parametrize("unit", [1e-200, 1e200, 2e307])
+@pytest.mark.parametrize("statistic", [skewness, excess_kurtosis, hill_index, stable_index])
 def test_statistics_do_not_depend_on_the_unit(statistic, unit):
     x = np.random.default_rng(0).standard_exponential(100)
     assert statistic(unit * x) == pytest.approx(statistic(x), rel=1e-6)
+
+
+def test_fence_of_lengths_near_the_largest_float_is_infinite():
+    found = outlier_shares(np.linspace(0, 1.7e308, 100), **FEW)
+    assert found[3.0].fence == math.inf
+    assert found[3.0].count == 0
+
+
+def test_variance_of_equal_lengths_is_zero():
+    assert (variance_curve(np.full(50, 0.1), **FEW).values == 0).all()
+    assert tail_statistics(np.full(50, 0.1), **FEW)["variance"] == 0
+
+
+@pytest.mark.parametrize("size", [300, 70_000])
+def test_intervals_are_those_of_scipy(size):
+    x = np.random.default_rng(0).standard_exponential(size)
+
+    def interval(statistic):
+        generator = np.random.default_rng(3)
+        return tuple(
+            stats.bootstrap((x,), statistic, n_resamples=20, method="percentile", random_state=generator).confidence_interval
+        )
+
+    def hill_weight(x, axis):
+        largest = -np.sort(-x)[..., :6]
+        return np.log(largest[..., :5] / largest[..., 5:]).mean(axis=axis)
+
+    few = {"resamples": 20, "seed": 3}
+    assert quantiles(x, [0.9], **few)[0.9][1:] == pytest.approx(interval(lambda x, axis: np.quantile(x, 0.9, axis=axis)))
+    assert skewness(x, **few)[1:] == pytest.approx(interval(stats.skew))
+    low, high = interval(hill_weight)
+    assert hill_index(x, 5 / size, **few)[1:] == pytest.approx((1 / high, 1 / low))
 
 
 def test_outlier_shares_of_a_normal_law():
@@ -195,6 +233,10 @@ def test_all_statistics_are_plain_numbers_and_those_of_the_functions():
     assert found["beyond_3_iqr_ratio_low"] == outlier_shares(x, **FEW)[3.0].ratio.low
     assert found["stable_index"] == stable_index(x[::2] - x[1::2], **FEW).value
     assert found["variance"] == pytest.approx(np.var(x, ddof=1))
+    for name, statistic in (("skewness", skewness), ("excess_kurtosis", excess_kurtosis)):
+        assert (found[name], found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx(statistic(x, **FEW))
+    for p, estimate in quantiles(x, **FEW).items():
+        assert (found[f"quantile_{p:g}_low"], found[f"quantile_{p:g}_high"]) == estimate[1:]
 
 
 def test_what_the_samples_do_not_determine_is_nan():
@@ -233,11 +275,36 @@ def test_same_seed_gives_the_same_interval_and_no_global_random_state_is_touched
         ([1.0, -2.0] * 20, "lengths must be finite and at least 0, got -2.0 in place 1"),
         (torch.ones(4, 5), r"lengths must have one dimension, got shape \(4, 5\)"),
         (["long"] * 20, "lengths must be numbers"),
+        (["1.5"] * 20, "lengths must be numbers, got .'1.5', '1.5'"),
+        ([True, False] * 20, "lengths must be numbers"),
+        (torch.ones(20) > 0, "lengths must be numbers"),
+        (np.ones(20, dtype=complex), "lengths must be numbers"),
+        (torch.ones(20) * 1j, "lengths must be numbers"),
+        (np.array(["2026-01-01"] * 20, dtype="datetime64[D]"), "lengths must be numbers"),
+        ([10**400] * 20, "lengths must be numbers"),
+        ([None] * 20, "lengths must be numbers, got .None, None"),
+        (3.0, r"lengths must have one dimension, got shape \(\)"),
     ],
 )
 def test_wrong_lengths_are_named(statistic, lengths, message):
     with pytest.raises(ValueError, match=message):
         statistic(lengths)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        list(range(1, 41)),
+        torch.arange(1, 41),
+        torch.arange(1.0, 41.0).half(),
+        torch.arange(1.0, 41.0).bfloat16(),
+        torch.arange(1.0, 41.0, requires_grad=True),
+        [torch.tensor(float(i), requires_grad=True) for i in range(1, 41)],
+        [torch.tensor(float(i)).bfloat16() for i in range(1, 41)],
+    ],
+)
+def test_lengths_of_any_kind_of_number_are_taken(lengths):
+    assert hill_index(lengths) == hill_index(np.arange(1.0, 41.0))
 
 
 @pytest.mark.parametrize(
@@ -256,6 +323,7 @@ def test_wrong_lengths_are_named(statistic, lengths, message):
         (lambda x: skewness(x, seed=-1), "seed must be an integer >= 0, got -1"),
         (lambda x: quantiles(x, [0.5, 2]), "probabilities must be numbers between 0 and 1"),
         (lambda x: quantiles(x, []), "probabilities must be numbers between 0 and 1"),
+        (lambda x: skewness(torch.tensor(x).to_sparse()), "lengths must be numbers"),
         (lambda x: stable_index(x, block=1), "block must be an integer >= 2, got 1"),
         (lambda x: stable_index(x, block=21), "block must be at most half of the samples, got 21 of 40"),
         (lambda x: stable_index(x[:3]), "samples must be at least 4 samples, got 3"),

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -74,6 +75,42 @@ def test_lines_differ_by_more_than_their_colours(plot):
     assert len({(one.get_linestyle(), one.get_marker()) for one in lines}) == len(lines)
 
 
+@pytest.mark.parametrize("subfigures", [False, True])
+@pytest.mark.parametrize("plot", ALL)
+def test_legend_has_room_in_figures_without_a_layout(plot, subfigures):
+    figure = Figure(figsize=(8, 8))
+    upper, lower = (figure.subfigures(1, 2)[1] if subfigures else figure).subplots(2, 1)
+    plot(SAMPLES["normal"], ax=upper)
+    plot(SAMPLES["normal"], ax=lower)
+    figure.draw_without_rendering()
+    assert upper.get_legend().get_window_extent().y0 >= lower.get_window_extent().y1
+    assert lower.get_legend().get_window_extent().y0 >= 0
+
+
+def test_layout_that_a_figure_has_is_kept():
+    figure = Figure(layout="tight")
+    engine = figure.get_layout_engine()
+    plot_hill(SAMPLES["normal"], ax=figure.subplots())
+    assert figure.get_layout_engine() is engine
+
+
+@pytest.mark.parametrize("plot", ALL)
+def test_large_letters_leave_the_legend_below(plot):
+    with rc_context({"font.size": 16}):
+        ax = plot(SAMPLES["normal"])
+        ax.figure.draw_without_rendering()
+        assert ax.get_legend().get_window_extent().y1 <= ax.xaxis.label.get_window_extent().y0
+
+
+@pytest.mark.parametrize("plot", ALL)
+def test_narrow_axes_stay_as_wide_as_their_neighbours_allow(plot):
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for ax in figure.subplots(1, 3):
+        plot(train(clipping_level=10.0)[1] if plot is plot_norms else SAMPLES["heavy-tailed"], ax=ax)
+    figure.draw_without_rendering()
+    assert all(ax.get_window_extent().width > 0.2 * figure.bbox.width for ax in figure.axes[:3])
+
+
 def test_axes_are_labelled():
     labels = {plot: (ax.get_xlabel(), ax.get_ylabel()) for plot in ALL for ax in [plot(SAMPLES["normal"])]}
     assert labels == {
@@ -97,6 +134,23 @@ def test_histogram_counts_all_beside_the_normal_law_of_the_same_moments():
 
 def test_histogram_of_equal_lengths_has_no_normal_law():
     assert plot_histogram(SAMPLES["equal"]).get_lines()[:] == []
+
+
+@pytest.mark.parametrize("lengths", [np.full(50, 1.1e17), 1 + np.arange(50) % 2 * 2.3e-16, np.arange(50) % 3 * 1e200])
+def test_histogram_of_nearly_equal_or_huge_lengths_counts_all(lengths):
+    ax = plot_histogram(lengths)
+    ax.figure.draw_without_rendering()
+    assert sum(bar.get_height() for bar in ax.patches) == len(lengths)
+
+
+def test_normal_law_is_drawn_to_its_peak():
+    lengths = np.append(np.random.default_rng(0).standard_exponential(100_000), 1e4)
+    ax = plot_histogram(lengths)
+    x, y = line(ax, "normal law")
+    width = ax.patches[0].get_width()
+    assert max(y) == pytest.approx(len(lengths) * width * stats.norm.pdf(0, 0, lengths.std()), rel=0.01)
+    assert max(y) < ax.get_ylim()[1]
+    assert ((x > lengths.mean()) & (x < lengths.mean() + lengths.std())).sum() > 10
 
 
 def test_survival_shows_every_length_and_the_hill_fit():
@@ -196,6 +250,8 @@ def test_lengths_alone_are_numbered_from_one(lengths):
     [
         ([], "history must be at least 1 samples, got 0"),
         ([1.0, math.nan], "history must be finite and at least 0, got nan in place 1"),
+        (5, r"history must have one dimension, got shape \(\)"),
+        ("123", "history must be numbers, got '123'"),
         ([{"grad_norm": 1.0}], "history must hold what clipping_stats.. returns, but 'steps' is not in all of it"),
         (train(clipping_type="none")[1], "history must hold gradient norms, but this clipping type measures none"),
         (train(clipping_type="none")[0], "history must be at least 1 samples, got 0"),

@@ -64,7 +64,8 @@ def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: 
     Two passes over the same batches: the first finds the mean, the second the distances from it, and both draw the same random
     numbers (dropout). Beside the mean one gradient is held at a time. A batch whose loss or gradient length is not the same in
     both passes ends it. A loader that shuffles by the global random state gives the same batches twice, one that has
-    a generator of its own does not. What is said of :func:`gradient_lengths` about model and loss holds here too.
+    a generator of its own or persistent workers does not.
+    What is said of :func:`gradient_lengths` about model and loss holds here too.
 
     Args:
         model: the model, in the mode it is in.

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from .arguments import number
-from .confidence import Array, Estimate, Samples, checked, estimates, scipy_stats
+from .confidence import Array, Estimate, Samples, checked, estimates, inverse, quantile, relative, scipy_stats
 from .gradient_lengths import gradient_lengths, noise_lengths
-from .tail_indices import Curve, OutlierShare, hill_curve, hill_index, outlier_shares, stable_index, tail_count
+from .outliers import NORMAL_SHARES, OutlierShare, beyond_fences, outlier_shares, outliers
+from .tail_indices import Curve, hill_curve, hill_index, stable_index, tail_count, tail_weight
 
 __all__ = [
     "Curve",
@@ -79,7 +80,7 @@ def quantiles(
     if not wanted or min(wanted) < 0 or max(wanted) > 1:
         raise ValueError(f"probabilities must be numbers between 0 and 1, got {probabilities!r}")
     values = checked("lengths", lengths, smallest=2)
-    found = estimates(values, lambda x: np.quantile(x, wanted, axis=-1), confidence, resamples, seed)
+    found = estimates(values, lambda x: [quantile(x, p) for p in wanted], confidence, resamples, seed)
     return dict(zip(wanted, found, strict=True))
 
 
@@ -106,9 +107,12 @@ def skewness(lengths: Samples, *, confidence: float = 0.95, resamples: int = 100
         D. N. Joanes, C. A. Gill, Comparing Measures of Sample Skewness and Kurtosis, 1998,
         https://doi.org/10.1111/1467-9884.00122.
     """
-    values = _scaled(checked("lengths", lengths, smallest=3))
-    skew = scipy_stats().skew
-    return estimates(values, lambda x: skew(x, axis=-1), confidence, resamples, seed)[0]
+    values = relative(checked("lengths", lengths, smallest=3))
+    return estimates(values, _skewness, confidence, resamples, seed)[0]
+
+
+def _skewness(x: Array) -> Any:
+    return scipy_stats().skew(x, axis=-1)
 
 
 def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -134,15 +138,12 @@ def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: in
         D. N. Joanes, C. A. Gill, Comparing Measures of Sample Skewness and Kurtosis, 1998,
         https://doi.org/10.1111/1467-9884.00122.
     """
-    values = _scaled(checked("lengths", lengths, smallest=4))
-    kurtosis = scipy_stats().kurtosis
-    return estimates(values, lambda x: kurtosis(x, axis=-1), confidence, resamples, seed)[0]
+    values = relative(checked("lengths", lengths, smallest=4))
+    return estimates(values, _kurtosis, confidence, resamples, seed)[0]
 
 
-def _scaled(values: Array) -> Array:
-    """For statistics that do not depend on the unit: no power of these overflows."""
-    largest = values.max()
-    return np.asarray(values / largest) if largest > 0 else values
+def _kurtosis(x: Array) -> Any:
+    return scipy_stats().kurtosis(x, axis=-1)
 
 
 def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Curve:
@@ -174,12 +175,12 @@ def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int
     """
     values = checked("lengths", lengths, smallest=2)
     counts = np.unique(np.geomspace(min(10, len(values)), len(values), _POINTS).round().astype(np.int64))
-    found = [_variance(values[:count], confidence, resamples, seed) for count in counts.tolist()]
+    found = [estimates(values[:count], _variance, confidence, resamples, seed)[0] for count in counts.tolist()]
     return Curve(counts, *(np.array(column) for column in zip(*found, strict=True)))
 
 
-def _variance(values: Array, confidence: float, resamples: int, seed: int) -> Estimate:
-    return estimates(values, lambda x: x.var(axis=-1, ddof=1), confidence, resamples, seed)[0]
+def _variance(rising: Array) -> Any:
+    return (rising - rising[..., :1]).var(axis=-1, ddof=1)  # of equal samples exactly 0
 
 
 def tail_statistics(
@@ -211,20 +212,24 @@ def tail_statistics(
     """
     values = checked("lengths", lengths, smallest=8)
     settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    outliers = outlier_shares(values, **settings)
+    k = tail_count(values, share)
+    names = ["variance", *(f"quantile_{p:g}" for p in PROBABILITIES), "skewness", "excess_kurtosis", "hill_index"]
+    fences = {f"beyond_{c:g}_iqr": c for c in NORMAL_SHARES}
+
+    def all_of_them(x: Array) -> list[Any]:
+        scaled = relative(x)
+        middle = [quantile(x, p) for p in PROBABILITIES]
+        return [_variance(x), *middle, _skewness(scaled), _kurtosis(scaled), tail_weight(x, k), *beyond_fences(x)]
+
+    found = dict(zip([*names, *fences], estimates(values, all_of_them, **settings), strict=True))
     pairs = values[: len(values) // 2 * 2].reshape(-1, 2)
-    found = {
-        "variance": _variance(values, **settings),
-        **{f"quantile_{p:g}": estimate for p, estimate in quantiles(values, **settings).items()},
-        "skewness": skewness(values, **settings),
-        "excess_kurtosis": excess_kurtosis(values, **settings),
-        "hill_index": hill_index(values, share, **settings),
-        "stable_index": stable_index(pairs[:, 0] - pairs[:, 1], **settings),
-        **{f"beyond_{c:g}_iqr": outlier.share for c, outlier in outliers.items()},
-        **{f"beyond_{c:g}_iqr_ratio": outlier.ratio for c, outlier in outliers.items()},
-    }
-    numbers: dict[str, float] = {"count": len(values), "hill_samples": tail_count(values, share)}
-    numbers |= {f"beyond_{c:g}_iqr_count": outlier.count for c, outlier in outliers.items()}
+    found["hill_index"] = inverse(found["hill_index"])
+    found["stable_index"] = stable_index(pairs[:, 0] - pairs[:, 1], **settings)
+    beyond = outliers(values, [found[name] for name in fences])
+    numbers: dict[str, float] = {"count": len(values), "hill_samples": k}
+    for name, c in fences.items():
+        found[f"{name}_ratio"] = beyond[c].ratio
+        numbers[f"{name}_count"] = beyond[c].count
     for name, estimate in found.items():
         numbers |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return numbers

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .confidence import Array
+from .confidence import Array, relative
 from .tail_indices import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BLACK", "BLUE", "ORANGE", "SKY", "VERMILION", "axes_of", "draw_band", "finished", "scale_of"]
+__all__ = ["BLACK", "BLUE", "ORANGE", "SKY", "VERMILION", "axes_of", "draw_band", "draw_normal_law", "finished", "scale_of"]
 
 # Colours that colour-blind readers tell apart (M. Okabe and K. Ito); for a print without colours lines and markers differ.
 BLACK, BLUE, SKY, VERMILION, ORANGE = "#000000", "#0072B2", "#56B4E9", "#D55E00", "#E69F00"
-_LEGEND = 42 / 72  # inches from the axes down to the legend: below tick labels and axis label
+_LEGEND = 4.2  # from the axes down to the legend, in heights of the letters: below tick labels and axis label
 _NARROW, _WIDE = 4.0, 100.0  # ends of a logarithmic axis so far apart: too few powers of ten to read it by, and enough
 _FEW = 40  # points that a marker each does not hide
 
 
 def axes_of(ax: Axes | None) -> Axes:
-    """These axes, or those of a new figure that pyplot does not know."""
+    """These axes, in a figure that makes room for the legend, or those of a new one that pyplot does not know."""
     if ax is not None:
+        figure = ax.figure.figure  # also if the axes are in a part of it
+        if figure.get_layout_engine() is None:
+            figure.set_layout_engine("constrained")
         return ax
     try:
         from matplotlib.figure import Figure
@@ -39,6 +43,19 @@ def draw_band(ax: Axes, curve: Curve, words: str, interval: str) -> None:
     ax.plot(curve.samples, curve.values, color=BLUE, linewidth=1.8, label=words, **look)
 
 
+def draw_normal_law(ax: Axes, values: Array, edges: Array) -> float:
+    """That of the same mean and variance; returns its highest point."""
+    scaled = relative(values)  # no square overflows
+    unit = values.max() / scaled.max()
+    mean, std = unit * scaled.mean(), unit * scaled.std()
+    near = np.clip(mean + std * np.linspace(-5, 5, 200), edges[0], edges[-1])  # where a narrow law is not flat
+    places = np.union1d(near, np.linspace(edges[0], edges[-1], 1000))
+    heights = len(values) * (edges[1] - edges[0]) / std * np.exp(-0.5 * ((places - mean) / std) ** 2) / math.sqrt(2 * math.pi)
+    words = f"normal law of mean {mean:.3g}\nand standard deviation {std:.3g}"
+    ax.plot(places, heights, "--", color=VERMILION, linewidth=2, label=words)
+    return float(heights.max())
+
+
 def scale_of(values: Array) -> str:
     """Logarithmic, if it can show any of them."""
     return "log" if (np.isfinite(values) & (values > 0)).any() else "linear"
@@ -50,7 +67,8 @@ def finished(ax: Axes, *others: Axes) -> Axes:
     from matplotlib.transforms import ScaledTranslation
 
     pairs = [pair for one in (ax, *others) for pair in zip(*one.get_legend_handles_labels(), strict=True)]
-    below = ax.transAxes + ScaledTranslation(0, -_LEGEND, ax.figure.dpi_scale_trans)
+    inches = _LEGEND * float(ax.xaxis.label.get_fontsize()) / 72
+    below = ax.transAxes + ScaledTranslation(0, -inches, ax.figure.dpi_scale_trans)
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": below, "borderaxespad": 0}
     ax.legend([handle for handle, _ in pairs], [label for _, label in pairs], frameon=False, **place)
     ax.grid(alpha=0.3)

@@ -1,13 +1,14 @@
 """Pictures of gradient lengths; they need matplotlib and scipy.
 
 Every function draws into ``ax``, or into the axes of a new figure, and returns those axes:
-``plot_hill(lengths).figure.savefig("hill.png")``. The legend stands below the axes. Nothing here touches pyplot.
+``plot_hill(lengths).figure.savefig("hill.png")``. The legend stands below the axes; a figure without a layout engine gets the
+constrained one, which makes room for it. Nothing here touches pyplot.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from .confidence import Array, Samples, checked
 from .heavy_tails import hill_curve, hill_index, variance_curve
 from .mixin import Clipped
-from .picture_parts import BLACK, BLUE, ORANGE, SKY, VERMILION, axes_of, draw_band, finished, scale_of
+from .picture_parts import BLACK, BLUE, ORANGE, SKY, VERMILION, axes_of, draw_band, draw_normal_law, finished, scale_of
 from .tail_indices import tail_count
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_hill", "plot_histogram", "plot_norms", "plot_survival", "plot_variance"]
 
 _STRIP = 0.25  # share of the height that is the coefficient's
+_EQUAL = 1e-9  # relative to the longest: lengths that do not differ by more are not worth bins
 
 
 def plot_histogram(lengths: Samples, ax: Axes | None = None) -> Axes:
@@ -49,16 +51,13 @@ def plot_histogram(lengths: Samples, ax: Axes | None = None) -> Axes:
     values = checked("lengths", lengths, smallest=2)
     ax = axes_of(ax)
     bins = min(80, max(10, math.isqrt(len(values))))
-    counts, edges, _ = ax.hist(
-        values, bins, color=SKY, edgecolor=BLACK, linewidth=0.6, label=f"{len(values)} gradients, in {bins} bins"
-    )
-    mean, std = values.mean(), values.std()
-    if std > 0:
-        places = np.linspace(edges[0], edges[-1], 1000)
-        heights = np.exp(-0.5 * ((places - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
-        words = f"normal law of that mean ({mean:.3g}) and standard deviation ({std:.3g})"
-        ax.plot(places, len(values) * (edges[1] - edges[0]) * heights, "--", color=VERMILION, linewidth=2, label=words)
-    ax.set(yscale="log", ylim=(0.5, 2 * max(counts)), xlabel="gradient norm", ylabel="gradients in a bin")
+    low, high = values.min(), values.max()
+    equal = high - low <= _EQUAL * high
+    ends = (0.9 * low, 1.1 * high) if equal else (low, high)
+    words = f"{len(values)} gradients, in {bins} bins"
+    counts, edges, _ = ax.hist(values, bins, range=ends, color=SKY, edgecolor=BLACK, linewidth=0.6, label=words)
+    highest = np.max(counts) if equal else max(np.max(counts), draw_normal_law(ax, values, edges))
+    ax.set(yscale="log", ylim=(0.5, 2 * highest), xlabel="gradient norm", ylabel="gradients in a bin")
     return finished(ax)
 
 
@@ -93,7 +92,7 @@ def plot_survival(lengths: Samples, share: float = 0.05, ax: Axes | None = None)
     ax.plot(falling[:last], shares[:last], "o", color=BLUE, markersize=3, label=f"{len(values)} gradients")
     ends = np.array([falling[k], falling[0]])
     if math.isfinite(index.value):
-        words = f"Hill fit to the longest {k}: index {index.value:.3g} ({index.low:.3g} to {index.high:.3g})"
+        words = f"Hill fit to the longest {k}:\nindex {index.value:.3g} ({index.low:.3g} to {index.high:.3g})"
         ax.plot(ends, shares[k] * (ends / ends[0]) ** -index.value, "--", color=VERMILION, linewidth=2.2, label=words)
     ax.set(xscale="log", yscale="log", xlabel="gradient norm x", ylabel="share of gradients of norm x or more")
     return finished(ax)
@@ -151,7 +150,7 @@ def plot_variance(lengths: Samples, ax: Axes | None = None) -> Axes:
     """
     curve = variance_curve(lengths)
     ax = axes_of(ax)
-    draw_band(ax, curve, "variance of the first gradients", "95 % bootstrap interval, too narrow for heavy tails")
+    draw_band(ax, curve, "variance of the first gradients", "95 % bootstrap interval,\ntoo narrow for heavy tails")
     ax.set(xscale="log", yscale=scale_of(curve.values), xlabel="gradients", ylabel="variance of the gradient norm")
     return finished(ax)
 
@@ -221,9 +220,10 @@ def _columns(history: Any) -> dict[str, Array]:
         norms = checked("history", history.grad_norms(), smallest=1)
         last = int(history.clipping_stats()["steps"])
         return {"steps": np.arange(last - len(norms) + 1, last + 1, dtype=np.float64), "grad_norm": norms}
-    rows = history if isinstance(history, (Tensor, np.ndarray)) else list(history)
-    if len(rows) == 0 or not all(isinstance(row, Mapping) for row in rows):
-        norms = checked("history", rows, smallest=1)
+    several = isinstance(history, Iterable) and not isinstance(history, (str, Tensor, np.ndarray))
+    rows = list(history) if several else []
+    if not rows or not all(isinstance(row, Mapping) for row in rows):
+        norms = checked("history", rows if several else history, smallest=1)
         return {"steps": np.arange(1, len(norms) + 1, dtype=np.float64), "grad_norm": norms}
     names = ("steps", "grad_norm", "threshold", "coefficient", "clipped_steps")
     missing = next((name for name in names for row in rows if name not in row), None)

@@ -1,20 +1,17 @@
-"""How quickly large samples become rare: tail indices, and the shares beyond fences."""
+"""How quickly large samples become rare: tail indices."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import integer
-from .confidence import Array, Estimate, Samples, checked, estimates, inverse, scipy_stats, share_between
+from .confidence import Array, Estimate, Samples, checked, estimates, inverse, relative, scipy_stats, share_between
 
-__all__ = ["Curve", "OutlierShare", "hill_curve", "hill_index", "outlier_shares", "stable_index", "tail_count"]
-
-NORMAL_SHARES = {1.5: 0.0034883016, 3.0: 1.1709712e-6}  # of a normal law beyond Q3 + 1.5 IQR and Q3 + 3 IQR
+__all__ = ["Curve", "hill_curve", "hill_index", "stable_index", "tail_count", "tail_weight"]
 
 
 class Curve(NamedTuple):
@@ -24,16 +21,6 @@ class Curve(NamedTuple):
     values: Array
     low: Array
     high: Array
-
-
-@dataclass(frozen=True)
-class OutlierShare:
-    """How many samples lie beyond a fence, which share of them that is, and how many times that of a normal law."""
-
-    fence: float
-    count: int
-    share: Estimate
-    ratio: Estimate
 
 
 def hill_index(
@@ -70,12 +57,13 @@ def hill_index(
     """
     values = checked("lengths", lengths, smallest=2)
     k = tail_count(values, share)
+    return inverse(*estimates(values, lambda x: tail_weight(x, k), confidence, resamples, seed))
 
-    def tail_weight(x: Array) -> Array:
-        largest = -np.partition(-x, k, axis=-1)[..., : k + 1]
-        return np.asarray(np.log(largest[..., :k] / largest[..., k:]).mean(axis=-1))
 
-    return inverse(*estimates(values, tail_weight, confidence, resamples, seed))
+def tail_weight(rising: Array, k: int) -> Array:
+    """The mean of log(x / x_{k+1}) over the k largest of samples in rising order."""
+    logs = np.log(rising[..., -k - 1 :])
+    return np.asarray((logs[..., 1:] - logs[..., :1]).mean(axis=-1))
 
 
 def tail_count(values: Array, share: float) -> int:
@@ -123,7 +111,9 @@ def hill_curve(lengths: Samples, *, confidence: float = 0.95) -> Curve:
     if last < 1:
         raise ValueError(f"lengths must hold at least two positive ones, got {len(logs)}")
     k = np.arange(1, last + 1)
-    weights = np.cumsum(k * -np.diff(logs[: last + 1])) / k  # the same sum by its steps, which rounding cannot make negative
+    weights = (
+        np.cumsum(k * (logs[:last] - logs[1 : last + 1])) / k
+    )  # the same sum by its steps, which rounding cannot make negative
     with np.errstate(divide="ignore"):
         index = 1 / weights
     chi2 = scipy_stats().chi2
@@ -175,54 +165,8 @@ def stable_index(
     size = math.isqrt(len(values)) if block is None else integer("block", block, smallest=2)
     if 2 * size > len(values):
         raise ValueError(f"block must be at most half of the samples, got {block} of {len(values)}")
-    blocks = values[: len(values) // size * size].reshape(-1, size)
+    blocks = relative(values)[: len(values) // size * size].reshape(-1, size)
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = np.log(np.abs(blocks.sum(axis=1))) - np.log(np.abs(blocks)).mean(axis=1)
     growth[~np.isfinite(growth)] = np.nan
     return inverse(*estimates(growth / math.log(size), lambda x: x.mean(axis=-1), confidence, resamples, seed))
-
-
-def outlier_shares(
-    lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> dict[float, OutlierShare]:
-    """The shares beyond the fences Q3 + c IQR with c = 1.5 and 3, and their ratios to those of a normal law.
-
-        share_c = P(X > Q3 + c (Q3 - Q1))          normal: 0.0034883 for c = 1.5, 1.171e-6 for c = 3
-
-    Q1 and Q3 are quartiles. The shares exist for every law and depend neither on its unit nor on a shift.
-
-    Args:
-        lengths: 1-D, finite, at least 0, four or more of them.
-        confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`. Where no sample lies beyond a fence, the
-            interval is 0 to 0, though shares up to 3 / number of samples are likely then.
-
-    Returns:
-        For 1.5 and 3.0 the fence, how many samples lie beyond it, their share, and that share over that of a normal law.
-
-    Raises:
-        ValueError: an argument is something else.
-        ImportError: scipy is missing.
-
-    Example:
-        >>> from torch_clipped.heavy_tails import outlier_shares
-        >>> found = outlier_shares([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 50.0])
-        >>> found[3.0].fence, found[3.0].count, found[3.0].share.value
-        (16.75, 1, 0.125)
-
-    References:
-        John W. Tukey, Exploratory Data Analysis, 1977 (the fences).
-        Pavlina K. Jordanova, Monika P. Petkova, Measuring Heavy-Tailedness of Distributions, 2017,
-        https://doi.org/10.1063/1.5013996.
-    """
-    values = checked("lengths", lengths, smallest=4)
-
-    def fences(x: Array) -> Array:
-        low, high = np.quantile(x, [0.25, 0.75], axis=-1, keepdims=True)
-        return np.stack([high + c * (high - low) for c in NORMAL_SHARES])
-
-    shares = estimates(values, lambda x: (x > fences(x)).mean(axis=-1), confidence, resamples, seed)
-    found = {}
-    for (c, normal), (fence,), share in zip(NORMAL_SHARES.items(), fences(values).tolist(), shares, strict=True):
-        ratio = Estimate(*(end / normal for end in share))
-        found[c] = OutlierShare(fence, int((values > fence).sum()), share, ratio)
-    return found

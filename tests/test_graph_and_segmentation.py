@@ -143,14 +143,22 @@ def test_reddit_is_read_from_its_files(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "file", "message"),
     [
-        ({"node_types": None}, "reddit_data.npz", "has no array 'node_types"),
-        ({"row": None}, "reddit_graph.npz", "has no array 'row"),
+        ({"node_types": None}, "reddit_data.npz", "has no array node_types: expected"),
+        ({"row": None}, "reddit_graph.npz", "has no array row: expected"),
         ({"feature": np.zeros(8)}, "reddit_data.npz", "must have 2 dimensions, got shape (8,)"),
         ({"label": np.zeros(7)}, "reddit_data.npz", "must hold as many features, labels and node_types"),
         ({"shape": np.array([9, 9])}, "reddit_graph.npz", "must hold a square matrix of the 8 nodes"),
         ({"col": np.full(16, 8)}, "reddit_graph.npz", "some outside"),
-        ({"node_types": np.ones(8)}, "reddit_data.npz", "must have training nodes (1) and validation nodes (2), got [1.0]"),
+        ({"node_types": np.ones(8)}, "reddit_data.npz", "must have training nodes (1) and validation nodes (2), got [1]"),
         ({"label": np.array([None] * 8)}, "reddit_data.npz", "cannot be read"),
+        ({"label": np.array(list("abcabcab"))}, "reddit_data.npz", "label in"),
+        ({"label": np.full(8, -1)}, "reddit_data.npz", "must hold whole numbers from 0, got -1"),
+        ({"label": np.arange(8) / 2}, "reddit_data.npz", "must hold whole numbers from 0, got 0.5"),
+        ({"label": np.full(8, np.nan)}, "reddit_data.npz", "must hold whole numbers from 0, got nan"),
+        ({"row": np.linspace(0, 7, 16)}, "reddit_graph.npz", "must hold whole numbers from 0, got 0.4"),
+        ({"feature": np.full((8, 3), "a")}, "reddit_data.npz", "must hold finite numbers, got 'a'"),
+        ({"feature": np.full((8, 3), np.nan)}, "reddit_data.npz", "must hold finite numbers, got nan"),
+        ({"feature": np.zeros((8, 0))}, "reddit_data.npz", "must hold at least one number"),
     ],
 )
 def test_damaged_reddit_files_are_named(changes, file, message, tmp_path):
@@ -158,6 +166,30 @@ def test_damaged_reddit_files_are_named(changes, file, message, tmp_path):
         read_reddit(write_reddit(tmp_path, **changes))
     assert str(tmp_path / file) in str(error.value)
     assert message in str(error.value)
+
+
+def test_whole_numbers_stored_as_floats_are_read(tmp_path):
+    changes = {"label": np.arange(8.0) % 3, "row": np.arange(16.0) % 8, "col": np.arange(1.0, 17) % 8}
+    graph = read_reddit(write_reddit(tmp_path, **changes))
+    assert graph.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert graph.neighbours.dtype == np.int64
+
+
+def test_damage_inside_a_compressed_file_is_named(tmp_path):
+    write_reddit(tmp_path)
+    path = tmp_path / "reddit_graph.npz"
+    arrays = dict(np.load(path))
+    np.savez_compressed(path, **arrays)  # as scipy.sparse.save_npz does
+    assert read_reddit(tmp_path).starts[-1] == 16
+    whole, errors = path.read_bytes(), 0
+    for place in range(60, 130):  # inside the first array, row
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            read_reddit(tmp_path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            errors += 1
+    assert errors > 50
 
 
 @pytest.mark.parametrize("file", ["reddit_data.npz", "reddit_graph.npz"])

@@ -41,7 +41,7 @@ class CoLA:
         self._matthews = needed("sklearn.metrics", "scikit-learn", "task text with data").matthews_corrcoef
         self._pretrained = pretrained
         self._tokenizer = self._load("AutoTokenizer")
-        self._load("AutoModelForSequenceClassification", num_labels=2)  # a damaged file is named before the first training
+        self._check()
         self.batch, self.steps = min(32, len(self._training)), 10 if quick else 800  # three epochs
         self.learning_rates: Grids = {"SGD": (0.0004, 0.002, 0.01, 0.05), "Adam": (0.000005, 0.00001, 0.00002, 0.00005)}
         self._evaluated = 64 if quick else EVALUATED
@@ -53,8 +53,23 @@ class CoLA:
         try:
             return getattr(self._transformers, kind).from_pretrained(str(self._pretrained), local_files_only=True, **arguments)
         except Exception as error:  # of many kinds: transformers, tokenizers and safetensors have their own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"pretrained must be a folder with {WEIGHTS}, got {str(self._pretrained)!r} ({reason})") from None
+            raise self._error((str(error).splitlines() or [type(error).__name__])[0]) from None
+
+    def _error(self, reason: str) -> ValueError:
+        return ValueError(f"pretrained must be a folder with {WEIGHTS}, got {str(self._pretrained)!r} ({reason})")
+
+    def _check(self) -> None:
+        """What is missing is named before the first training; transformers puts random weights and no words in its place."""
+        model, found = self._load("AutoModelForSequenceClassification", num_labels=2, output_loading_info=True)
+        body = f"{model.base_model_prefix}."  # the head is new, and the pooler of some that were trained to fill in words
+        missing = sorted(name for name in found["missing_keys"] if name.startswith(body) and "pooler" not in name)
+        if missing:
+            raise self._error(f"the file of weights has no {missing[0]}{' and others' if len(missing) > 1 else ''}")
+        words, rows = len(self._tokenizer), model.get_input_embeddings().num_embeddings
+        if words == len(self._tokenizer.all_special_ids):
+            raise self._error("its tokenizer has no words")
+        if words > rows:
+            raise self._error(f"its tokenizer has {words} words, its weights {rows}")
 
     def make_model(self, seed: int) -> nn.Module:
         """The weights on disk; the last layer is drawn from the seed."""
@@ -104,8 +119,8 @@ def _read(path: Path) -> Sentences:
         raise ValueError(f"data must hold {path.name}, lines of {COLUMNS} in UTF-8, got {str(path)!r} ({error})") from None
     sentences = []
     for number, line in enumerate(lines, start=1):
-        cells = line.rstrip("\r").split("\t")
-        if line and (len(cells) != 4 or cells[1] not in ("0", "1")):
+        cells = line.split("\t")
+        if line and (len(cells) != 4 or cells[1] not in ("0", "1") or not cells[3].strip()):
             raise ValueError(
                 f"data must have lines of {COLUMNS} with tabs between, got {line!r} in line {number} of {str(path)!r}"
             )

@@ -249,6 +249,15 @@ def test_cola_is_read_in_its_own_layout_and_in_that_of_glue(tmp_path, names):
     assert validation == [(line.split("\t")[3], int(line.split("\t")[1])) for line in COLA["dev"]]
 
 
+def test_line_ends_and_a_byte_order_mark_are_no_part_of_the_sentences(tmp_path):
+    write_cola(tmp_path, "train.tsv", "dev.tsv")
+    expected = read_corpus(tmp_path)
+    for name in ("train.tsv", "dev.tsv"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\r\n"))
+    assert read_corpus(tmp_path) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -260,6 +269,7 @@ def test_cola_is_read_in_its_own_layout_and_in_that_of_glue(tmp_path, names):
         ("in_domain_dev.tsv", None, r"got '.*in_domain_dev.tsv' \(.*No such file"),
         ("in_domain_dev.tsv", b"", "got '.*in_domain_dev.tsv' without any"),
         ("in_domain_dev.tsv", b"gj04\t1\t\tFine.\ngj04\t2\t\tTwo?\n", "in line 2 of '.*in_domain_dev.tsv'"),
+        ("in_domain_dev.tsv", b"gj04\t1\t\tFine.\ngj04\t1\t\t\n", "in line 2 of '.*in_domain_dev.tsv'"),
         ("in_domain_train.tsv", b"sentence\tlabel\n", r"got 'sentence\\tlabel' in line 1 of '.*in_domain_train.tsv'"),
         ("in_domain_train.tsv", b"\xff\xfe\x00", "in UTF-8, got '.*in_domain_train.tsv'"),
     ],
@@ -326,6 +336,62 @@ def test_damaged_weights_are_named(bert, tmp_path, name):
         load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), damaged, 0, True)
     with pytest.raises(ValueError, match=r"got '.*nowhere'"):
         load("text", tmp_path, tmp_path / "nowhere", 0, True)
+
+
+def copied(bert, folder, without=()):
+    folder.mkdir()
+    for path in bert.iterdir():
+        if path.name not in without:
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda weights: {f"teacher.{name}": tensor for name, tensor in weights.items()}, "bert.embeddings."),
+        (lambda weights: {name: tensor for name, tensor in weights.items() if ".layer.1." not in name}, "encoder.layer.1."),
+    ],
+    ids=["other names", "a layer too few"],
+)
+def test_weights_that_leave_layers_of_bert_without_are_not_replaced_by_random_ones(bert, tmp_path, change, named):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = copied(bert, tmp_path / "other") / "model.safetensors"
+    safetensors.save_file(change(safetensors.load_file(path)), path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"got '.*other' \(.* has no .*{named}"):
+        load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), tmp_path / "other", 0, True)
+
+
+def test_weights_of_a_pretrained_bert_with_its_old_names_are_all_used(bert, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = copied(bert, tmp_path / "old") / "model.safetensors"
+    weights = safetensors.load_file(path)
+    old = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma"): 1 + tensor for name, tensor in weights.items()}
+    old["cls.predictions.bias"] = torch.zeros(3)  # of the head with which it was trained
+    safetensors.save_file(old, path, metadata={"format": "pt"})
+    task = load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), tmp_path / "old", 0, True)
+    found = task.make_model(0).bert.state_dict()
+    assert all(torch.equal(found[name], 1 + tensor) for name, tensor in weights.items())
+
+
+def test_a_tokenizer_without_words_is_not_made_up(bert, tmp_path):
+    data = write_cola(tmp_path, "train.tsv", "dev.tsv")
+    for name, without in (
+        ("half", ["tokenizer.json", "vocab.txt"]),
+        ("none", ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]),
+    ):
+        with pytest.raises(ValueError, match=rf"got '.*{name}' \(its tokenizer has no words"):
+            load("text", data, copied(bert, tmp_path / name, without), 0, True)
+    task = load("text", data, copied(bert, tmp_path / "words", ["tokenizer.json", "tokenizer_config.json"]), 0, True)
+    assert task.loss(task.make_model(0), next(task.batches(0))).isfinite()
+
+
+def test_a_tokenizer_with_more_words_than_the_weights_have_is_an_error(bert, tmp_path):
+    other = copied(bert, tmp_path / "other", ["tokenizer.json"])
+    with (other / "vocab.txt").open("a") as file:
+        file.write("\nmore\nwords\n")
+    with pytest.raises(ValueError, match=r"got '.*other' \(its tokenizer has \d+ words, its weights \d+\)"):
+        load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), other, 0, True)
 
 
 def test_text_task_says_what_it_reads():

@@ -1,6 +1,7 @@
 """The tasks graph and segmentation of ``compare``: their data, in the true layouts too, and their numbers."""
 
 import itertools
+import re
 import sys
 
 import numpy as np
@@ -181,15 +182,11 @@ def test_damage_inside_a_compressed_file_is_named(tmp_path):
     arrays = dict(np.load(path))
     np.savez_compressed(path, **arrays)  # as scipy.sparse.save_npz does
     assert read_reddit(tmp_path).starts[-1] == 16
-    whole, errors = path.read_bytes(), 0
+    whole = path.read_bytes()
     for place in range(60, 130):  # inside the first array, row
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-        try:
+        with pytest.raises(ValueError, match=re.escape(str(path))):
             read_reddit(tmp_path)
-        except ValueError as error:
-            assert str(path) in str(error)
-            errors += 1
-    assert errors > 50
 
 
 @pytest.mark.parametrize("file", ["reddit_data.npz", "reddit_graph.npz"])

@@ -71,7 +71,7 @@ def _open(path: Path, wanted: str) -> Image.Image:
             return image
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: expected {wanted}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, reader.DecompressionBombError) as error:  # Pillow raises all for damaged files
         raise ValueError(f"{path} cannot be read ({error}): expected {wanted}") from None
 
 

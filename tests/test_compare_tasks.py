@@ -152,6 +152,16 @@ def test_imagenet_is_read_from_its_folders(imagenet):
             torch.testing.assert_close(image.mean(dim=(1, 2)), expected, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "L", "P", "RGBA", "LA", "1"])
+def test_images_of_every_kind_become_three_channels(tmp_path, mode):
+    """Some of ImageNet are CMYK, and one is a PNG file under the name of a JPEG file."""
+    path = tmp_path / "n02105855_2933.JPEG"
+    Image.new("RGB", (30, 20), "white").convert(mode).save(path, format="JPEG" if mode in ("CMYK", "L") else "PNG")
+    image = task_image_folders._read(path)
+    assert image.mode == "RGB"
+    assert np.asarray(image).min() >= 254
+
+
 def test_imagenet_task_is_reproducible_and_can_be_trained(imagenet):
     task = load("image", imagenet, None, 0, True)
     assert task.source.startswith(f"ResNet-18 on {imagenet.name}: 3 training images, 2 classes")
@@ -203,7 +213,10 @@ def damage(imagenet, kind):
     ("kind", "message"),
     [
         ("no val", "data must be a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, got '{0}' without a folder val"),
-        ("flat val", "got '{0}/val' without folders of classes"),
+        (
+            "flat val",
+            "got '{0}/val' without folders of classes; images that lie side by side, as in the archive of the validation images",
+        ),
         ("class missing", "the same classes in train and val"),
         ("empty class", "got none in '{0}/train/n02102040'"),
     ],
@@ -215,10 +228,19 @@ def test_another_layout_than_that_of_imagenet_is_an_error_that_names_the_folder(
     assert message.format(imagenet) in capsys.readouterr().err.replace("\n", " ")
 
 
-@pytest.mark.parametrize("content", [b"no image", None], ids=["other", "cut short"])
-def test_a_damaged_image_is_named(imagenet, content):
+def without_end(image):
+    return image[:600]
+
+
+def of_other_size(image):
+    place = image.index(b"\xff\xc0") + 5  # of height and width, in the header
+    return image[:place] + bytes([250, 0, 250, 0]) + image[place + 4 :]
+
+
+@pytest.mark.parametrize("damage", [lambda image: b"no image", without_end, of_other_size], ids=["other", "cut short", "huge"])
+def test_a_damaged_image_is_named(imagenet, damage):
     path = imagenet / "train" / "n02102040" / "n02102040_7490.JPEG"
-    path.write_bytes(path.read_bytes()[:600] if content is None else content)
+    path.write_bytes(damage(path.read_bytes()))
     folders = ImageFolders(imagenet)
     with pytest.raises(ValueError, match=r"data must hold images that can be read, got '.*n02102040_7490.JPEG'"):
         folders.batch(folders.training, None)

@@ -385,6 +385,15 @@ def test_missing_and_damaged_voc_files_are_named(voc, tmp_path, path, content, m
         read_voc(tmp_path, "train", 20, 100)
 
 
+def test_image_of_an_impossible_size_is_named(voc, tmp_path):
+    path = voc / "JPEGImages" / "2007_000003.jpg"
+    image = path.read_bytes()
+    place = image.index(b"\xff\xc0") + 5  # of height and width, in the header
+    path.write_bytes(image[:place] + bytes([250, 0, 250, 0]) + image[place + 4 :])
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read .*: expected a colour image"):
+        read_voc(tmp_path, "train", 20, 100)
+
+
 def test_cut_off_image_is_named(voc, tmp_path):
     for path in (voc / "JPEGImages" / "2007_000003.jpg", voc / "SegmentationClass" / "2007_000000.png"):
         path.write_bytes(path.read_bytes()[:-100])

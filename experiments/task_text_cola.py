@@ -34,7 +34,8 @@ class CoLA:
     def __init__(self, data: Path, pretrained: Path | None, quick: bool) -> None:
         if pretrained is None:
             raise ValueError(f"pretrained must be a folder with {WEIGHTS} where task text has data, got none")
-        self._training, self._validation = read_corpus(data)
+        halves = read_corpus(data)
+        self._training, self._validation = ([half[i] for i in evenly(len(half), 16 if quick else len(half))] for half in halves)
         self._transformers = needed("transformers", "transformers", "task text with data")
         self._transformers.logging.set_verbosity_error()  # that the last layer is new is as it should be
         self._transformers.logging.disable_progress_bar()  # it would tear that of the trainings
@@ -42,9 +43,8 @@ class CoLA:
         self._pretrained = pretrained
         self._tokenizer = self._load("AutoTokenizer")
         self._check()
-        self.batch, self.steps = min(32, len(self._training)), 10 if quick else 800  # three epochs
+        self.batch, self.steps = min(4 if quick else 32, len(self._training)), 2 if quick else 800  # three epochs
         self.learning_rates: Grids = {"SGD": (0.0004, 0.002, 0.01, 0.05), "Adam": (0.000005, 0.00001, 0.00002, 0.00005)}
-        self._evaluated = 64 if quick else EVALUATED
         self.source = (
             f"{pretrained.resolve().name} on CoLA, {len(self._training)} sentences for training, {len(self._validation)} held out"
         )
@@ -85,7 +85,7 @@ class CoLA:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The Matthews correlation of what is said and what is right; 0 where one answer is given to all."""
-        some = [self._training[i] for i in evenly(len(self._training), self._evaluated)]
+        some = [self._training[i] for i in evenly(len(self._training), EVALUATED)]
         with evaluating(model):
             return {"train": self._correlation(model, some), "validation": self._correlation(model, self._validation)}
 

@@ -165,6 +165,7 @@ def test_images_of_every_kind_become_three_channels(tmp_path, mode):
 def test_imagenet_task_is_reproducible_and_can_be_trained(imagenet):
     task = load("image", imagenet, None, 0, True)
     assert task.source.startswith(f"ResNet-18 on {imagenet.name}: 3 training images, 2 classes")
+    assert task.batch * task.steps <= 8  # every one of more than a hundred trainings: quick has to be short
     first, again = (next(task.batches(5)) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert_can_be_trained_and_measured(task)
@@ -333,6 +334,15 @@ def test_bert_on_cola_is_reproducible_and_can_be_trained(bert, tmp_path):
     assert task.source == "tiny-bert on CoLA, 4 sentences for training, 2 held out"
     assert_is_reproducible(task)
     assert_can_be_trained_and_measured(task)
+
+
+def test_quick_takes_few_sentences_and_steps(bert, tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("".join(f"gj04\t{i % 2}\t\tThey drank {i} pubs.\n" for i in range(100)))
+    quick, whole = (load("text", tmp_path, bert, 0, quick) for quick in (True, False))
+    assert quick.source == "tiny-bert on CoLA, 16 sentences for training, 16 held out"
+    assert quick.batch * quick.steps == 8
+    assert whole.source == "tiny-bert on CoLA, 100 sentences for training, 100 held out"
 
 
 def test_a_bert_can_learn_four_sentences(bert, tmp_path):

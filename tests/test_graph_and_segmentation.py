@@ -361,9 +361,9 @@ def test_voc_is_read_from_its_folders(voc, tmp_path):
 
 def test_segmentation_task_trains_on_voc(voc, tmp_path):
     task = load("segmentation", tmp_path, None, 0, True)
-    assert (task.batch, task.classes) == (4, 21)
+    assert (task.batch, task.classes, task.width, task.depth) == (4, 21, 8, 2)
+    assert task.training[0].shape[-1] == 32  # quick: as large as the shapes
     assert "4 training and 2 validation images" in task.source
-    task.width, task.depth = 4, 2
     _, after, losses = train(task, lr=0.02, steps=6)
     assert losses[-1] < losses[0]
     assert 0 <= after["validation"] <= 1

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .task_parts import needed
+from .task_parts import evenly, needed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,26 +25,26 @@ Pictures = tuple[Tensor, Tensor]  # images, uint8 (count, 3, height, width), and
 
 
 def read_voc(folder: Path, split: str, size: int, most: int) -> Pictures:
-    """The first images of a split of PascalVOC 2012 (Everingham et al., 2010, https://doi.org/10.1007/s11263-009-0275-4).
+    """Images of a split of PascalVOC 2012 (Everingham et al., 2010, https://doi.org/10.1007/s11263-009-0275-4).
 
     Args:
         folder: with VOCdevkit/VOC2012, as it lies in the archive VOCtrainval_11-May-2012.tar.
         split: "train" or "val": the file of that name in ImageSets/Segmentation lists the images.
         size: height and width to which images and labels are brought; labels by their nearest pixel.
-        most: no more images than that are read.
+        most: no more images than that are read, evenly from the list, which is in the order of the years.
 
     Raises:
         ValueError: a file is missing or damaged; the words say which and what was expected.
     """
     listing = folder / VOC / "ImageSets" / "Segmentation" / f"{split}.txt"
     try:
-        names = listing.read_text(encoding="utf-8").split()[:most]
+        names = listing.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{listing} cannot be read ({error}): expected a list of the images of PascalVOC 2012") from None
     if not names:
         raise ValueError(f"{listing} is empty: expected the name of an image in each line")
     images, labels = [], []
-    for name in names:
+    for name in (names[i] for i in evenly(len(names), most)):
         image_path = folder / VOC / "JPEGImages" / f"{name}.jpg"
         label_path = folder / VOC / "SegmentationClass" / f"{name}.png"
         image, label = _open(image_path, "a colour image"), _open(label_path, "an image with a class number for each pixel")
@@ -71,7 +71,7 @@ def _open(path: Path, wanted: str) -> Image.Image:
             return image
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: expected {wanted}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, reader.DecompressionBombError) as error:  # Pillow raises all for damaged files
         raise ValueError(f"{path} cannot be read ({error}): expected {wanted}") from None
 
 

@@ -19,7 +19,7 @@ Summary = dict[str, Any]
 def spike_score(losses: ArrayLike, window: int = SCORE_WINDOW, deviations: float = DEVIATIONS) -> float | None:
     r"""The share of losses that lie far above or below the ones before them.
 
-        score = #{t >= window : |loss_t - mean_t| >= deviations * std_t} / #{t >= window}
+        score = #{t >= window : |loss_t - mean_t| > deviations * std_t} / #{t >= window}
 
     where mean_t and std_t are those of the ``window`` losses before step t.
 
@@ -44,7 +44,7 @@ def spike_score(losses: ArrayLike, window: int = SCORE_WINDOW, deviations: float
     if len(values) <= window:
         return None
     before = np.lib.stride_tricks.sliding_window_view(values, window)[:-1]
-    inside = np.abs(values[window:] - before.mean(axis=1)) < deviations * before.std(axis=1)
+    inside = np.abs(values[window:] - before.mean(axis=1)) <= deviations * before.std(axis=1)  # constant losses: 0 <= 0
     return float(np.mean(~inside))
 
 
@@ -134,7 +134,7 @@ def table(summary: Summary) -> str:
     ]
     note = (
         f"Medians over the seeds. Final loss: mean of the last tenth. Recovery: steps until the mean of {SMOOTHING} losses\n"
-        "is no higher than before the corrupted batch (-: more than half did not come to that before the next). Spike score:\n"
+        "is no higher than before the corrupted batch (-: half or more did not come to that before the next). Spike score:\n"
         f"losses {DEVIATIONS:g} standard deviations from the mean of the {SCORE_WINDOW} before. Norms: before clipping."
     )
     return "\n".join([title, "", *aligned([HEADER, *rows]), "", note])

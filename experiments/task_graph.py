@@ -126,7 +126,7 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
     if data is not None:
         graph = read_reddit(data)
         source = f"GraphConv on Reddit: {len(graph.labels)} nodes, {len(graph.neighbours)} edges"
-        return GraphTask(graph, source, width=128, batch=512, steps=10 if quick else 1000, evaluated=evaluated)
+        return GraphTask(graph, source, width=128, batch=32 if quick else 512, steps=10 if quick else 1000, evaluated=evaluated)
     graph = block_model(seed)
     nodes, edges = len(graph.labels), len(graph.neighbours) // 2
     source = f"GraphConv on a stochastic block model of {nodes} nodes and {edges} edges, seed {seed}; and on the karate club"

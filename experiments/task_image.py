@@ -71,9 +71,9 @@ class ImageNet:
 
     def __init__(self, data: Path, quick: bool) -> None:
         self._folders = ImageFolders(data)
-        self.batch, self.steps = min(128, len(self._folders.training)), 10 if quick else 5000
+        self.batch, self.steps = min(4 if quick else 128, len(self._folders.training)), 2 if quick else 5000
         self.learning_rates: Grids = {"SGD": (0.01, 0.05, 0.25, 1.25), "Adam": (0.0002, 0.001, 0.005, 0.025)}
-        self._evaluated = 64 if quick else EVALUATED
+        self._evaluated = 4 if quick else EVALUATED
         folders = self._folders
         self.source = (
             f"ResNet-18 on {data.resolve().name}: {len(folders.training)} training images, {len(folders.classes)} classes; "

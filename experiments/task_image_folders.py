@@ -61,7 +61,10 @@ class ImageFolders:
 def _classes(half: Path) -> list[str]:
     names = sorted(path.name for path in half.iterdir() if path.is_dir())
     if not names:
-        raise ValueError(f"data must be a folder with {LAYOUT}, got {str(half)!r} without folders of classes")
+        raise ValueError(
+            f"data must be a folder with {LAYOUT}, got {str(half)!r} without folders of classes; images that lie side by side, "
+            "as in the archive of the validation images, are to be sorted by the ground truth of the development kit first"
+        )
     return names
 
 
@@ -69,7 +72,7 @@ def _read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             return file.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all for damaged files
         raise ValueError(f"data must hold images that can be read, got {str(path)!r} ({error})") from None
 
 

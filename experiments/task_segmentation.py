@@ -94,10 +94,9 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
         shapes = draw_shapes(SHAPES_TRAINED, seed), draw_shapes(16 if quick else SHAPES_EVALUATED, seed + VALIDATION_SEED)
         source = f"small U-Net on {SHAPES_TRAINED} images of shapes, {SHAPE_SIZE} x {SHAPE_SIZE}, seed {seed}"
         return SegmentationTask(*shapes, len(SHAPES), source, width=8, depth=2, batch=8, steps=10 if quick else 200)
-    most = 64 if quick else 10**9
-    training, validation = (
-        read_voc(data, split, VOC_SIZE, min(most, limit)) for split, limit in (("train", most), ("val", VOC_EVALUATED))
-    )
+    size, trained, evaluated = (SHAPE_SIZE, 64, 16) if quick else (VOC_SIZE, 10**9, VOC_EVALUATED)
+    training, validation = read_voc(data, "train", size, trained), read_voc(data, "val", size, evaluated)
     counts = f"{len(training[0])} training and {len(validation[0])} validation images"
-    source = f"U-Net on PascalVOC 2012: {counts}, {VOC_SIZE} x {VOC_SIZE}"
-    return SegmentationTask(training, validation, VOC_CLASSES, source, width=32, depth=4, batch=8, steps=10 if quick else 1500)
+    source = f"{'small ' if quick else ''}U-Net on PascalVOC 2012: {counts}, {size} x {size}"
+    width, depth, steps = (8, 2, 10) if quick else (32, 4, 1500)
+    return SegmentationTask(training, validation, VOC_CLASSES, source, width=width, depth=depth, batch=8, steps=steps)

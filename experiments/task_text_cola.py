@@ -34,17 +34,17 @@ class CoLA:
     def __init__(self, data: Path, pretrained: Path | None, quick: bool) -> None:
         if pretrained is None:
             raise ValueError(f"pretrained must be a folder with {WEIGHTS} where task text has data, got none")
-        self._training, self._validation = read_corpus(data)
+        halves = read_corpus(data)
+        self._training, self._validation = ([half[i] for i in evenly(len(half), 16 if quick else len(half))] for half in halves)
         self._transformers = needed("transformers", "transformers", "task text with data")
         self._transformers.logging.set_verbosity_error()  # that the last layer is new is as it should be
         self._transformers.logging.disable_progress_bar()  # it would tear that of the trainings
         self._matthews = needed("sklearn.metrics", "scikit-learn", "task text with data").matthews_corrcoef
         self._pretrained = pretrained
         self._tokenizer = self._load("AutoTokenizer")
-        self._load("AutoModelForSequenceClassification", num_labels=2)  # a damaged file is named before the first training
-        self.batch, self.steps = min(32, len(self._training)), 10 if quick else 800  # three epochs
+        self._check()
+        self.batch, self.steps = min(4 if quick else 32, len(self._training)), 2 if quick else 800  # three epochs
         self.learning_rates: Grids = {"SGD": (0.0004, 0.002, 0.01, 0.05), "Adam": (0.000005, 0.00001, 0.00002, 0.00005)}
-        self._evaluated = 64 if quick else EVALUATED
         self.source = (
             f"{pretrained.resolve().name} on CoLA, {len(self._training)} sentences for training, {len(self._validation)} held out"
         )
@@ -53,8 +53,23 @@ class CoLA:
         try:
             return getattr(self._transformers, kind).from_pretrained(str(self._pretrained), local_files_only=True, **arguments)
         except Exception as error:  # of many kinds: transformers, tokenizers and safetensors have their own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"pretrained must be a folder with {WEIGHTS}, got {str(self._pretrained)!r} ({reason})") from None
+            raise self._error((str(error).splitlines() or [type(error).__name__])[0]) from None
+
+    def _error(self, reason: str) -> ValueError:
+        return ValueError(f"pretrained must be a folder with {WEIGHTS}, got {str(self._pretrained)!r} ({reason})")
+
+    def _check(self) -> None:
+        """What is missing is named before the first training; transformers puts random weights and no words in its place."""
+        model, found = self._load("AutoModelForSequenceClassification", num_labels=2, output_loading_info=True)
+        body = f"{model.base_model_prefix}."  # the head is new, and the pooler of some that were trained to fill in words
+        missing = sorted(name for name in found["missing_keys"] if name.startswith(body) and "pooler" not in name)
+        if missing:
+            raise self._error(f"the file of weights has no {missing[0]}{' and others' if len(missing) > 1 else ''}")
+        words, rows = len(self._tokenizer), model.get_input_embeddings().num_embeddings
+        if words == len(self._tokenizer.all_special_ids):
+            raise self._error("its tokenizer has no words")
+        if words > rows:
+            raise self._error(f"its tokenizer has {words} words, its weights {rows}")
 
     def make_model(self, seed: int) -> nn.Module:
         """The weights on disk; the last layer is drawn from the seed."""
@@ -70,7 +85,7 @@ class CoLA:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The Matthews correlation of what is said and what is right; 0 where one answer is given to all."""
-        some = [self._training[i] for i in evenly(len(self._training), self._evaluated)]
+        some = [self._training[i] for i in evenly(len(self._training), EVALUATED)]
         with evaluating(model):
             return {"train": self._correlation(model, some), "validation": self._correlation(model, self._validation)}
 
@@ -104,8 +119,8 @@ def _read(path: Path) -> Sentences:
         raise ValueError(f"data must hold {path.name}, lines of {COLUMNS} in UTF-8, got {str(path)!r} ({error})") from None
     sentences = []
     for number, line in enumerate(lines, start=1):
-        cells = line.rstrip("\r").split("\t")
-        if line and (len(cells) != 4 or cells[1] not in ("0", "1")):
+        cells = line.split("\t")
+        if line and (len(cells) != 4 or cells[1] not in ("0", "1") or not cells[3].strip()):
             raise ValueError(
                 f"data must have lines of {COLUMNS} with tabs between, got {line!r} in line {number} of {str(path)!r}"
             )

@@ -46,7 +46,7 @@ def _cell(lr: float, level: Level, results: Sequence[dict[str, Any]]) -> Summary
     mine = [result for result in results if (result["lr"], result["level"]) == (lr, level)]
     losses = [math.inf if math.isnan(result["validation_loss"]) else result["validation_loss"] for result in mine]
     rates = [result["clip_rate"] for result in mine if result["clip_rate"] is not None]
-    low, median, high = np.quantile(losses, [0, 0.5, 1], method="higher") if losses else (math.inf,) * 3
+    low, median, high = (min(losses), np.median(losses), max(losses)) if losses else (math.inf,) * 3
     return {
         "lr": lr,
         "level": level,

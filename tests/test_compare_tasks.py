@@ -152,9 +152,20 @@ def test_imagenet_is_read_from_its_folders(imagenet):
             torch.testing.assert_close(image.mean(dim=(1, 2)), expected, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "L", "P", "RGBA", "LA", "1"])
+def test_images_of_every_kind_become_three_channels(tmp_path, mode):
+    """Some of ImageNet are CMYK, and one is a PNG file under the name of a JPEG file."""
+    path = tmp_path / "n02105855_2933.JPEG"
+    Image.new("RGB", (30, 20), "white").convert(mode).save(path, format="JPEG" if mode in ("CMYK", "L") else "PNG")
+    image = task_image_folders._read(path)
+    assert image.mode == "RGB"
+    assert np.asarray(image).min() >= 254
+
+
 def test_imagenet_task_is_reproducible_and_can_be_trained(imagenet):
     task = load("image", imagenet, None, 0, True)
     assert task.source.startswith(f"ResNet-18 on {imagenet.name}: 3 training images, 2 classes")
+    assert task.batch * task.steps <= 8  # every one of more than a hundred trainings: quick has to be short
     first, again = (next(task.batches(5)) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert_can_be_trained_and_measured(task)
@@ -203,7 +214,10 @@ def damage(imagenet, kind):
     ("kind", "message"),
     [
         ("no val", "data must be a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, got '{0}' without a folder val"),
-        ("flat val", "got '{0}/val' without folders of classes"),
+        (
+            "flat val",
+            "got '{0}/val' without folders of classes; images that lie side by side, as in the archive of the validation images",
+        ),
         ("class missing", "the same classes in train and val"),
         ("empty class", "got none in '{0}/train/n02102040'"),
     ],
@@ -215,10 +229,19 @@ def test_another_layout_than_that_of_imagenet_is_an_error_that_names_the_folder(
     assert message.format(imagenet) in capsys.readouterr().err.replace("\n", " ")
 
 
-@pytest.mark.parametrize("content", [b"no image", None], ids=["other", "cut short"])
-def test_a_damaged_image_is_named(imagenet, content):
+def without_end(image):
+    return image[:600]
+
+
+def of_other_size(image):
+    place = image.index(b"\xff\xc0") + 5  # of height and width, in the header
+    return image[:place] + bytes([250, 0, 250, 0]) + image[place + 4 :]
+
+
+@pytest.mark.parametrize("damage", [lambda image: b"no image", without_end, of_other_size], ids=["other", "cut short", "huge"])
+def test_a_damaged_image_is_named(imagenet, damage):
     path = imagenet / "train" / "n02102040" / "n02102040_7490.JPEG"
-    path.write_bytes(path.read_bytes()[:600] if content is None else content)
+    path.write_bytes(damage(path.read_bytes()))
     folders = ImageFolders(imagenet)
     with pytest.raises(ValueError, match=r"data must hold images that can be read, got '.*n02102040_7490.JPEG'"):
         folders.batch(folders.training, None)
@@ -249,6 +272,15 @@ def test_cola_is_read_in_its_own_layout_and_in_that_of_glue(tmp_path, names):
     assert validation == [(line.split("\t")[3], int(line.split("\t")[1])) for line in COLA["dev"]]
 
 
+def test_line_ends_and_a_byte_order_mark_are_no_part_of_the_sentences(tmp_path):
+    write_cola(tmp_path, "train.tsv", "dev.tsv")
+    expected = read_corpus(tmp_path)
+    for name in ("train.tsv", "dev.tsv"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\r\n"))
+    assert read_corpus(tmp_path) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -260,6 +292,7 @@ def test_cola_is_read_in_its_own_layout_and_in_that_of_glue(tmp_path, names):
         ("in_domain_dev.tsv", None, r"got '.*in_domain_dev.tsv' \(.*No such file"),
         ("in_domain_dev.tsv", b"", "got '.*in_domain_dev.tsv' without any"),
         ("in_domain_dev.tsv", b"gj04\t1\t\tFine.\ngj04\t2\t\tTwo?\n", "in line 2 of '.*in_domain_dev.tsv'"),
+        ("in_domain_dev.tsv", b"gj04\t1\t\tFine.\ngj04\t1\t\t\n", "in line 2 of '.*in_domain_dev.tsv'"),
         ("in_domain_train.tsv", b"sentence\tlabel\n", r"got 'sentence\\tlabel' in line 1 of '.*in_domain_train.tsv'"),
         ("in_domain_train.tsv", b"\xff\xfe\x00", "in UTF-8, got '.*in_domain_train.tsv'"),
     ],
@@ -303,6 +336,15 @@ def test_bert_on_cola_is_reproducible_and_can_be_trained(bert, tmp_path):
     assert_can_be_trained_and_measured(task)
 
 
+def test_quick_takes_few_sentences_and_steps(bert, tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("".join(f"gj04\t{i % 2}\t\tThey drank {i} pubs.\n" for i in range(100)))
+    quick, whole = (load("text", tmp_path, bert, 0, quick) for quick in (True, False))
+    assert quick.source == "tiny-bert on CoLA, 16 sentences for training, 16 held out"
+    assert quick.batch * quick.steps == 8
+    assert whole.source == "tiny-bert on CoLA, 100 sentences for training, 100 held out"
+
+
 def test_a_bert_can_learn_four_sentences(bert, tmp_path):
     task = load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), bert, 0, True)
     torch.manual_seed(0)
@@ -326,6 +368,62 @@ def test_damaged_weights_are_named(bert, tmp_path, name):
         load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), damaged, 0, True)
     with pytest.raises(ValueError, match=r"got '.*nowhere'"):
         load("text", tmp_path, tmp_path / "nowhere", 0, True)
+
+
+def copied(bert, folder, without=()):
+    folder.mkdir()
+    for path in bert.iterdir():
+        if path.name not in without:
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda weights: {f"teacher.{name}": tensor for name, tensor in weights.items()}, "bert.embeddings."),
+        (lambda weights: {name: tensor for name, tensor in weights.items() if ".layer.1." not in name}, "encoder.layer.1."),
+    ],
+    ids=["other names", "a layer too few"],
+)
+def test_weights_that_leave_layers_of_bert_without_are_not_replaced_by_random_ones(bert, tmp_path, change, named):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = copied(bert, tmp_path / "other") / "model.safetensors"
+    safetensors.save_file(change(safetensors.load_file(path)), path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"got '.*other' \(.* has no .*{named}"):
+        load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), tmp_path / "other", 0, True)
+
+
+def test_weights_of_a_pretrained_bert_with_its_old_names_are_all_used(bert, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = copied(bert, tmp_path / "old") / "model.safetensors"
+    weights = safetensors.load_file(path)
+    old = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma"): 1 + tensor for name, tensor in weights.items()}
+    old["cls.predictions.bias"] = torch.zeros(3)  # of the head with which it was trained
+    safetensors.save_file(old, path, metadata={"format": "pt"})
+    task = load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), tmp_path / "old", 0, True)
+    found = task.make_model(0).bert.state_dict()
+    assert all(torch.equal(found[name], 1 + tensor) for name, tensor in weights.items())
+
+
+def test_a_tokenizer_without_words_is_not_made_up(bert, tmp_path):
+    data = write_cola(tmp_path, "train.tsv", "dev.tsv")
+    for name, without in (
+        ("half", ["tokenizer.json", "vocab.txt"]),
+        ("none", ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]),
+    ):
+        with pytest.raises(ValueError, match=rf"got '.*{name}' \(its tokenizer has no words"):
+            load("text", data, copied(bert, tmp_path / name, without), 0, True)
+    task = load("text", data, copied(bert, tmp_path / "words", ["tokenizer.json", "tokenizer_config.json"]), 0, True)
+    assert task.loss(task.make_model(0), next(task.batches(0))).isfinite()
+
+
+def test_a_tokenizer_with_more_words_than_the_weights_have_is_an_error(bert, tmp_path):
+    other = copied(bert, tmp_path / "other", ["tokenizer.json"])
+    with (other / "vocab.txt").open("a") as file:
+        file.write("\nmore\nwords\n")
+    with pytest.raises(ValueError, match=r"got '.*other' \(its tokenizer has \d+ words, its weights \d+\)"):
+        load("text", write_cola(tmp_path, "train.tsv", "dev.tsv"), other, 0, True)
 
 
 def test_text_task_says_what_it_reads():

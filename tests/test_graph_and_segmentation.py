@@ -1,6 +1,7 @@
 """The tasks graph and segmentation of ``compare``: their data, in the true layouts too, and their numbers."""
 
 import itertools
+import re
 import sys
 
 import numpy as np
@@ -143,14 +144,22 @@ def test_reddit_is_read_from_its_files(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "file", "message"),
     [
-        ({"node_types": None}, "reddit_data.npz", "has no array 'node_types"),
-        ({"row": None}, "reddit_graph.npz", "has no array 'row"),
+        ({"node_types": None}, "reddit_data.npz", "has no array node_types: expected"),
+        ({"row": None}, "reddit_graph.npz", "has no array row: expected"),
         ({"feature": np.zeros(8)}, "reddit_data.npz", "must have 2 dimensions, got shape (8,)"),
         ({"label": np.zeros(7)}, "reddit_data.npz", "must hold as many features, labels and node_types"),
         ({"shape": np.array([9, 9])}, "reddit_graph.npz", "must hold a square matrix of the 8 nodes"),
         ({"col": np.full(16, 8)}, "reddit_graph.npz", "some outside"),
-        ({"node_types": np.ones(8)}, "reddit_data.npz", "must have training nodes (1) and validation nodes (2), got [1.0]"),
+        ({"node_types": np.ones(8)}, "reddit_data.npz", "must have training nodes (1) and validation nodes (2), got [1]"),
         ({"label": np.array([None] * 8)}, "reddit_data.npz", "cannot be read"),
+        ({"label": np.array(list("abcabcab"))}, "reddit_data.npz", "label in"),
+        ({"label": np.full(8, -1)}, "reddit_data.npz", "must hold whole numbers from 0, got -1"),
+        ({"label": np.arange(8) / 2}, "reddit_data.npz", "must hold whole numbers from 0, got 0.5"),
+        ({"label": np.full(8, np.nan)}, "reddit_data.npz", "must hold whole numbers from 0, got nan"),
+        ({"row": np.linspace(0, 7, 16)}, "reddit_graph.npz", "must hold whole numbers from 0, got 0.4"),
+        ({"feature": np.full((8, 3), "a")}, "reddit_data.npz", "must hold finite numbers, got 'a'"),
+        ({"feature": np.full((8, 3), np.nan)}, "reddit_data.npz", "must hold finite numbers, got nan"),
+        ({"feature": np.zeros((8, 0))}, "reddit_data.npz", "must hold at least one number"),
     ],
 )
 def test_damaged_reddit_files_are_named(changes, file, message, tmp_path):
@@ -158,6 +167,26 @@ def test_damaged_reddit_files_are_named(changes, file, message, tmp_path):
         read_reddit(write_reddit(tmp_path, **changes))
     assert str(tmp_path / file) in str(error.value)
     assert message in str(error.value)
+
+
+def test_whole_numbers_stored_as_floats_are_read(tmp_path):
+    changes = {"label": np.arange(8.0) % 3, "row": np.arange(16.0) % 8, "col": np.arange(1.0, 17) % 8}
+    graph = read_reddit(write_reddit(tmp_path, **changes))
+    assert graph.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert graph.neighbours.dtype == np.int64
+
+
+def test_damage_inside_a_compressed_file_is_named(tmp_path):
+    write_reddit(tmp_path)
+    path = tmp_path / "reddit_graph.npz"
+    arrays = dict(np.load(path))
+    np.savez_compressed(path, **arrays)  # as scipy.sparse.save_npz does
+    assert read_reddit(tmp_path).starts[-1] == 16
+    whole = path.read_bytes()
+    for place in range(60, 130):  # inside the first array, row
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read_reddit(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["reddit_data.npz", "reddit_graph.npz"])
@@ -326,14 +355,15 @@ def test_voc_is_read_from_its_folders(voc, tmp_path):
     assert [set(label.unique().tolist()) - {BORDER} for label in labels] == [{0, 3}, {0, 15}, {0, 3}, {0, 15}]
     assert images[labels.unsqueeze(1).expand_as(images) == 3].float().mean() > 180
     assert len(read_voc(tmp_path, "val", 20, 100)[0]) == 2
-    assert len(read_voc(tmp_path, "train", 20, 3)[0]) == 3
+    some = read_voc(tmp_path, "train", 20, 3)[1]  # from the whole list, which is in the order of the years
+    assert torch.equal(some, labels[[0, 1, 3]])
 
 
 def test_segmentation_task_trains_on_voc(voc, tmp_path):
     task = load("segmentation", tmp_path, None, 0, True)
-    assert (task.batch, task.classes) == (4, 21)
+    assert (task.batch, task.classes, task.width, task.depth) == (4, 21, 8, 2)
+    assert task.training[0].shape[-1] == 32  # quick: as large as the shapes
     assert "4 training and 2 validation images" in task.source
-    task.width, task.depth = 4, 2
     _, after, losses = train(task, lr=0.02, steps=6)
     assert losses[-1] < losses[0]
     assert 0 <= after["validation"] <= 1
@@ -353,6 +383,15 @@ def test_segmentation_task_trains_on_voc(voc, tmp_path):
 def test_missing_and_damaged_voc_files_are_named(voc, tmp_path, path, content, message):
     (voc / path).unlink() if content is None else (voc / path).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{path}.*{message}"):
+        read_voc(tmp_path, "train", 20, 100)
+
+
+def test_image_of_an_impossible_size_is_named(voc, tmp_path):
+    path = voc / "JPEGImages" / "2007_000003.jpg"
+    image = path.read_bytes()
+    place = image.index(b"\xff\xc0") + 5  # of height and width, in the header
+    path.write_bytes(image[:place] + bytes([250, 0, 250, 0]) + image[place + 4 :])
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read .*: expected a colour image"):
         read_voc(tmp_path, "train", 20, 100)
 
 

@@ -140,6 +140,12 @@ def test_spike_score_is_the_share_of_losses_far_from_the_rolling_mean():
     assert spike_score(noise[:128]) is None
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.1, 1.0])
+def test_losses_that_never_change_have_no_spikes(loss):
+    assert spike_score([loss] * 200) == 0
+    assert spike_score([loss] * 199 + [loss + 0.1]) == pytest.approx(1 / 72)
+
+
 def test_recovery_is_the_first_window_after_the_batch_that_is_no_higher_than_before_it():
     losses = [2.0] * 31 + [5.0] * 7 + [2.0] * 40  # step 30 is corrupted, losses 31 to 37 show it
     assert recovery(losses, 30, 78) == 8

@@ -147,6 +147,26 @@ def test_usable_learning_rates_are_those_below_the_bar_in_the_median():
     assert [(one["best_lr"], one["best_loss"]) for one in problem["usable"]] == [(0.1, 3.0), (0.1, 2.0)]
 
 
+@pytest.mark.parametrize(
+    ("losses", "median"),
+    [
+        ((1.0, 2.0), 1.5),
+        ((1.0, 2.0, 4.0, 8.0), 3.0),
+        ((1.0, math.nan), None),
+        ((1.0, 2.0, 3.0, math.nan), 2.5),
+        ((math.nan,) * 2, None),
+    ],
+)
+def test_median_of_an_even_number_of_seeds_is_the_mean_of_the_middle_two(losses, median):
+    results = [
+        {"problem": "p", "lr": 0.1, "level": "none", "seed": seed, "validation_loss": loss, "clip_rate": None}
+        for seed, loss in enumerate(losses)
+    ]
+    ((cell,),) = [problem["cells"] for problem in summarize([MADE_UP], results)]
+    assert cell["validation_loss"] == median
+    assert cell["diverged"] == sum(map(math.isnan, losses))
+
+
 def test_nothing_is_usable_where_nothing_is_known_without_clipping():
     (problem,) = summarize([MADE_UP], [result for result in RESULTS if result["level"] != "none"])
     assert problem["usable_up_to"] is None

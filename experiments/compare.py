@@ -80,7 +80,8 @@ def train_all(task: Task, settings: dict[str, Any], journal: Journal) -> None:
     """For each method the trainings of its grid, then those of all seeds with the learning rate chosen from it."""
 
     def trained(method: Method, lr: float, seed: int) -> Training:
-        steps, points = settings["steps"], 1 if seed == TUNING_SEED else POINTS  # of the others the course is of interest, too
+        steps = settings["steps"]
+        points = 1 if seed == TUNING_SEED else min(POINTS, max(1, steps // 5))  # of the others the course is of interest, too
         new = partial(train, task, method, lr, seed, steps, settings["device"], journal.progress, points)
         return Training(**journal.done(f"{method.label}, lr {lr}, seed {seed}", steps, lambda: asdict(new())))
 

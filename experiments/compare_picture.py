@@ -44,7 +44,7 @@ def plot(csv: Path, summary: Path, picture: Path) -> None:
     course, ends, lengths = rest.subfigures(1, 3, width_ratios=(1, 1.15, 1), squeeze=False)[0]
     _draw_course(course, rows, written)
     _draw_ends(ends, written)
-    _draw_lengths(lengths, rows)
+    _draw_lengths(lengths, rows, written["steps_between_rows_of_the_csv"])
     figure.savefig(picture, dpi=150)
 
 
@@ -145,8 +145,8 @@ def _name(one: Summary) -> str:
     return f"{one['method']} ({one['diverged']} diverged)" if one["diverged"] else str(one["method"])
 
 
-def _draw_lengths(figure: SubFigure, rows: Rows) -> None:
-    """The lengths of SGD without clipping, all steps of all seeds."""
+def _draw_lengths(figure: SubFigure, rows: Rows, every: int) -> None:
+    """The lengths of SGD without clipping, all seeds, and of the steps those that the csv file has."""
     norms = np.array([float(row["gradient_norm"]) for of_seed in rows["SGD"].values() for row in of_seed[1:]])
     norms = norms[np.isfinite(norms)]
     axes = figure.subplots()
@@ -155,4 +155,5 @@ def _draw_lengths(figure: SubFigure, rows: Rows) -> None:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, [fill(label, 50) for label in labels], loc="outside lower center", frameon=False, fontsize="small")
     beyond = int((norms > norms.mean() + 3 * norms.std()).sum())
-    axes.set_title(f"SGD without clipping: {len(norms)} gradients,\n{beyond} over mean + 3 std", size="medium")
+    which = "" if every == 1 else f", one step in {every}"
+    axes.set_title(f"SGD without clipping{which}:\n{len(norms)} gradients, {beyond} over mean + 3 std", size="medium")

@@ -35,8 +35,40 @@ def _cells(one: dict[str, Any]) -> Sequence[str]:
     )
 
 
-def spread(values: dict[str, Any]) -> str:
+def spread(values: dict[str, Any], digits: int = 4) -> str:
     """Mean, lowest and highest."""
     if values["mean"] is None:
         return "-"
-    return f"{values['mean']:.4f} ({values['lowest']:.4f}, {values['highest']:.4f})"
+    return "{:.{d}f} ({:.{d}f}, {:.{d}f})".format(*(values[name] for name in ("mean", "lowest", "highest")), d=digits)
+
+
+def readme_table(summaries: Sequence[dict[str, Any]]) -> str:
+    """A row for each task, in Markdown: the baselines, and the clipping types of SGD together."""
+    head = (
+        "task, metric",
+        "SGD",
+        "ClippedSGD, lowest to highest mean",
+        "above, below SGD with all seeds",
+        "Adam",
+        "ClippedAdam `norm`",
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *map(_readme_row, summaries)))
+
+
+def _readme_row(summary: dict[str, Any]) -> Sequence[str]:
+    by_name = {one["method"]: one for one in summary["methods"]}
+    clipped = [one for one in summary["methods"] if one["baseline"] == "SGD"]
+    known = [one for one in clipped if one["validation"]["mean"] is not None]  # with no seed did it diverge
+    means = [(one["validation"]["mean"], one["method"].removeprefix("ClippedSGD ")) for one in known]
+    seeds = len(summary["settings"]["seeds"])
+    counts = [sum(one[f"seeds_{side}_baseline"] == seeds for one in clipped) for side in ("above", "below")]
+    baseline, adam, clipped_adam = (spread(by_name[name]["validation"], 3) for name in ("SGD", "Adam", "ClippedAdam norm"))
+    (low, lowest), (high, highest) = min(means), max(means)
+    return (
+        f"{summary['settings']['task']}, {summary['settings']['metric']}",
+        baseline,
+        f"{low:.3f} (`{lowest}`) to {high:.3f} (`{highest}`)",
+        f"{counts[0]}, {counts[1]} of {len(clipped)}",
+        adam,
+        clipped_adam,
+    )

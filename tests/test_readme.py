@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import compare_table
 from experiments.benchmark_rows import read_rows
 from experiments.benchmark_table import readme_table
 from torch_clipped.arguments import Arguments
@@ -45,6 +46,12 @@ def test_table_of_the_benchmark_is_that_of_its_figures_with_the_machine_named():
     assert readme_table(read_rows(folder / "benchmark.csv")) in README
     machine = json.loads((folder / "benchmark.json").read_text())["machine"]
     assert f"{machine['cpu']}, {machine['threads']} threads" in README
+
+
+def test_table_of_the_tasks_is_that_of_their_figures():
+    folder = Path(__file__).parent.parent / "figures"
+    summaries = [json.loads((folder / f"compare_{task}.json").read_text()) for task in ("image", "segmentation", "text", "graph")]
+    assert compare_table.readme_table(summaries) in README
 
 
 @pytest.mark.parametrize("ending", ["-m pytest", "-m experiments heavy-tails"])

@@ -100,7 +100,7 @@ def resumable(name: str, words: str | None) -> argparse.ArgumentParser:
     """A parser with the options that all experiments of many trainings have."""
     parser = parser_of(name, words, out=None)
     add = parser.add_argument
-    add("--quick", action="store_true", help="less than a minute, written to a temporary folder unless --out names another")
+    add("--quick", action="store_true", help="less than a minute with default data; to a temporary folder unless --out is given")
     add("--resume", action="store_true", help="go on where an interruption ended the same command")
     add("--seeds", type=int, help="how many seeds (default: 3, or what --quick takes)")
     return parser

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from .journal import Journal, Result
@@ -25,7 +26,7 @@ class Plan:
 
     Attributes:
         name: what its files are called.
-        settings: all that the results depend on, beside the versions of the packages.
+        settings: all that the results depend on, beside the versions of the packages and the number of threads.
         steps: of all trainings.
         train: runs them, each through ``Journal.done``.
         write: takes the results in their order and a folder; writes csv, json and png there and returns the table.
@@ -61,30 +62,38 @@ def command(
     try:
         plan = make_plan(**{**(quick if is_quick else {}), **given})
         folder = made(folder or Path(tempfile.mkdtemp(prefix=f"{plan.name}-") if is_quick else "figures"))
-        journal = Journal(folder / f"{plan.name}.partial.jsonl", plan.settings | {"versions": versions()}, resume)
+        settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
+        journal = Journal(folder / f"{plan.name}.partial.jsonl", settings, resume)
     except ValueError as error:
         parser.error(str(error))
-    whole = _train(plan, journal)
-    if journal.results and (whole or plan.writes_parts):
-        print(plan.write(list(journal.results.values()), folder))
-        print(f"Written: {plan.name}.csv, {plan.name}.json and {plan.name}.png in {folder}")
-    if whole:
+    try:
+        with tqdm(total=plan.steps, unit="step", mininterval=0.5) as journal.progress:
+            plan.train(journal)
+        _write(plan, journal, folder)
+    except KeyboardInterrupt:
+        print(f"Interrupted, {_kept(journal, folder)}.", file=sys.stderr)
+    except Exception:  # damaged data, a full disk, no memory: what it was is said after this
+        print(f"Ended by an error, {_kept(journal, folder)}.", file=sys.stderr)
+        raise
+    else:
         journal.remove()
         return 0
-    how = f"--resume --out {shlex.quote(str(folder))}"
-    kept = f"{len(journal.results)} finished trainings are kept in {journal.path}: the same command with {how} goes on"
-    print(f"Interrupted, {kept if journal.results else 'nothing was finished'}.", file=sys.stderr)
+    if journal.results and plan.writes_parts:
+        _write(plan, journal, folder)
     return INTERRUPTED
 
 
-def _train(plan: Plan, journal: Journal) -> bool:
-    """Whether it came to its end."""
-    with tqdm(total=plan.steps, unit="step", mininterval=0.5) as journal.progress:
-        try:
-            plan.train(journal)
-        except KeyboardInterrupt:
-            return False
-    return True
+def _write(plan: Plan, journal: Journal, folder: Path) -> None:
+    print(plan.write(list(journal.results.values()), folder))
+    print(f"Written: {plan.name}.csv, {plan.name}.json and {plan.name}.png in {folder}")
+
+
+def _kept(journal: Journal, folder: Path) -> str:
+    """How to go on."""
+    if not journal.results:
+        return "nothing was finished"
+    how = f"the same command with --resume --out {shlex.quote(str(folder))} goes on"
+    return f"{len(journal.results)} finished trainings are kept in {journal.path}: {how}"
 
 
 def parser_of(name: str, words: str | None, out: str | None = "figures") -> argparse.ArgumentParser:
@@ -107,9 +116,10 @@ def resumable(name: str, words: str | None) -> argparse.ArgumentParser:
 
 
 def made(folder: Path) -> Path:
-    """The folder, which is there now; ValueError where that cannot be."""
+    """The folder, which is there now and can be written; ValueError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})") from None
     return folder

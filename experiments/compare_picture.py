@@ -35,7 +35,7 @@ def plot(csv: Path, summary: Path, picture: Path) -> None:
     rows: Rows = {}
     for row in read_csv(csv):
         rows.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
-    panels = math.ceil(sum(one["baseline"] is not None for one in written["methods"]) / COLUMNS + 1 / COLUMNS)
+    panels = math.ceil((len(written["methods"]) - 1) / COLUMNS)  # the two baselines share one
     figure = Figure(figsize=(13, 2.2 * panels + 6.6), layout="constrained")
     settings = written["settings"]
     figure.suptitle(f"{settings['source']}\n{settings['steps']} steps in batches of {settings['batch']}, {_seeds(written)}")
@@ -58,7 +58,8 @@ def _draw_losses(figure: SubFigure, rows: Rows, written: Summary, panels: int) -
     steps = written["settings"]["steps"]
     lrs = {one["method"]: one["lr"] for one in written["methods"]}
     pairs = [("Adam", "SGD"), *((one["method"], one["baseline"]) for one in written["methods"] if one["baseline"])]
-    start = max(float(of_seed[1]["loss"]) for of_seed in rows["SGD"].values())
+    starts = [float(of_seed[1]["loss"]) for of_seed in rows["SGD"].values()]
+    start = max(filter(math.isfinite, starts), default=1.0)  # of no meaning where no training had a loss
     every = max(1, steps // 20)
     curves = {name: _losses(rows[name], 1.3 * start, every) for name in lrs}
     axes = figure.subplots(panels, COLUMNS, sharex=True, sharey=True, squeeze=False)
@@ -154,6 +155,6 @@ def _draw_lengths(figure: SubFigure, rows: Rows, every: int) -> None:
         plot_histogram(norms, axes).get_legend().remove()  # too wide for this panel
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, [fill(label, 50) for label in labels], loc="outside lower center", frameon=False, fontsize="small")
-    beyond = int((norms > norms.mean() + 3 * norms.std()).sum())
+    beyond = int((norms > norms.mean() + 3 * norms.std()).sum()) if len(norms) else 0
     which = "" if every == 1 else f", one step in {every}"
     axes.set_title(f"SGD without clipping{which}:\n{len(norms)} gradients, {beyond} over mean + 3 std", size="medium")

@@ -82,6 +82,8 @@ def _above(mine: float, theirs: float) -> bool:
 
 
 def _lengths(trainings: Sequence[Training]) -> Summary:
-    """Of the gradients that no clipping has touched, over all steps and seeds."""
+    """Of the gradients that no clipping has touched, over all steps and seeds; null in the file where none is finite."""
     norms = np.array([norm for one in trainings for norm in one.norms if math.isfinite(norm)])
+    if not len(norms):
+        return {"count": 0} | dict.fromkeys(("mean", "std", "largest"), math.nan)
     return {"count": len(norms), "mean": float(norms.mean()), "std": float(norms.std()), "largest": float(norms.max())}

@@ -31,6 +31,7 @@ class Journal:
         self.results: dict[str, Result] = {}
         self.progress: tqdm[Any] = tqdm(disable=True)
         self._lines = [json.dumps({"settings": settings})]
+        self._size = _size(path)
         if path.exists():
             self._read(resume)
 
@@ -48,9 +49,15 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def _keep(self, line: str) -> None:
+        if _size(self.path) > self._size:
+            raise ValueError(f"{self.path} must be written by one run at a time, and another one has added trainings to it")
         lines, whole = [*self._lines, line], self.path.with_suffix(".tmp")
-        whole.write_text("\n".join([*lines, ""]), encoding="utf-8")
-        whole.replace(self.path)
+        try:
+            whole.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            whole.replace(self.path)
+        finally:
+            whole.unlink(missing_ok=True)  # there only after an interruption, or where the disk is full
+        self._size = _size(self.path)
         self._take(line)
 
     def _take(self, line: str) -> None:
@@ -77,3 +84,8 @@ class Journal:
         if different:
             pairs = [f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}" for name in different]
             raise ValueError(f"--resume needs the settings of {self.path}: {'; '.join(pairs)}")
+
+
+def _size(path: Path) -> int:
+    """In bytes, 0 where there is no file."""
+    return path.stat().st_size if path.exists() else 0

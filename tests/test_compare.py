@@ -293,3 +293,16 @@ def test_bad_arguments_are_named_with_their_values(options, message, tmp_path, c
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "--task", "image", "--out", str(tmp_path), *options])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_picture_and_summary_are_written_where_no_loss_is_ever_finite(factor, monkeypatch, tmp_path, capsys):
+    class Broken(Line):
+        def loss(self, model, batch):
+            return factor * super().loss(model, batch)
+
+    monkeypatch.setattr(compare, "load", lambda *arguments: Broken({"SGD": (0.1,), "Adam": (0.1,)}))
+    assert command(tmp_path, "--seeds", "1", "--steps", "2") == 0
+    summary = json.loads((tmp_path / "compare_image.json").read_text(), parse_constant=pytest.fail)
+    assert of(summary, "SGD")["unclipped_lengths"] == {"count": 0, "mean": None, "std": None, "largest": None}
+    assert (tmp_path / "compare_image.png").read_bytes().startswith(b"\x89PNG")

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from experiments.command import Plan, command, resumable
 from experiments.journal import Journal
@@ -63,7 +64,22 @@ def test_file_that_could_not_be_written_leaves_the_old_one(tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             journal.done("third", 1, dict)
     assert journal.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [journal.path]
     assert journal.results == RESULTS  # and it says what is in the file
+
+
+def test_second_run_in_the_same_folder_does_not_overwrite_the_first(tmp_path):
+    path = tmp_path / "journal"
+    late, resumed = Journal(path, {"steps": 4}, resume=False), kept(path)
+    ahead = Journal(path, SETTINGS, resume=True)
+    ahead.done("third", 1, dict)
+    whole = path.read_bytes()
+    for other in (late, resumed):
+        with pytest.raises(ValueError, match="journal must be written by one run at a time"):
+            other.done("fourth", 1, dict)
+    assert path.read_bytes() == whole
+    ahead.done("fourth", 1, dict)
+    assert list(Journal(path, SETTINGS, resume=True).results) == [*RESULTS, "third", "fourth"]
 
 
 @pytest.mark.parametrize("lines", ["", '{"sett', '{"settings": {"steps": 4}}\n', '{"settings": {"steps": 4}}\n{"training": "fi'])
@@ -107,6 +123,7 @@ class Made:
 
     def __init__(self):
         self.interrupted_at, self.trained, self.written, self.writes_parts = None, [], [], True
+        self.interruption: BaseException = KeyboardInterrupt()
 
     def plan(self, seeds=3, quick=False):
         return Plan(
@@ -124,7 +141,7 @@ class Made:
 
     def one(self, seed):
         if seed == self.interrupted_at:
-            raise KeyboardInterrupt
+            raise self.interruption
         self.trained.append(seed)
         return {"seed": seed}
 
@@ -158,6 +175,44 @@ def test_interrupted_command_keeps_what_is_done_says_how_to_go_on_and_does(write
     assert "Written: made.csv, made.json and made.png" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("damaged image"), MemoryError()])
+def test_error_in_a_training_is_raised_after_saying_how_to_go_on(error, tmp_path, capsys):
+    made = Made()
+    made.interrupted_at, made.interruption = 2, error
+    with pytest.raises(type(error)):
+        made.command("--out", tmp_path)
+    words = f"Ended by an error, 2 finished trainings are kept in {tmp_path}/made.partial.jsonl: the same command with --resume"
+    assert words in capsys.readouterr().err
+    made.interrupted_at = None
+    assert made.command("--out", tmp_path, "--resume") == 0
+    assert made.trained == [0, 1, 2]
+
+
+def test_interruption_while_files_are_written_keeps_the_trainings(tmp_path, capsys, monkeypatch):
+    def interrupted(plan, journal, folder):
+        raise KeyboardInterrupt
+
+    made = Made()
+    made.writes_parts = False
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.command._write", interrupted)
+        assert made.command("--out", tmp_path) == 130
+    assert "Interrupted, 3 finished trainings are kept" in capsys.readouterr().err
+    assert made.command("--out", tmp_path, "--resume") == 0
+    assert made.trained == [0, 1, 2]
+
+
+def test_trainings_with_other_threads_are_not_gone_on_with(tmp_path, capsys, monkeypatch):
+    made = Made()
+    made.interrupted_at = 1
+    made.command("--out", tmp_path)
+    there = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: there + 1)
+    with pytest.raises(SystemExit, match="2"):
+        made.command("--resume", "--out", tmp_path)
+    assert f"threads was {there} and is {there + 1}" in capsys.readouterr().err
+
+
 def test_trainings_of_other_versions_are_not_gone_on_with(tmp_path, capsys):
     made = Made()
     made.interrupted_at = 1
@@ -189,3 +244,15 @@ def test_folders_that_cannot_be_used_are_errors(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             Made().command(*options)
         assert message in capsys.readouterr().err
+
+
+def test_folder_that_cannot_be_written_is_an_error_before_any_training(tmp_path, monkeypatch, capsys):
+    def refused(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("experiments.command.tempfile.TemporaryFile", refused)
+    made = Made()
+    with pytest.raises(SystemExit, match="2"):
+        made.command("--out", tmp_path)
+    assert f"out must be a folder that can be written, got '{tmp_path}' (Permission denied)" in capsys.readouterr().err
+    assert not made.trained

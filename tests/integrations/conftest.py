@@ -11,7 +11,6 @@ import torch
 def nothing_left_behind(tmp_path, monkeypatch):
     """Each test has a folder of its own, and what a library keeps for its process ends with the test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
     environment = dict(os.environ)
     state = torch.get_rng_state()
     yield
@@ -21,6 +20,19 @@ def nothing_left_behind(tmp_path, monkeypatch):
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
         sys.modules["accelerate.state"].GradientState._reset_state()
+
+
+@pytest.fixture
+def quiet_wandb(nothing_left_behind, monkeypatch):
+    """W&B without a network and without words; the process that it starts ends with the test."""
+    wandb = pytest.importorskip("wandb", reason="needs wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_CONSOLE", "off")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_X_DISABLE_STATS", "true")
+    yield
+    wandb.teardown()
 
 
 @pytest.fixture

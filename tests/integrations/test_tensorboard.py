@@ -1,7 +1,5 @@
 """Clipping statistics in TensorBoard's event files, read back from there."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -74,7 +72,8 @@ def test_optimizer_that_does_not_clip_is_refused():
         log_clipping_stats(writer, torch.optim.SGD([torch.nn.Parameter(torch.zeros(9))]), 0)
 
 
-def test_trainer_reports_statistics_to_tensorboard(tiny_gpt, sentences, monkeypatch):
+@pytest.mark.parametrize("attached", [True, False])
+def test_trainer_reports_statistics_to_tensorboard_if_the_callback_stands_in_front(tiny_gpt, sentences, monkeypatch, attached):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     from torch_clipped.integrations import ClippingCallback
 
@@ -85,11 +84,15 @@ def test_trainer_reports_statistics_to_tensorboard(tiny_gpt, sentences, monkeypa
     model = tiny_gpt()
     optimizer = ClippedAdamW(model.parameters(), clipping_level=0.5)
     trainer = transformers.Trainer(model, arguments, train_dataset=sentences, optimizers=(optimizer, None))
-    ClippingCallback.attach(trainer)
+    if attached:
+        ClippingCallback.attach(trainer)
+    else:
+        trainer.add_callback(ClippingCallback)
     trainer.train()
-    assert list(Path("runs").iterdir())
     found = read("runs")
-    for name in optimizer.clipping_stats():
+    assert list(found["train/loss"]) == [2, 4, 6]
+    assert ("train/clipping/grad_norm" in found) is attached
+    for name in optimizer.clipping_stats() if attached else ():
         logged = {logs["step"]: logs[f"clipping/{name}"] for logs in trainer.state.log_history if "loss" in logs}
         assert list(logged) == [2, 4, 6]
         assert found[f"train/clipping/{name}"] == pytest.approx(logged, rel=1e-6)

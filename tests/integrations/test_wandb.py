@@ -12,17 +12,7 @@ from torch_clipped import ClippedAdamW, ClippedSGD
 wandb = pytest.importorskip("wandb", reason="needs wandb")
 
 
-@pytest.fixture(autouse=True)
-def no_service_is_left_running(nothing_left_behind, monkeypatch):
-    for name, value in {
-        "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false",
-        "WANDB_CONSOLE": "off",
-        "WANDB_X_DISABLE_STATS": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("quiet_wandb")
 
 
 def history():

@@ -13,6 +13,7 @@ from torch_clipped.clipping import CLIPPING_TYPES
 
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed (extra integrations)", exc_type=ImportError)
 
+from lightning.fabric import Fabric  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 
@@ -146,6 +147,25 @@ def test_other_optimizers_too(make, tmp_path):
             by_hand.step(closure)
     assert_same(module, optimizer, net, by_hand)
     assert optimizer.clipping_stats()["clipped_steps"] > 0
+
+
+def test_fabric_is_the_plain_loop(tmp_path):
+    make = partial(momentum, clipping_type="auto")
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module = Regression(make)
+    optimizer = make(module.net.parameters())
+    net, wrapper = fabric.setup(module.net, optimizer)
+    for _ in range(EPOCHS):
+        for batch in data():
+            wrapper.zero_grad()
+            fabric.backward(loss_of(net, batch))
+            wrapper.step()
+    assert_same(module, wrapper, *plain_loop(make))
+    assert wrapper.clipping_stats() == optimizer.clipping_stats()
+    fabric.save(tmp_path / "run.ckpt", {"optimizer": wrapper})
+    other = fabric.setup_optimizers(make(network().parameters()))
+    fabric.load(tmp_path / "run.ckpt", {"optimizer": other})
+    assert_equal_states(other.optimizer.state_dict(), optimizer.state_dict())
 
 
 class Norms(pl.Callback):

@@ -141,12 +141,10 @@ class Clipped(Optimizer):
         super().__setstate__(state)
 
     def __repr__(self) -> str:
-        groups = self.param_groups
-        self.param_groups = [{k: v for k, v in group.items() if not is_memory(k)} for group in groups]
-        try:
-            return super().__repr__()
-        finally:
-            self.param_groups = groups
+        shown = object.__new__(type(self))  # not self: what is set on a wrapper that stands for the optimizer would stay on it
+        groups = [{k: v for k, v in group.items() if not is_memory(k)} for group in self.param_groups]
+        vars(shown).update(vars(self) | {"param_groups": groups})
+        return super(Clipped, shown).__repr__()
 
     @_disable_dynamo
     def _clip_sets(self) -> tuple[list[ClipSet], Totals]:

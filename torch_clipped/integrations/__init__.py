@@ -9,15 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .lightning import LightningClippingCallback
     from .tensorboard import log_clipping_stats
     from .trainer import ClippingCallback
 
-__all__ = ["ClippingCallback", "log_clipping_stats"]
+__all__ = ["ClippingCallback", "LightningClippingCallback", "log_clipping_stats"]
 
 # the name, its module here, and what pip has to install for it
 _PLACES = {
     "ClippingCallback": ("trainer", '"transformers[torch]"'),
-    # one line here for the callback of Lightning
+    "LightningClippingCallback": ("lightning", "lightning"),
     "log_clipping_stats": ("tensorboard", "tensorboard"),
 }
 

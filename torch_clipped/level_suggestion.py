@@ -45,6 +45,7 @@ def suggest_level(norms: Sequence[Any] | Tensor | Any, clip_rate: float = 0.1) -
     References:
         Razvan Pascanu, Tomas Mikolov, Yoshua Bengio, On the difficulty of training recurrent neural networks, 2013,
         https://arxiv.org/abs/1211.5063 (a level from the average norm over many updates).
+
         Prem Seetharaman, Gordon Wichern, Bryan Pardo, Jonathan Le Roux, AutoClip: Adaptive Gradient Clipping for Source
         Separation Networks, 2020, https://arxiv.org/abs/2007.14469 (a percentile of the norms so far, in every step).
     """

@@ -36,10 +36,10 @@ class Clipped(Optimizer):
     global length is the length of the whole set, by default of the whole model.
 
     Args:
-        *args, **kwargs: the arguments of the optimizer class, with its own names, places and defaults. ``fused=None`` with
-            ``foreach=None`` takes torch's fused kernels wherever they are right.
+        *args: the arguments of the optimizer class, with its own names, places and defaults.
+        **kwargs: the same by name. ``fused=None`` with ``foreach=None`` takes torch's fused kernels wherever they are right.
         clipping_type (str): the name of a clipping type. Default: ``"norm"``.
-        clipping_level (float, optional): the one number that the type needs, in the unit that the table gives.
+        clipping_level (float): the one number that the type needs, in the unit that the table gives.
             Default: None, the type's default level.
         clipping_beta (float): base of the clipping probability of the random types, in (0, 1). Default: 0.85.
         clipping_window (int): how many lengths are remembered, at least 2. Default: 1000 (steps).

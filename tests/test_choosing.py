@@ -2,16 +2,16 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from pages import page, python_blocks, run
 from torch.nn.utils import clip_grad_norm_
 
 from torch_clipped import ClippedSGD, ClippingWarning
 from torch_clipped.clipping import CLIPPING_TYPES
 
-PAGE = (Path(__file__).parent.parent / "docs" / "choosing.md").read_text()
+PAGE = page("docs/choosing.md")
 
 
 def stepped(norms, before=None, **arguments):
@@ -36,8 +36,8 @@ def lognormal(count, scale=1.0):
 
 
 def test_block_prints_what_stands_below_it(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    exec(compile(block, "docs/choosing.md", "exec"), {})
+    (block,) = python_blocks(PAGE)
+    run([block], "docs/choosing.md")
     level, clipped = printed = numbers(capsys.readouterr().out)
     assert printed == pytest.approx(numbers(PAGE.partition("prints\n")[2]), rel=0.1)
     assert level > 0

@@ -3,14 +3,13 @@
 import importlib.util
 import math
 import os
-import re
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pages
 import peers
 import pytest
 import torch
@@ -20,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch_clipped import ClippedSGD, Clipping, GradientClipper, MeanStd, Quantile, clipping, register_clipping
 from torch_clipped.history import mean_and_std, push, quantile, where
 
-PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text()
+SECTIONS = pages.sections(pages.page("docs/migration.md"))
 STEPS = 150
 
 
@@ -121,7 +120,6 @@ def test_clipping_matters_in_this_training():
 
 # The blocks of the page.
 
-SECTIONS = {section.partition("\n")[0]: section for section in PAGE.split("\n## ")[1:]}
 TOLERANCES = {  # what the page calls rounding, and the 1e-6 and eps that it names
     "torch": 1e-5,
     "torch-clip": 1e-10,
@@ -142,10 +140,6 @@ PEERS = {"torch-clip": "torch_clip.optimizers", "autoclip": "autoclip.torch", "Z
 }
 
 
-def python_blocks(section):
-    return re.findall(r"```python\n(.*?)```", SECTIONS[section], flags=re.DOTALL)
-
-
 def with_variables(model):
     """As a Keras model shows its parameters."""
     model.trainable_weights = [type("Variable", (), {"value": p})() for p in model.parameters()]
@@ -155,8 +149,7 @@ def with_variables(model):
 def run(block, model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        namespace = {"torch": torch, "model": model, "batches": new_batches(), "loss_of": loss_of}
-        exec(compile(block, "docs/migration.md", "exec"), namespace)
+        pages.run([block], "docs/migration.md", {"torch": torch, "model": model, "batches": new_batches(), "loss_of": loss_of})
     return weights_of(model)
 
 
@@ -167,7 +160,7 @@ def test_last_block_of_each_section_trains_to_the_weights_of_the_first(section, 
             monkeypatch.setitem(sys.modules, name, stand_in)
     elif section in PEERS:
         need(PEERS[section].partition(".")[0])
-    before, *others, after = python_blocks(section)
+    before, *others, after = pages.python_blocks(SECTIONS[section])
     wanted = run(before, with_variables(new_model()))
     assert difference(wanted, train(UNCLIPPED)) > 1e-3
     for block in others:
@@ -177,7 +170,7 @@ def test_last_block_of_each_section_trains_to_the_weights_of_the_first(section, 
 
 def test_every_section_and_every_peer_of_the_table_is_known():
     assert set(SECTIONS) == set(TOLERANCES)
-    assert all(len(python_blocks(section)) in (2, 3) for section in SECTIONS)
+    assert all(len(pages.python_blocks(section)) in (2, 3) for section in SECTIONS.values())
 
 
 # The rows of the table: torch.

@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 
@@ -574,15 +575,10 @@ class TestWrapper:
         assert optimizer.clipping_stats()["clipped_steps"] > 0
 
 
-GUIDE = Path(__file__).parents[2] / "docs" / "integrations.md"
-
-
 def test_every_python_block_of_the_guide_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text().partition("\n## Lightning\n")[2], flags=re.DOTALL)
+    blocks = pages.python_blocks(pages.sections(pages.page("docs/integrations.md"))["Lightning"])
     assert blocks
-    names = {}
-    for block in blocks:
-        exec(compile(block, GUIDE.name, "exec"), names)
+    pages.run(blocks, "docs/integrations.md, Lightning")
     steps, first_name, level = re.findall(r"^(?:tensor|clipping/|0\.).*", capsys.readouterr().out, flags=re.MULTILINE)
     assert (steps, first_name, round(float(level), 3)) == ("tensor(32.)", "clipping/optimizer_0/clip_rate", 0.82)

@@ -1,21 +1,23 @@
 """The code of docs/integrations.md runs, and does what the page says."""
 
 import json
-import re
 from pathlib import Path
 
+import pages
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text()
+SECTIONS = pages.sections(pages.page("docs/integrations.md"))
 
 
 def run(title):
     """Run the only block of a section; the names it made."""
-    (section,) = (part for part in PAGE.split("\n## ") if part.startswith(f"{title}\n"))
-    (block,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    names = {}
-    exec(compile(block, f"integrations.md, {title}", "exec"), names)
-    return names
+    (block,) = pages.python_blocks(SECTIONS[title])
+    return pages.run([block], f"docs/integrations.md, {title}")
+
+
+def test_every_section_with_code_is_known():
+    with_code = [title for title, text in SECTIONS.items() if pages.python_blocks(text)]
+    assert with_code == ["Trainer", "Accelerate", "TensorBoard", "W&B", "Lightning"]  # the last one is run beside its other tests
 
 
 def test_trainer():

@@ -493,6 +493,33 @@ def test_clip_optimizer_of_something_else_is_refused(wrong):
         clip_optimizer(wrong)
 
 
+class Wrapper(torch.optim.Optimizer):
+    """Hands everything on to an optimizer, as those that libraries put around ours do."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    @property
+    def defaults(self):
+        return self.optimizer.defaults
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+def test_clip_optimizer_of_a_wrapper_is_refused_and_leaves_it_as_it_is(problem):
+    wrapper = Wrapper(torch.optim.SGD(problem.parameters()))
+    with pytest.raises(TypeError, match="got Wrapper; clip an optimizer before a library wraps it"):
+        clip_optimizer(wrapper)
+    assert type(wrapper) is Wrapper
+    assert type(wrapper.optimizer) is torch.optim.SGD
+    assert "clipping_type" not in wrapper.param_groups[0]
+
+
 def test_checkpoints_go_between_clip_optimizer_and_the_plain_and_the_clipped_class(problem):
     optimizer = clip_optimizer(torch.optim.SGD(problem.parameters(), **BASES["SGD"]), "auto", 0.5)
     for step in range(5):

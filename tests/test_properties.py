@@ -719,6 +719,21 @@ def test_repr_is_short_and_shows_the_clipping_arguments(problem, clipping_type):
     assert "tensor" not in before
 
 
+def test_repr_leaves_nothing_on_a_wrapper_that_takes_the_class_and_hands_attributes_on(problem):
+    class Wrapper(ClippedSGD):  # as Lightning's
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def __getattr__(self, name):
+            return getattr(self.optimizer, name)
+
+    optimizer = ClippedSGD(problem.parameters(), clipping_type="auto")
+    wrapper = Wrapper(optimizer)
+    assert repr(wrapper) == repr(optimizer).replace("ClippedSGD", "Wrapper")
+    assert list(vars(wrapper)) == ["optimizer"]
+    assert "param_groups" in vars(optimizer)
+
+
 # Lengths.
 
 VALUES = {

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pages import page, python_blocks, run, sections
 
 from experiments import compare_table
 from experiments.benchmark_rows import read_rows
@@ -12,19 +13,25 @@ from experiments.benchmark_table import readme_table
 from torch_clipped.arguments import Arguments
 from torch_clipped.clipping import CLIPPING_TYPES, OLDER_SPELLINGS
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = page("README.md")
 
 
 def test_every_python_block_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    blocks = python_blocks(README)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-    assert "'steps': 100.0" in capsys.readouterr().out
+        run([block], "README.md")
+    printed = capsys.readouterr().out
+    assert "'steps': 100.0" in printed
+    for shown in re.findall(r"^prints\n\n```\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE):
+        words = re.sub(r"\d+\.?\d*", "NUMBER", shown)
+        (found,) = re.findall(re.escape(words).replace("NUMBER", r"\d+\.?\d*"), printed)
+        numbers = [[float(number) for number in re.findall(r"\d+\.?\d*", text)] for text in (found, shown)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.1)
 
 
 def test_table_lists_every_type_with_its_default_level():
-    section = README.partition("## Clipping types")[2].partition("\n## ")[0]
+    section = sections(README)["Clipping types"]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| `") and "default" not in line]
     table = {re.findall(r"`(\w+)`", row[1])[0]: row[-2].strip() for row in rows}
     assert {name: float(level) if level else None for name, level in table.items()} == {

@@ -42,17 +42,18 @@ def test_strong_clipping_that_is_not_absurd_is_not_told():
 
 
 @pytest.mark.parametrize("level", [0.5, 1.0, 100.0])
-def test_gradient_that_the_loop_has_clipped_already_is_told_once(level):
+@pytest.mark.parametrize(("max_norm", "scale"), [(1.0, 1.0), (10.0, 100.0), (0.3, 0.2), (0.02, 0.01)])
+def test_gradient_that_the_loop_has_clipped_already_is_told_once(max_norm, scale, level):
     param, optimizer = make(clipping_level=level)
 
     def gradient(step):
-        param.grad = noise(step)
-        torch.nn.utils.clip_grad_norm_([param], 1.0)
+        param.grad = noise(step, scale)
+        assert torch.nn.utils.clip_grad_norm_([param], max_norm) > max_norm
         return param.grad
 
     messages = train(optimizer, param, gradient)
     assert len(messages) == 1
-    assert "norm 1" in messages[0]
+    assert f"norm {max_norm:g}" in messages[0]
     assert "clip_grad_norm_" in messages[0]
 
 
@@ -62,6 +63,8 @@ def test_ordinary_gradients_are_not_told():
         lambda step: torch.ones(20),  # the gradient of a linear loss
         lambda step: torch.ones(20) * (1 - 1e-7 * step),  # a slow training without noise
         lambda step: torch.zeros(20),
+        lambda step: torch.ones(20) * (1 + 1e-5 * (step % 2)),  # two that alternate
+        lambda step: torch.ones(20) * 1e-4 * (1 + 1e-3 * (step % 2)),  # two small ones
     ):
         param, optimizer = make(clipping_level=1.0)
         assert train(optimizer, param, gradient) == []

@@ -4,6 +4,7 @@ from .clipping import Clipping, register_clipping
 from .decisions import Always, Randomly
 from .functional import GradientClipper, clip_gradients_
 from .level_scheduler import LevelScheduler, linear_warmup, multiple_at_start
+from .level_suggestion import suggest_level
 from .lipschitz import estimate_lipschitz
 from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
 from .optimizers_collector import ModelProperties, OptimizerProperties, OptimizersCollector, RestartProperties
@@ -41,5 +42,6 @@ __all__ = [
     "linear_warmup",
     "multiple_at_start",
     "register_clipping",
+    "suggest_level",
 ]
 __version__ = "0.1.0"

@@ -43,7 +43,18 @@ MEASURES: dict[str, Measure] = {
 
 @dataclass(frozen=True)
 class Clipping:
-    """A clipping type: a measure (a key of ``MEASURES``), a threshold and a decision."""
+    """A clipping type: what is measured, how long is too long, and whether that is clipped.
+
+    Args:
+        measure (str): the blocks, a key of ``MEASURES``. ``"global"``: the whole gradient; ``"layer"``: each tensor; ``"unit"``:
+            each row of a matrix, filter of a convolution or vector; ``"coordinate"``: each entry.
+        threshold: one like ``Quantile(0.9)``, with the default level in it.
+        decision: one like ``Randomly(power=2)``. Default: ``Always()``.
+
+    Raises:
+        ValueError: there is no such measure, or it does not give the norm that the threshold needs.
+        TypeError: the threshold or the decision is something else.
+    """
 
     measure: str
     threshold: Threshold

@@ -90,6 +90,7 @@ def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: 
     References:
         Jingzhao Zhang, Sai Praneeth Karimireddy, Andreas Veit, Seungyeon Kim, Sashank J. Reddi, Sanjiv Kumar, Suvrit Sra, Why
         are Adaptive Methods Good for Attention Models?, 2020, https://arxiv.org/abs/1912.03194.
+
         Eduard Gorbunov, Marina Danilova, Alexander Gasnikov, Stochastic Optimization with Heavy-Tailed Noise via Accelerated
         Gradient Clipping, 2020, https://arxiv.org/abs/2005.10785.
     """

@@ -51,6 +51,7 @@ def estimate_lipschitz(model: nn.Module, loss: Callable[[Any, Any], Tensor], loa
     References:
         Cornelius Lanczos, An Iteration Method for the Solution of the Eigenvalue Problem of Linear Differential and Integral
         Operators, 1950, https://doi.org/10.6028/jres.045.026.
+
         Barak A. Pearlmutter, Fast Exact Multiplication by the Hessian, 1994, https://doi.org/10.1162/neco.1994.6.1.147.
     """
     params: list[Any] = [p for p in model.parameters() if p.requires_grad]

@@ -36,10 +36,10 @@ class Clipped(Optimizer):
     global length is the length of the whole set, by default of the whole model.
 
     Args:
-        *args, **kwargs: the arguments of the optimizer class, with its own names, places and defaults. ``fused=None`` with
-            ``foreach=None`` takes torch's fused kernels wherever they are right.
+        *args: the arguments of the optimizer class, with its own names, places and defaults.
+        **kwargs: the same by name. ``fused=None`` with ``foreach=None`` takes torch's fused kernels wherever they are right.
         clipping_type (str): the name of a clipping type. Default: ``"norm"``.
-        clipping_level (float, optional): the one number that the type needs, in the unit that the table gives.
+        clipping_level (float): the one number that the type needs, in the unit that the table gives.
             Default: None, the type's default level.
         clipping_beta (float): base of the clipping probability of the random types, in (0, 1). Default: 0.85.
         clipping_window (int): how many lengths are remembered, at least 2. Default: 1000 (steps).
@@ -141,12 +141,10 @@ class Clipped(Optimizer):
         super().__setstate__(state)
 
     def __repr__(self) -> str:
-        groups = self.param_groups
-        self.param_groups = [{k: v for k, v in group.items() if not is_memory(k)} for group in groups]
-        try:
-            return super().__repr__()
-        finally:
-            self.param_groups = groups
+        shown = object.__new__(type(self))  # not self: what is set on a wrapper that stands for the optimizer would stay on it
+        groups = [{k: v for k, v in group.items() if not is_memory(k)} for group in self.param_groups]
+        vars(shown).update(vars(self) | {"param_groups": groups})
+        return super(Clipped, shown).__repr__()
 
     @_disable_dynamo
     def _clip_sets(self) -> tuple[list[ClipSet], Totals]:

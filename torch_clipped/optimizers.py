@@ -95,8 +95,11 @@ def clip_optimizer(
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if not hasattr(optimizer, "defaults"):
-        raise TypeError(f"optimizer must be one that torch.optim.Optimizer.__init__ has made, got {type(optimizer).__name__}")
+    if "defaults" not in vars(optimizer):  # a wrapper may hand on those of the optimizer inside, as Accelerate's does
+        raise TypeError(
+            f"optimizer must be one that torch.optim.Optimizer.__init__ has made, got {type(optimizer).__name__}; clip an "
+            "optimizer before a library wraps it"
+        )
     if isinstance(optimizer, Clipped):
         raise ValueError("optimizer must be one that does not clip yet; change its clipping by writing to param_groups")
     arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)

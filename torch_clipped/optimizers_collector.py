@@ -37,7 +37,8 @@ class OptimizersCollector:
         seed (int): seed of the model's weights and of the random numbers of each step, at least 0. Default: 0.
 
     Attributes:
-        models, optimizers (dict): the model and the optimizer of each label, to evaluate or schedule.
+        models (dict): the model of each label, to evaluate.
+        optimizers (dict): the optimizer of each label, to schedule.
         restarters (dict): the restarter of each label that has one.
         losses (dict): for each label the losses of all steps so far, before the update (floats).
 

@@ -54,6 +54,7 @@ def outlier_shares(
 
     References:
         John W. Tukey, Exploratory Data Analysis, 1977 (the fences).
+
         Pavlina K. Jordanova, Monika P. Petkova, Measuring Heavy-Tailedness of Distributions, 2017,
         https://doi.org/10.1063/1.5013996.
     """

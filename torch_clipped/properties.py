@@ -77,7 +77,8 @@ class ModelProperties:
 
     Args:
         model_class: a class of modules, or a function that returns a module (a pretrained one, one on an accelerator).
-        *model_args, **model_kwargs: its arguments.
+        *model_args: its arguments.
+        **model_kwargs: its arguments by name.
 
     Raises:
         TypeError: ``model_class`` cannot be called with such arguments.

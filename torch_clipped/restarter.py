@@ -119,7 +119,7 @@ class Restarter:
 
     @property
     def finished(self) -> bool:
-        """Whether there are no more restarts: the window is longer than ``max_steps_cnt``."""
+        """Whether the window is longer than ``max_steps_cnt``, so that there are no more restarts."""
         return self.window > self.max_steps_cnt
 
     def step(self) -> None:

@@ -145,6 +145,7 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
     References:
         Eduard Gorbunov, Marina Danilova, Alexander Gasnikov, Stochastic Optimization with Heavy-Tailed Noise via Accelerated
         Gradient Clipping, 2020, https://arxiv.org/abs/2005.10785.
+
         Eduard Gorbunov, Marina Danilova, Innokentiy Shibaev, Pavel Dvurechensky, Alexander Gasnikov, Near-Optimal High
         Probability Complexity Bounds for Non-Smooth Stochastic Optimization with Heavy-Tailed Noise, 2021,
         https://arxiv.org/abs/2106.05958 (nu < 1).

@@ -26,7 +26,7 @@ class Watch:
 
     STEPS = 200
     CRUSHING = 1e-3  # a coefficient as small as this is the wrong unit, not clipping
-    SAME = 1e-6  # lengths as close as this, relative to each other, were made so
+    SAME = 2e-6  # lengths as close as this were made so: relative to them, or, as clip_grad_norm_ adds 1e-6 to a norm, absolute
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -57,11 +57,12 @@ class Watch:
             )
         # Norms that are equal but for rounding were made so by somebody. Without rounding they belong to a constant gradient,
         # and norms that drift one way to a slow training.
-        close = 0 < self._longest - self._shortest < self.SAME * self._longest
+        tolerance = self.SAME * max(self._longest, min(1.0, 100 * self._longest))
+        close = 0 < self._longest - self._shortest < tolerance
         if close and self._turns > 0.25 * self.STEPS:
             self._warn(
                 "twice",
-                f"the last {self.STEPS} gradients all arrived with norm {self._longest:.6g}: does the training loop clip them "
+                f"the last {self.STEPS} gradients all arrived with norm {self._longest:.4g}: does the training loop clip them "
                 "already (clip_grad_norm_, max_grad_norm, gradient_clip_val)? Clipping twice hides the true norms; gradients "
                 "whose length is constant by construction are no fault",
             )

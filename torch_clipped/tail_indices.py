@@ -141,7 +141,7 @@ def stable_index(
             side is a mean with a variance, so that the bootstrap is right here also for laws without one.
 
     Returns:
-        The index: chance can take it over 2, and to inf where the sums do not grow. NaN if a sample or a sum is 0.
+        The index. Chance can take it over 2, and to inf where the sums do not grow. NaN if a sample or a sum is 0.
 
     Raises:
         ValueError: an argument is something else, or there are fewer than 4 samples.
@@ -158,6 +158,7 @@ def stable_index(
     References:
         Mohammad Mohammadi, Adel Mohammadpour, Hiroaki Ogata, On Estimating the Tail Index and the Spectral Measure of
         Multivariate alpha-Stable Distributions, 2015, https://doi.org/10.1007/s00184-014-0515-7.
+
         Umut Simsekli, Levent Sagun, Mert Gurbuzbalaban, A Tail-Index Analysis of Stochastic Gradient Noise in Deep Neural
         Networks, 2019, https://arxiv.org/abs/1901.06053.
     """

@@ -23,13 +23,21 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 
 
 class Blocks(NamedTuple):
-    """What a threshold may look at."""
+    """What a threshold may look at.
 
-    lengths: Any  # of each block, (blocks,)
-    valid: Any  # whether the length is positive and finite, (blocks,)
-    norm: Any  # of the whole clip set
-    step: Any  # how many steps of the optimizer came before
-    weight_lengths: Callable[[], Any]  # the lengths of the weights of the same blocks, (blocks,)
+    Attributes:
+        lengths: of each block, (blocks,).
+        valid: whether the length is positive and finite, (blocks,).
+        norm: of the whole clip set.
+        step: how many steps of the optimizer came before.
+        weight_lengths: call it for the lengths of the weights of the same blocks, (blocks,).
+    """
+
+    lengths: Any
+    valid: Any
+    norm: Any
+    step: Any
+    weight_lengths: Callable[[], Any]
 
     def part(self, blocks: slice) -> Blocks:
         """Some of them."""
@@ -39,7 +47,11 @@ class Blocks(NamedTuple):
 
 @dataclass(frozen=True)
 class Threshold:
-    """The longest length that is left alone, for each block."""
+    """The longest length that is left alone, for each block.
+
+    Args:
+        default_level (float): the ``clipping_level`` of an optimizer or a parameter group that names none.
+    """
 
     default_level: float
     needs_norm: ClassVar[bool] = False  # of the whole gradient

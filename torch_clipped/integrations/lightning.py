@@ -1,0 +1,55 @@
+"""Clipping statistics in the loggers of Lightning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback
+
+from torch_clipped.suspicions import warn
+
+from .values import clipped_optimizer, clipping_values
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+__all__ = ["LightningClippingCallback"]
+
+
+class LightningClippingCallback(Callback):
+    """Logs the clipping statistics of a Trainer's optimizers: ``Trainer(callbacks=[LightningClippingCallback()])``.
+
+    They go where ``LightningModule.log`` goes, at the steps that the Trainer logs (``log_every_n_steps``) and at no others, since
+    reading waits for an accelerator. They are called ``clipping/grad_norm`` and so on, of several optimizers
+    ``clipping/optimizer_0/grad_norm``, counted as ``self.optimizers()`` does. Where groups are clipped apart, each clip set has
+    its own too, like ``clipping/set_0/grad_norm``. Values that are not finite are left out.
+
+    Leave ``gradient_clip_val`` of the Trainer at None: it clips before the optimizer does, and what arrives is no longer the true
+    gradient; there is a ClippingWarning if you do not.
+
+    Raises:
+        TypeError: at the start of the fit, if an optimizer does not clip.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from torch_clipped.integrations import LightningClippingCallback
+        >>> trainer = Trainer(callbacks=[LightningClippingCallback()], logger=False, accelerator="cpu")
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse an optimizer that does not clip, and warn where the Trainer clips too."""
+        groups = [group for optimizer in trainer.optimizers for group in clipped_optimizer(optimizer).param_groups]
+        if trainer.gradient_clip_val and any(group["clipping_type"] != "none" for group in groups):
+            warn(
+                f"gradient_clip_val must be None where the optimizer clips, got {trainer.gradient_clip_val}: the Trainer clips "
+                "first, and the optimizer measures what is left"
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the statistics if the Trainer logs this step."""
+        if not trainer._logger_connector.should_update_logs:
+            return
+        for i, optimizer in enumerate(trainer.optimizers):
+            prefix = f"clipping/optimizer_{i}/" if len(trainer.optimizers) > 1 else "clipping/"
+            # no mean is taken over batches, but where training_step takes the iterator their size has to be said
+            pl_module.log_dict(clipping_values(optimizer, prefix), on_step=True, on_epoch=False, batch_size=1)

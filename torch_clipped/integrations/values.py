@@ -1,0 +1,75 @@
+"""What is logged of an optimizer that clips, also where a library has wrapped it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch_clipped.mixin import Clipped
+
+__all__ = ["clipped_optimizer", "clipping_values"]
+
+
+def clipped_optimizer(optimizer: Any) -> Clipped:
+    """The optimizer that clips, itself or as the ``optimizer`` of the wrapper that a library has put around it.
+
+    Args:
+        optimizer: an optimizer that clips, perhaps wrapped (by Accelerate's ``prepare``, say).
+
+    Returns:
+        The optimizer that clips.
+
+    Raises:
+        TypeError: it does not clip.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedSGD
+        >>> from torch_clipped.integrations.values import clipped_optimizer
+        >>> optimizer = ClippedSGD([torch.nn.Parameter(torch.zeros(2))])
+        >>> clipped_optimizer(optimizer) is optimizer
+        True
+    """
+    inner = optimizer
+    while not isinstance(inner, Clipped) and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    if not isinstance(inner, Clipped):
+        raise TypeError(
+            f"optimizer must be one that clips, like ClippedAdamW or what clip_optimizer returns, got {type(inner).__name__}"
+        )
+    return inner
+
+
+def clipping_values(optimizer: Any, prefix: str = "clipping/") -> dict[str, float]:
+    """The statistics of :meth:`torch_clipped.Clipped.clipping_stats` under the names that they have in logs.
+
+    Where groups are clipped apart, those of each clip set follow as ``set_0/grad_norm`` and so on. Values that are not finite
+    are left out: NaN is unknown, and an infinite threshold none yet. Reading waits for an accelerator.
+
+    Args:
+        optimizer: as in :func:`clipped_optimizer`.
+        prefix (str): stands before every name. Default: ``"clipping/"``.
+
+    Returns:
+        The values by name.
+
+    Raises:
+        TypeError: the optimizer does not clip.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedSGD
+        >>> from torch_clipped.integrations.values import clipping_values
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = ClippedSGD([weight], clipping_level=1)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> clipping_values(optimizer)["clipping/grad_norm"]
+        5.0
+    """
+    clipped = clipped_optimizer(optimizer)
+    values = {prefix + name: value for name, value in clipped.clipping_stats().items()}
+    sets = clipped.clipping_stats(per_set=True)
+    for i, statistics in enumerate(sets if len(sets) > 1 else ()):
+        values |= {f"{prefix}set_{i}/{name}": value for name, value in statistics.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -61,6 +61,6 @@ def test_table_of_the_tasks_is_that_of_their_figures():
     assert compare_table.readme_table(summaries) in README
 
 
-@pytest.mark.parametrize("ending", ["-m pytest", "-m experiments heavy-tails"])
+@pytest.mark.parametrize("ending", ["-m pytest -n 2 --dist loadfile", "-m experiments heavy-tails"])
 def test_each_command_stands_there_once(ending):
     assert sum(line.startswith("python3 -m venv") and line.endswith(ending) for line in README.splitlines()) == 1

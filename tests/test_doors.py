@@ -511,11 +511,22 @@ class Wrapper(torch.optim.Optimizer):
         return self.optimizer.step(closure)
 
 
-def test_clip_optimizer_of_a_wrapper_is_refused_and_leaves_it_as_it_is(problem):
-    wrapper = Wrapper(torch.optim.SGD(problem.parameters()))
-    with pytest.raises(TypeError, match="got Wrapper; clip an optimizer before a library wraps it"):
+class Copier(Wrapper):
+    """Has the attributes of an optimizer without what Optimizer.__init__ makes, so that torch's hooks have no place."""
+
+    param_groups = defaults = None
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.param_groups, self.defaults, self.state = optimizer.param_groups, optimizer.defaults, {}
+
+
+@pytest.mark.parametrize("kind", [Wrapper, Copier])
+def test_clip_optimizer_of_a_wrapper_is_refused_and_leaves_it_as_it_is(kind, problem):
+    wrapper = kind(torch.optim.SGD(problem.parameters()))
+    with pytest.raises(TypeError, match=f"got {kind.__name__}; clip an optimizer before a library wraps it"):
         clip_optimizer(wrapper)
-    assert type(wrapper) is Wrapper
+    assert type(wrapper) is kind
     assert type(wrapper.optimizer) is torch.optim.SGD
     assert "clipping_type" not in wrapper.param_groups[0]
 

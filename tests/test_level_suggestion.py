@@ -29,6 +29,10 @@ def test_clipping_these_norms_at_the_level_clips_that_share(clip_rate, clipped):
     assert clipped_at(suggest_level(NORMS, clip_rate), NORMS) == clipped
 
 
+def test_rate_just_below_one_leaves_the_shortest():
+    assert suggest_level([3.0, 1.0, 2.0], math.nextafter(1.0, 0.0)) == 1.0
+
+
 def test_default_clips_one_step_in_ten():
     assert clipped_at(suggest_level(NORMS), NORMS) == 40
 
@@ -80,6 +84,7 @@ def test_norms_of_an_optimizer_and_back_into_it():
         ([math.inf, 1.0], "norms .*finite.* got inf at 0"),
         ([1.0, 2.0, -3.0], "norms .*positive.* got -3.0 at 2"),
         ([1.0, 0.0], "norms .*positive.* got 0.0 at 1"),
+        ([10**400], "norms must be a list.* of numbers"),
         ("1.0", "norms must be a list.* got '1.0'"),
         (None, "norms must be a list.* got None"),
         ([1.0, "2"], "norms must be a list.*"),

@@ -42,7 +42,7 @@ def test_strong_clipping_that_is_not_absurd_is_not_told():
 
 
 @pytest.mark.parametrize("level", [0.5, 1.0, 100.0])
-@pytest.mark.parametrize(("max_norm", "scale"), [(1.0, 1.0), (10.0, 100.0), (0.3, 0.2), (0.02, 0.01)])
+@pytest.mark.parametrize(("max_norm", "scale"), [(1.0, 1.0), (10.0, 100.0), (0.25, 0.2), (0.02, 0.01)])
 def test_gradient_that_the_loop_has_clipped_already_is_told_once(max_norm, scale, level):
     param, optimizer = make(clipping_level=level)
 
@@ -68,6 +68,15 @@ def test_ordinary_gradients_are_not_told():
     ):
         param, optimizer = make(clipping_level=1.0)
         assert train(optimizer, param, gradient) == []
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-3, 1e-6])
+def test_one_gradient_again_and_again_but_for_rounding_is_not_told(scale):
+    param, optimizer = make(clipping_level=1e9)
+    assert train(optimizer, param, lambda step: noise(0, scale) * (1 + 5e-7 * noise(step)), steps=200) == []
+    norms = optimizer.grad_norms()
+    assert norms.max() < (1 + Watch.SAME) * norms.min()
+    assert (norms.diff()[1:] * norms.diff()[:-1] < 0).sum() > 50
 
 
 def test_warning_points_at_the_line_that_steps():

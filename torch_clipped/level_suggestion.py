@@ -54,14 +54,14 @@ def suggest_level(norms: Sequence[Any] | Tensor | Any, clip_rate: float = 0.1) -
         raise ValueError(f"clip_rate must be in [0, 1), got {clip_rate!r}")
     ascending = _positive_numbers(norms).sort().values
     count = len(ascending)
-    clipped = math.floor(round(share * count, 6))  # 0.29 * 100 is a little less than 29
+    clipped = min(math.floor(round(share * count, 6)), count - 1)  # 0.29 * 100 is a little less than 29
     return float(ascending[count - 1 - clipped])
 
 
 def _positive_numbers(norms: Any) -> Tensor:
     try:
         values = torch.as_tensor(norms, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"norms must be a list, array or tensor of numbers, got {norms!r} ({error})") from None
     if values.dim() != 1 or len(values) == 0:
         raise ValueError(f"norms must have shape (steps,) with at least one step, got shape {tuple(values.shape)}")

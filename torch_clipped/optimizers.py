@@ -95,7 +95,8 @@ def clip_optimizer(
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if "defaults" not in vars(optimizer):  # a wrapper may hand on those of the optimizer inside, as Accelerate's does
+    # a wrapper may hand on what the optimizer inside has, as Accelerate's does
+    if not {"defaults", "_optimizer_step_pre_hooks"} <= vars(optimizer).keys():
         raise TypeError(
             f"optimizer must be one that torch.optim.Optimizer.__init__ has made, got {type(optimizer).__name__}; clip an "
             "optimizer before a library wraps it"

@@ -55,11 +55,12 @@ class Watch:
                 f"{self._crushed} of the last {self.STEPS} steps were clipped to less than a thousandth of their length: is "
                 "clipping_level in the unit of the gradient? clipping_stats() shows both",
             )
-        # Norms that are equal but for rounding were made so by somebody. Without rounding they belong to a constant gradient,
-        # and norms that drift one way to a slow training.
+        # Norms that are equal but for rounding, at a number as people write it (of two digits), were made so by somebody. Without
+        # rounding, or at another number, they belong to one gradient again and again, and if they drift to a slow training.
         tolerance = self.SAME * max(self._longest, min(1.0, 100 * self._longest))
         close = 0 < self._longest - self._shortest < tolerance
-        if close and self._turns > 0.25 * self.STEPS:
+        written = abs(self._longest - float(f"{self._longest:.2g}")) < tolerance
+        if close and written and self._turns > 0.25 * self.STEPS:
             self._warn(
                 "twice",
                 f"the last {self.STEPS} gradients all arrived with norm {self._longest:.4g}: does the training loop clip them "

@@ -27,8 +27,8 @@ def test_no_library_is_imported_before_it_is_needed():
 def test_name_whose_library_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch_clipped.integrations.trainer", raising=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"ClippingCallback needs transformers.*pip install .*transformers"):
-        torch_clipped.integrations.ClippingCallback  # noqa: B018 (looking it up is what is tested)
+    with pytest.raises(ImportError, match=r"HuggingFaceClippingCallback needs transformers.*pip install .*transformers"):
+        torch_clipped.integrations.HuggingFaceClippingCallback  # noqa: B018 (looking it up is what is tested)
 
 
 def test_names_are_listed_and_others_are_no_attributes():

@@ -75,7 +75,7 @@ def test_optimizer_that_does_not_clip_is_refused():
 @pytest.mark.parametrize("attached", [True, False])
 def test_trainer_reports_statistics_to_tensorboard_if_the_callback_stands_in_front(tiny_gpt, sentences, monkeypatch, attached):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
-    from torch_clipped.integrations import ClippingCallback
+    from torch_clipped.integrations import HuggingFaceClippingCallback
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "runs")
     arguments = transformers.TrainingArguments(
@@ -85,9 +85,9 @@ def test_trainer_reports_statistics_to_tensorboard_if_the_callback_stands_in_fro
     optimizer = ClippedAdamW(model.parameters(), clipping_level=0.5)
     trainer = transformers.Trainer(model, arguments, train_dataset=sentences, optimizers=(optimizer, None))
     if attached:
-        ClippingCallback.attach(trainer)
+        HuggingFaceClippingCallback.attach(trainer)
     else:
-        trainer.add_callback(ClippingCallback)
+        trainer.add_callback(HuggingFaceClippingCallback)
     trainer.train()
     found = read("runs")
     assert list(found["train/loss"]) == [2, 4, 6]

@@ -11,7 +11,7 @@ from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, clip_optimi
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 pytest.importorskip("accelerate", reason="needs accelerate, which the Trainer is built on")
 
-from torch_clipped.integrations import ClippingCallback  # noqa: E402
+from torch_clipped.integrations import HuggingFaceClippingCallback  # noqa: E402
 
 
 class InOrder(torch.utils.data.IterableDataset):
@@ -59,7 +59,7 @@ def arguments(**options):
 def trained(model, optimizer, rows, callback=True, **options):
     trainer = transformers.Trainer(model, arguments(**options), train_dataset=InOrder(rows), optimizers=(optimizer, None))
     if callback:
-        ClippingCallback.attach(trainer)
+        HuggingFaceClippingCallback.attach(trainer)
     trainer.train()
     return trainer
 
@@ -148,7 +148,7 @@ def test_resumed_training_is_bit_for_bit_the_unbroken_one(tiny_gpt, sentences, c
         settings.output_dir = folder
         optimizer = ClippedAdamW(model.parameters(), lr=0.01, **clip_types[clipping_type])
         trainer = transformers.Trainer(model, settings, train_dataset=sentences, optimizers=(optimizer, None))
-        ClippingCallback.attach(trainer)
+        HuggingFaceClippingCallback.attach(trainer)
         if steps < 8:
             trainer.add_callback(StopAt(steps))
         trainer.train(**options)
@@ -183,7 +183,7 @@ def test_evaluation_in_between_changes_nothing_and_is_not_given_statistics(tiny_
             eval_dataset=sentences[:8],
             optimizers=(optimizer, None),
         )
-        ClippingCallback.attach(trainer)
+        HuggingFaceClippingCallback.attach(trainer)
         trainer.train()
         return model, trainer
 
@@ -224,7 +224,9 @@ def test_only_the_main_process_adds_statistics_and_only_to_its_prefix():
     for main in (True, False):
         state = transformers.TrainerState(is_world_process_zero=main, log_history=[{"loss": 1.0}])
         logs = {"loss": 1.0}
-        ClippingCallback("gradients.").on_log(arguments(), state, transformers.TrainerControl(), logs=logs, optimizer=optimizer)
+        HuggingFaceClippingCallback("gradients.").on_log(
+            arguments(), state, transformers.TrainerControl(), logs=logs, optimizer=optimizer
+        )
         assert ("gradients.steps" in logs) is main
         assert state.log_history[-1] == logs
 
@@ -298,7 +300,7 @@ def test_callback_given_to_the_trainer_adds_to_the_history(tiny_gpt, sentences):
         arguments(),
         train_dataset=sentences,
         optimizers=(ClippedAdamW(model.parameters()), None),
-        callbacks=[ClippingCallback()],
+        callbacks=[HuggingFaceClippingCallback()],
     )
     trainer.train()
     assert logs_of(trainer, "clipping/steps") == [1, 2, 3, 4, 5, 6]

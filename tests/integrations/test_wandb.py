@@ -54,7 +54,7 @@ def test_clipping_stats_are_plain_numbers_that_a_run_logs():
 
 def test_trainer_reports_statistics_to_wandb(tiny_gpt, sentences):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
-    from torch_clipped.integrations import ClippingCallback
+    from torch_clipped.integrations import HuggingFaceClippingCallback
 
     arguments = transformers.TrainingArguments(
         "out", max_steps=6, logging_steps=2, max_grad_norm=0, report_to=["wandb"], use_cpu=True, disable_tqdm=True
@@ -62,7 +62,7 @@ def test_trainer_reports_statistics_to_wandb(tiny_gpt, sentences):
     model = tiny_gpt()
     optimizer = ClippedAdamW(model.parameters(), clipping_level=0.5)
     trainer = transformers.Trainer(model, arguments, train_dataset=sentences, optimizers=(optimizer, None))
-    ClippingCallback.attach(trainer)
+    HuggingFaceClippingCallback.attach(trainer)
     trainer.train()
     wandb.finish()
     in_history = [logs for logs in trainer.state.log_history if "loss" in logs]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .lightning import LightningClippingCallback
     from .tensorboard import log_clipping_stats
-    from .trainer import ClippingCallback
+    from .trainer import HuggingFaceClippingCallback
 
-__all__ = ["ClippingCallback", "LightningClippingCallback", "log_clipping_stats"]
+__all__ = ["HuggingFaceClippingCallback", "LightningClippingCallback", "log_clipping_stats"]
 
 # the name, its module here, and what pip has to install for it
 _PLACES = {
-    "ClippingCallback": ("trainer", '"transformers[torch]"'),
+    "HuggingFaceClippingCallback": ("trainer", '"transformers[torch]"'),
     "LightningClippingCallback": ("lightning", "lightning"),
     "log_clipping_stats": ("tensorboard", "tensorboard"),
 }

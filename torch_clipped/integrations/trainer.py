@@ -13,11 +13,11 @@ from .values import clipped_optimizer, clipping_values
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["ClippingCallback"]
+__all__ = ["HuggingFaceClippingCallback"]
 
 
-class ClippingCallback(TrainerCallback):
-    """Adds clipping statistics to what a Trainer logs of its training: ``ClippingCallback.attach(trainer)``.
+class HuggingFaceClippingCallback(TrainerCallback):
+    """Adds clipping statistics to what a Trainer logs of its training: ``HuggingFaceClippingCallback.attach(trainer)``.
 
     They stand under ``clipping/grad_norm`` and so on, beside the loss, wherever the Trainer reports to: in ``state.log_history``,
     and as ``train/clipping/grad_norm`` in TensorBoard and W&B. Where groups are clipped apart, each clip set has its own, like
@@ -41,7 +41,7 @@ class ClippingCallback(TrainerCallback):
         >>> import torch
         >>> from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
         >>> from torch_clipped import ClippedAdamW
-        >>> from torch_clipped.integrations import ClippingCallback
+        >>> from torch_clipped.integrations import HuggingFaceClippingCallback
         >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1))
         >>> data = [{"input_ids": row, "labels": row} for row in torch.randint(16, (8, 8))]
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ class ClippingCallback(TrainerCallback):
         ...         folder, max_steps=4, logging_steps=2, max_grad_norm=0, report_to=[], use_cpu=True, disable_tqdm=True
         ...     )
         ...     trainer = Trainer(model, arguments, train_dataset=data, optimizers=(ClippedAdamW(model.parameters()), None))
-        ...     callback = ClippingCallback.attach(trainer)
+        ...     callback = HuggingFaceClippingCallback.attach(trainer)
         ...     result = trainer.train()  # doctest: +ELLIPSIS
         {'loss': ..., 'clipping/grad_norm': ...}
         >>> [logs["clipping/steps"] for logs in trainer.state.log_history if "loss" in logs]
@@ -60,7 +60,7 @@ class ClippingCallback(TrainerCallback):
         self.prefix = prefix
 
     @classmethod
-    def attach(cls, trainer: Trainer, prefix: str = "clipping/") -> ClippingCallback:
+    def attach(cls, trainer: Trainer, prefix: str = "clipping/") -> HuggingFaceClippingCallback:
         """Make a callback and put it in front of all others of a Trainer, so that they see what it adds.
 
         Args:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
+from traceback import clear_frames
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -72,6 +73,9 @@ def joined() -> Iterator[Processes]:
     try:
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         yield Processes(dist.get_world_size(), dist.get_rank(), device, patient)
+    except BaseException as error:
+        clear_frames(error.__traceback__)  # frees the model before its group: torch may hang where it is the last to hold it
+        raise
     finally:
         dist.destroy_process_group()
 

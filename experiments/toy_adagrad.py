@@ -68,7 +68,7 @@ def descend(config: Config, clipped: bool) -> NDArray[np.float64]:
     for value, noise in zip(f, torch.from_numpy(infinite_variance(generator, f.shape)), strict=True):
         x.grad = x + noise
         optimizer.step()
-        value[:] = x.square() / 2
+        value[:] = (x.square() / 2).numpy()
     return f
 
 

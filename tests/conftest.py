@@ -7,6 +7,7 @@ import torch
 from problems import Problem
 
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other take five times as long on a busy machine
+torch.sparse.check_sparse_tensor_invariants.disable()  # the default: torch 2.12 and older warn where it was not said
 
 
 @pytest.fixture

@@ -481,6 +481,7 @@ def test_pre_hook_may_replace_the_arguments_of_step(problem):
 )
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")  # torch advises 3.13.1
 def test_compiled_step_is_the_eager_one(problem, name, clipping_type, backend):
     clipped_class, _, options = CLASSES[name]
     torch.compiler.reset()

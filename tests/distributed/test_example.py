@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,6 +210,24 @@ def test_a_kill_while_a_checkpoint_is_written_loses_that_one_only(book, tmp_path
     assert (tmp_path / "step-00000006.unfinished").is_dir()
     assert main([*options, "--resume"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000006"]
+
+
+def test_an_error_lets_go_of_the_model_before_the_group_of_processes_ends(book, monkeypatch):
+    trainings, gone, destroy = [], [], distributed_processes.dist.destroy_process_group
+
+    def broken_step(self, *arguments):
+        trainings.append(weakref.ref(self))
+        raise RuntimeError("broken")
+
+    def destroy_group():
+        gone.append(trainings[0]() is None)
+        destroy()
+
+    monkeypatch.setattr(Training, "step", broken_step)
+    monkeypatch.setattr(distributed_processes.dist, "destroy_process_group", destroy_group)
+    with pytest.raises(RuntimeError, match="broken"):
+        main(["--data", str(book), *SHORT, "--no-reference"])
+    assert gone == [True]
 
 
 def test_ctrl_c_ends_the_training_after_a_step_with_a_checkpoint(book, tmp_path, monkeypatch, capsys):

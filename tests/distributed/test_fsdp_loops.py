@@ -48,7 +48,8 @@ def steps_through(model, name, policy, distributed):
             continue
         before = weights_of(model), optimizer.grad_norms()
         try:
-            with warnings.catch_warnings(record=True, action="always") as caught:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
                 optimizer.step()
             seen += [warning.category is ClippingWarning for warning in caught]
         except RuntimeError as error:

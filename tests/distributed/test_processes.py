@@ -90,7 +90,7 @@ def test_a_failing_rank_is_reported_with_its_traceback_and_the_rank_that_waits_f
 def test_the_run_after_a_failure_has_new_processes_and_one_over_its_time_limit_is_ended(fragile):
     assert fragile.run(summed, torch.ones(1), 1.0)[1] == (1, torch.tensor([3.0]))
     with pytest.raises(AssertionError, match=r"(?s)rank 0 was still running.*in waiting_for_the_other.*rank 1 returned"):
-        fragile.run(waiting_for_the_other, seconds=0.5)
+        fragile.run(waiting_for_the_other, seconds=2)
 
 
 def test_warnings_are_errors_and_a_process_that_dies_is_reported(fragile):

@@ -153,7 +153,8 @@ def with_a_bad_step(layout, policies):
             messages = []
             for step in range(FIRST, FIRST + 5):
                 poison = math.inf if step == FIRST + 2 else None
-                with warnings.catch_warnings(record=True, action="always"):
+                with warnings.catch_warnings(record=True):
+                    warnings.simplefilter("always")
                     for m, o, r in ((model, optimizer, rank), (single, other, None)):
                         try:
                             step_of(m, o, step, r, ranks, poison)

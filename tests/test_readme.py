@@ -61,6 +61,22 @@ def test_table_of_the_tasks_is_that_of_their_figures():
     assert compare_table.readme_table(summaries) in README
 
 
+def test_training_losses_of_the_tasks_are_counted_as_in_their_figures():
+    folder = Path(__file__).parent.parent / "figures"
+    below, above = [], []
+    for task in ("image", "segmentation", "text", "graph"):
+        methods = json.loads((folder / f"compare_{task}.json").read_text())["methods"]
+        losses = {one["method"]: one["training_loss"]["by_seed"] for one in methods if "SGD" in one["method"]}
+        sgd = losses.pop("SGD")
+        assert len(losses) == 14
+        pairs = [list(zip(mine, sgd, strict=True)) for mine in losses.values()]
+        below.append(sum(all(a < b for a, b in of_type) for of_type in pairs))
+        above.append(sum(all(a > b for a, b in of_type) for of_type in pairs))
+    words = " ".join(README.split())
+    assert "below SGD with every seed for {}, {}, {} and {} of the 14 types".format(*below) in words
+    assert "above SGD with every seed for {}, {}, {} and {}.".format(*above) in words
+
+
 @pytest.mark.parametrize("ending", ["-m pytest -n 2 --dist loadfile", "-m experiments heavy-tails"])
 def test_each_command_stands_there_once(ending):
     assert sum(line.startswith("python3 -m venv") and line.endswith(ending) for line in README.splitlines()) == 1

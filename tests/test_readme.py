@@ -55,18 +55,20 @@ def test_table_of_the_benchmark_is_that_of_its_figures_with_the_machine_named():
     assert f"{machine['cpu']}, {machine['threads']} threads" in README
 
 
-def test_table_of_the_tasks_is_that_of_their_figures():
+def compared():
+    """What the experiment compare has written of its four tasks."""
     folder = Path(__file__).parent.parent / "figures"
-    summaries = [json.loads((folder / f"compare_{task}.json").read_text()) for task in ("image", "segmentation", "text", "graph")]
-    assert compare_table.readme_table(summaries) in README
+    return [json.loads((folder / f"compare_{task}.json").read_text()) for task in ("image", "segmentation", "text", "graph")]
+
+
+def test_table_of_the_tasks_is_that_of_their_figures():
+    assert compare_table.readme_table(compared()) in README
 
 
 def test_training_losses_of_the_tasks_are_counted_as_in_their_figures():
-    folder = Path(__file__).parent.parent / "figures"
     below, above = [], []
-    for task in ("image", "segmentation", "text", "graph"):
-        methods = json.loads((folder / f"compare_{task}.json").read_text())["methods"]
-        losses = {one["method"]: one["training_loss"]["by_seed"] for one in methods if "SGD" in one["method"]}
+    for summary in compared():
+        losses = {one["method"]: one["training_loss"]["by_seed"] for one in summary["methods"] if "SGD" in one["method"]}
         sgd = losses.pop("SGD")
         assert len(losses) == 14
         pairs = [list(zip(mine, sgd, strict=True)) for mine in losses.values()]

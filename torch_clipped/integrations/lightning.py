@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from torch_clipped.suspicions import warn
-
-from .values import clipped_optimizer, clipping_values
+from .values import clipping_values, warn_of_double_clipping
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -38,12 +36,7 @@ class LightningClippingCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse an optimizer that does not clip, and warn where the Trainer clips too."""
-        groups = [group for optimizer in trainer.optimizers for group in clipped_optimizer(optimizer).param_groups]
-        if trainer.gradient_clip_val and any(group["clipping_type"] != "none" for group in groups):
-            warn(
-                f"gradient_clip_val must be None where the optimizer clips, got {trainer.gradient_clip_val}: the Trainer clips "
-                "first, and the optimizer measures what is left"
-            )
+        warn_of_double_clipping(trainer.optimizers, "gradient_clip_val", trainer.gradient_clip_val, "None")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the statistics if the Trainer logs this step."""

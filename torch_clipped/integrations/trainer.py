@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from torch_clipped.suspicions import warn
-
-from .values import clipped_optimizer, clipping_values
+from .values import clipping_values, warn_of_double_clipping
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -78,12 +76,7 @@ class HuggingFaceClippingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """Refuse an optimizer that does not clip, and warn where the Trainer clips too."""
-        groups = clipped_optimizer(optimizer).param_groups
-        if args.max_grad_norm and any(group["clipping_type"] != "none" for group in groups):
-            warn(
-                f"max_grad_norm must be 0 where the optimizer clips, got {args.max_grad_norm}: the Trainer clips first, and the "
-                "optimizer measures what is left. TrainingArguments(max_grad_norm=0)"
-            )
+        warn_of_double_clipping([optimizer], "max_grad_norm", args.max_grad_norm, "0")
 
     def on_log(
         self,

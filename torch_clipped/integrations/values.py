@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch_clipped.mixin import Clipped
+from torch_clipped.suspicions import warn
 
-__all__ = ["clipped_optimizer", "clipping_values"]
+__all__ = ["clipped_optimizer", "clipping_values", "warn_of_double_clipping"]
 
 
 def clipped_optimizer(optimizer: Any) -> Clipped:
@@ -73,3 +75,23 @@ def clipping_values(optimizer: Any, prefix: str = "clipping/") -> dict[str, floa
     for i, statistics in enumerate(sets if len(sets) > 1 else ()):
         values |= {f"{prefix}set_{i}/{name}": value for name, value in statistics.items()}
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def warn_of_double_clipping(optimizers: Sequence[Any], argument: str, value: float | None, right: str) -> None:
+    """ClippingWarning where a Trainer has an argument with which it clips and one of the optimizers clips too.
+
+    Args:
+        optimizers: each as in :func:`clipped_optimizer`.
+        argument (str): of the Trainer.
+        value: what it is; None and 0 do not clip.
+        right (str): what it should be.
+
+    Raises:
+        TypeError: an optimizer does not clip.
+    """
+    groups = [group for optimizer in optimizers for group in clipped_optimizer(optimizer).param_groups]
+    if value and any(group["clipping_type"] != "none" for group in groups):
+        warn(
+            f"{argument} must be {right} where the optimizer clips, got {value}: the Trainer clips first, and the optimizer "
+            "measures what is left"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from operator import is_
 from types import SimpleNamespace
@@ -13,26 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
+from .arguments import ARGUMENT_NAMES, MEMORY, Arguments, clipping_arguments
 from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .decisions import uniform
 from .distributed_checks import refuse_pieces
 from .history import namespace
 from .measures import combine
-from .memory import Group, common_device, forget, measured_counts, prepare_memory, remembered, threshold_memory
+from .memory import Arrays, Group, common_device, install, is_real, measured_counts, prepared_memory
 from .records import Record, Totals, median
 from .sharding import Shards, lay_out_gradients, local, process_groups
-from .suspicions import Watch
+from .suspicions import Watch, warn_of_kept_level
 from .thresholds import Blocks, Constant
 
 __all__ = ["ClipSet", "CurrentSets"]
 
 
 class Cell(NamedTuple):
-    """The blocks of a clip set whose memory stands in one parameter group."""
+    """The blocks of a clip set whose state stands in one parameter group."""
 
     blocks: slice
     memory: SimpleNamespace
+    group: Group
+    source: tuple[Any, ...]  # of the norms: see _source
 
 
 class ClipSet(Record):
@@ -46,24 +48,34 @@ class ClipSet(Record):
         indices: Sequence[int],
         device: torch.device,
         ranks: Sequence[Any] | None,
+        arrays: Arrays,
         before: Sequence[ClipSet],
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
         self.measure = MEASURES[rule.measure]
         self.is_one_block = self.measure.blocks_in is None
         self.crush = math.nan  # the last coefficient, where the level is a length
-        for group in groups[1:] if self.is_one_block else ():
-            forget(group, rule)  # the set's memory is in its first group; another one would be of another gradient
-        super().__init__(remembered(groups[0], "set_steps"), remembered(groups[0], "set_last"))
+        super().__init__(arrays.of(groups[0], "set_steps"), arrays.of(groups[0], "set_last"))
         memories = [cell.memory for clip_set in before for cell in clip_set.cells]
         self.cells: list[Cell] = []
         self.norm_counts: list[int] = []  # how many norms are measured in each parameter
-        for part in [groups] if self.is_one_block else [[group] for group in groups]:
+        for part in _parts(rule, groups):
             start = sum(self.norm_counts)
-            self.norm_counts += measured_counts(rule, [p for group in part for p in group["params"]])
-            self.cells.append(Cell(slice(start, sum(self.norm_counts)), threshold_memory(part[0], rule, memories)))
+            self.norm_counts += measured_counts(rule, _params(part))
+            memory = _threshold_memory(part[0], rule, arrays, memories)
+            self.cells.append(Cell(slice(start, sum(self.norm_counts)), memory, part[0], _source(arguments, rule, part)))
         self.shards = None if ranks is None else self._find_shards(ranks, before)
         self._own_counts = self.shards.counts if self.shards else self.norm_counts
+        self._without_numbers = [p for p in self.weights() if not is_real(p)]
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether there are gradients without numbers, on the meta device or in FakeTensorMode: they cannot be clipped."""
+        return any(p.grad is not None for p in self._without_numbers)
+
+    def has_grown(self) -> bool:
+        """Return whether parameters have other numbers of blocks than before, since their shapes have changed."""
+        return self.rule.measure == "unit" and measured_counts(self.rule, self.weights()) != self.norm_counts
 
     def _find_shards(self, ranks: Sequence[Any], before: Sequence[ClipSet]) -> Shards:
         made_of = self.weights(), self.norm_counts, ranks, self.device
@@ -72,18 +84,25 @@ class ClipSet(Record):
 
     def weights(self) -> list[Tensor]:
         """The parameters, as they stand in the groups now."""
-        return [p for group in self.groups for p in group["params"]]
+        return _params(self.groups)
 
     def gradients(self) -> list[Tensor | None]:
-        """The gradients in the order of the parameters, of sharded ones the rank's own part; a sparse one is coalesced."""
+        """Return the gradients in the order of the parameters, of sharded ones the rank's own part, ready to be changed in place.
+
+        Sparse ones are coalesced. One whose entries share memory, as those of ``torch.autograd.grad`` may, becomes dense.
+        """
+        weights = self.weights()
         if self.shards:
-            lay_out_gradients(self.weights())
-        grads = [p.grad for group in self.groups for p in group["params"]]
-        if any(g is not None and g.is_sparse and not g.is_coalesced() for g in grads):
-            for p in (p for group in self.groups for p in group["params"]):
-                if p.grad is not None and p.grad.is_sparse:
-                    p.grad = p.grad.coalesce()
-            grads = [p.grad for group in self.groups for p in group["params"]]
+            lay_out_gradients(weights)
+        grads = [p.grad for p in weights]
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                if not grad.is_coalesced():
+                    grads[i] = weights[i].grad = grad.coalesce()
+            elif not grad.is_contiguous() and _overlaps(grad):
+                grads[i] = weights[i].grad = grad.contiguous()
         return [None if grad is None else local(grad) for grad in grads] if self.shards else grads
 
     def norms(self, tensors: Sequence[Tensor | None]) -> Any:
@@ -129,7 +148,7 @@ class ClipSet(Record):
         return self.rule(blocks, arguments.clipping_level, arguments.clipping_beta, cell.memory, draw)
 
     def _weight_lengths(self) -> Any:
-        return self.lengths([local(p) for p in self.weights()])
+        return self.lengths([local(p) if is_real(p) else None for p in self.weights()])
 
     def remember(self, lengths: Any, valid: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
         """Count a step and keep its values, which are returned."""
@@ -144,52 +163,143 @@ class ClipSet(Record):
 
 
 class CurrentSets:
-    """The clip sets of parameter groups as these are now, made anew only where something was edited."""
+    """The clip sets of parameter groups as these are now, made anew only where something was edited or moved."""
 
     def __init__(self) -> None:
-        self._made: tuple[list[ClipSet], Totals] | None = None
+        self._sets: list[ClipSet] = []
+        self._totals: Totals | None = None
+        self._arrays = Arrays()
         self._watch = Watch()
-        self._shape: list[tuple[int, torch.device | None]] = []
+        self._devices: list[list[torch.device]] = []
         self._written: list[Any] = []
+        self._arguments: list[Arguments] = []  # of the groups at the beginning of what was written
 
     def of(self, groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
-        """The clip sets of these groups; ValueError if a group holds nonsense."""
-        shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
-        if self._made is None or shape != self._shape or not all(map(is_, _written(groups), self._written)):
-            before = self._made[0] if self._made else []
-            self._made = _make_clip_sets(groups, before, self._watch)
-            self._shape, self._written = shape, _written(groups)
-        return self._made
+        """Return the clip sets of these groups; ValueError if a group holds nonsense."""
+        devices = [[p.device for p in group["params"]] for group in groups]
+        if self._totals is None or devices != self._devices or not self._is_current(groups):
+            self._make(groups)
+            self._devices, self._written = devices, _written(groups)
+        assert self._totals is not None
+        return self._sets, self._totals
+
+    def put_back(self) -> None:
+        """Make the groups hold the state as it is, also where torch has moved their tensors."""
+        self._arrays.put_back()
+
+    def _is_current(self, groups: Sequence[Group]) -> bool:
+        return (
+            all(map(is_, _written(groups), self._written))
+            and self._arrays.are_current()
+            and not any(clip_set.has_grown() for clip_set in self._sets)
+        )
+
+    def _make(self, groups: Sequence[Group]) -> None:
+        self.put_back()
+        device = common_device(groups)
+        found = [clipping_arguments(group, group, i) for i, group in enumerate(groups)]
+        refuse_pieces([group | arguments.as_dict() for group, arguments in zip(groups, found, strict=True)])
+        members: dict[Arguments, list[int]] = {}
+        for i, arguments in enumerate(found):
+            members.setdefault(arguments, []).append(i)
+        rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
+        if self._totals is not None:
+            home = groups[0] if groups else self._totals.group
+            _move_state(self._totals.group, home, ("steps", "last", "norms", "norms_count"))
+            for rule, arguments, indices in rules:
+                if rule is not None:
+                    self._move_or_forget(rule, arguments, [groups[i] for i in indices])
+        memories = [prepared_memory(group, arguments, device) for group, arguments in zip(groups, found, strict=True)]
+        for group, arguments, memory in zip(groups, found, memories, strict=True):
+            group.update(arguments.as_dict())
+            install(group, memory)
+        ranks = process_groups(_params(groups))  # for all sets alike, to agree on a skip
+        arrays = Arrays(self._arrays)
+        sets = [
+            ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, ranks, arrays, self._sets)
+            for rule, arguments, indices in rules
+            if rule is not None
+        ]
+        complete = (
+            len(sets) == len(members)
+            and all(clip_set.measure.gives_norm for clip_set in sets)
+            and len({clip_set.arguments.norm_type for clip_set in sets}) == 1
+        )
+        if groups or self._totals is None:
+            self._totals = Totals(groups[0] if groups else _home(), arrays, complete, self._watch)
+            self._arrays = arrays
+        self._sets = sets
+        written, self._arguments = list(zip(self._written, self._arguments, strict=False)), found
+        for i, (group, arguments) in enumerate(zip(groups, found, strict=True)):
+            former = next((former for known, former in written if known is group), arguments)
+            warn_of_kept_level(i, former, arguments)
+
+    def _move_or_forget(self, rule: Clipping, arguments: Arguments, groups: Sequence[Group]) -> None:
+        """Find the state of a clip set where it was, or start it anew where its norms would be those of another gradient."""
+        cells = [cell for clip_set in self._sets for cell in clip_set.cells]
+        names = rule.threshold.memory(1, 2)
+        for part in _parts(rule, groups) if names else ():
+            source = _source(arguments, rule, part)
+            former = next((cell for cell in cells if cell.source == source), None)
+            for group in part[1:] if former else part:
+                for name in names:
+                    if former is None or group is not former.group:
+                        group.pop(MEMORY + name, None)
+            if former:
+                _move_state(former.group, part[0], names)
+
+
+def _params(groups: Iterable[Group]) -> list[Tensor]:
+    return [p for group in groups for p in group["params"]]
+
+
+def _parts(rule: Clipping, groups: Sequence[Group]) -> list[Sequence[Group]]:
+    """Return the groups of a clip set that keep one state between them, in the first: all, or each its own."""
+    return [groups] if MEASURES[rule.measure].blocks_in is None else [[group] for group in groups]
+
+
+def _source(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> tuple[Any, ...]:
+    """Return what norms are taken of, and how: only norms that agree in it make one history."""
+    params = map(id, _params(part))
+    return rule.measure, arguments.norm_type, frozenset(params) if MEASURES[rule.measure].blocks_in is None else tuple(params)
+
+
+def _move_state(former: Group, group: Group, names: Iterable[str]) -> None:
+    if former is not group:
+        for name in names:
+            if MEMORY + name in former:
+                group[MEMORY + name] = former.pop(MEMORY + name)
+
+
+def _home() -> Group:
+    """Return a place for the totals of an optimizer without parameter groups."""
+    return dict(prepared_memory({"params": []}, Arguments("none"), torch.device("cpu")))
+
+
+def _threshold_memory(group: Group, rule: Clipping, arrays: Arrays, memories: Sequence[SimpleNamespace]) -> SimpleNamespace:
+    """Return the state of a threshold in this group: if its arrays are the same, the same object, with what was derived.
+
+    Where the clip set is one block, its dimension is left out.
+    """
+    own = {name: arrays.of(group, name) for name in rule.threshold.memory(1, 2)}
+    one_block = MEASURES[rule.measure].blocks_in is None
+    for memory in memories:
+        same = memory.one_block == one_block and memory.arrays.keys() == own.keys()
+        if same and all(memory.arrays[name] is own[name] for name in own):
+            return memory
+    return SimpleNamespace(
+        arrays=own, one_block=one_block, **{name: array[..., 0] if one_block else array for name, array in own.items()}
+    )
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Return whether entries surely share memory, so that torch refuses to change them in place."""
+    return bool(torch._debug_has_internal_overlap(tensor) == 1)
 
 
 def _written(groups: Sequence[Group]) -> list[Any]:
-    """The objects that decide about clip sets: the groups, the clipping arguments and the parameters in them."""
+    """Return the objects that decide about clip sets: the groups, the clipping arguments and the parameters in them."""
     written = [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
     for group in groups:
         written += group["params"]
     return written
-
-
-def _make_clip_sets(groups: Sequence[Group], before: Sequence[ClipSet], watch: Watch) -> tuple[list[ClipSet], Totals]:
-    device = common_device(groups)
-    members: dict[Arguments, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(clipping_arguments(group, group, i), []).append(i)
-    for arguments, indices in members.items():
-        for i in indices:
-            groups[i].update(arguments.as_dict())
-            prepare_memory(groups[i], arguments, device)
-    refuse_pieces(groups)
-    rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
-    ranks = process_groups([p for group in groups for p in group["params"]])  # for all sets alike, to agree on a skip
-    sets = [
-        ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, ranks, before)
-        for rule, arguments, indices in rules
-        if rule is not None
-    ]
-    complete = (
-        len(sets) == len(members)
-        and all(clip_set.measure.gives_norm for clip_set in sets)
-        and len({clip_set.arguments.norm_type for clip_set in sets}) == 1
-    )
-    return sets, Totals(groups[0], complete, watch)

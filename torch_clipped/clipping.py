@@ -31,13 +31,14 @@ class Measure(NamedTuple):
     blocks_in: Callable[[Tensor], int] | None  # how many blocks a parameter has; None: all parameters are one block
     gives_norm: bool  # whether the norm of the whole gradient follows from the lengths
     shrink_: Callable[[Sequence[Tensor | None], Sequence[int], Any, Any], None]
+    by_entry: bool = False  # whether entries are shortened one by one, so that an infinite one can be
 
 
 MEASURES: dict[str, Measure] = {
     "global": Measure(measures.tensor_norms, None, True, scaling.scale_all_),
     "layer": Measure(measures.tensor_norms, lambda parameter: 1, True, scaling.scale_each_),
     "unit": Measure(measures.unit_norms, measures.unit_count, True, scaling.scale_units_),
-    "coordinate": Measure(measures.largest_entries, lambda parameter: 1, False, scaling.clamp_entries_),
+    "coordinate": Measure(measures.largest_entries, lambda parameter: 1, False, scaling.clamp_entries_, by_entry=True),
 }
 
 
@@ -76,7 +77,7 @@ class Clipping:
         """The threshold and the coefficient of each block; a block that is not valid is left alone."""
         thresholds = self.threshold(blocks, level, memory)
         alpha = thresholds / where(blocks.valid, blocks.lengths, 1.0)
-        coefficients = where(blocks.valid & self.decision(alpha, beta, draw), alpha, 1.0)
+        coefficients = where(blocks.valid & (alpha < 1) & self.decision(alpha, beta, draw), alpha, 1.0)
         self.threshold.remember(blocks, blocks.lengths * coefficients, memory)
         return thresholds, coefficients
 

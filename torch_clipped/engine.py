@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from .clip_sets import ClipSet
-from .history import every, namespace, on_host, some
+from .history import as_tensor, every, namespace, on_host, some, where
 from .measures import stored
 from .records import Totals
-from .suspicions import warn
 
 __all__ = ["Verdict", "clip_"]
 
@@ -35,7 +34,8 @@ class Measured(NamedTuple):
 
     grads: Sequence[Tensor | None]
     lengths: Any
-    finite: Any
+    finite: Any  # of each block
+    all_finite: Any
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
     that it leaves this step out by itself. With ``fold`` the coefficient of the only set is returned for the optimizer's
     own kernel to apply, so that no pass over the gradients is spent on it.
     """
-    if found_inf is True:
+    if found_inf is True or any(clip_set.is_dry_run for clip_set in sets):
         return Verdict(found_inf)
     with np.errstate(all="ignore"):
         measured = [_measure(clip_set, grad_scale) for clip_set in sets]
@@ -58,9 +58,11 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
         any_recorded: Any = False
         any_clipped: Any = False
         records: list[tuple[list[Any], Any]] = []
-        for clip_set, (grads, lengths, finite) in zip(sets, measured, strict=True):
+        for clip_set, (grads, lengths, finite, all_finite) in zip(sets, measured, strict=True):
             valid = (lengths > 0) & finite & kept
             thresholds, coefficients = clip_set.apply_rule(lengths, valid, totals.step)
+            if clip_set.measure.by_entry and all_finite is not np.True_:  # inf is clamped, and what is too long beside NaN
+                coefficients = where(finite | skip, coefficients, thresholds / lengths)
             if fold and _can_fold(clip_set, grads, coefficients):
                 coefficient = coefficients
             else:
@@ -84,15 +86,17 @@ def _measure(clip_set: ClipSet, grad_scale: Any) -> Measured:
     if clip_set.arguments.nonfinite == "zero" and not on_host(clip_set.device):
         _zero_nonfinite_(grads)  # the host cannot look whether it is needed
     lengths = clip_set.lengths(grads) / grad_scale
-    return Measured(grads, lengths, every(namespace(lengths).isfinite(lengths)))
+    finite = namespace(lengths).isfinite(lengths)
+    return Measured(grads, lengths, finite, every(finite))
 
 
 def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: Totals, grad_scale: Any, found_inf: Any) -> Any:
     """Do what the sets' policies say about gradients that are not finite; returns whether to skip the step."""
-    if all(m.finite is np.True_ for m in measured):
+    if all(m.all_finite is np.True_ for m in measured):
+        totals.watch.see_skipped(False)
         return False
     for clip_set, m in zip(sets, measured, strict=True):
-        if clip_set.arguments.nonfinite == "error" and not m.finite:  # has to look, also on an accelerator
+        if clip_set.arguments.nonfinite == "error" and not m.all_finite:  # has to look, also on an accelerator
             raise RuntimeError(
                 f"the gradient of parameter group {_first_nonfinite(clip_set, m.grads)} is not finite; nothing was changed. "
                 "nonfinite='skip' leaves such a step out, nonfinite='zero' replaces its entries that are not finite by 0"
@@ -100,21 +104,18 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
     skip: Any = False
     for clip_set, m in zip(sets, measured, strict=True):
         if clip_set.arguments.nonfinite == "skip":
-            bad = ~(m.finite | found_inf)
+            bad = ~(m.all_finite | found_inf)
             clip_set.count_skipped(bad)
             skip = skip | bad
     if not on_host(sets[0].device):
         totals.count_skipped(skip)
         return skip | found_inf
+    totals.watch.see_skipped(bool(skip))
     if skip:
-        if totals.count_skipped(skip) == 1:
-            warn(
-                "a gradient was not finite, so this step was left out (nonfinite='skip'); later ones are left out silently "
-                "and counted in clipping_stats()['skipped_steps']"
-            )
+        totals.count_skipped(skip)
         return True
     for i, (clip_set, m) in enumerate(zip(sets, measured, strict=True)):
-        if clip_set.arguments.nonfinite == "zero" and not m.finite:
+        if clip_set.arguments.nonfinite == "zero" and not m.all_finite:
             _zero_nonfinite_(m.grads)
             measured[i] = _measure(clip_set, grad_scale)
     return False
@@ -127,7 +128,7 @@ def _zero_nonfinite_(grads: Sequence[Tensor | None]) -> None:
 
 
 def _first_nonfinite(clip_set: ClipSet, grads: Sequence[Tensor | None]) -> int:
-    norms = torch.as_tensor(clip_set.norms(grads)).tolist()
+    norms = as_tensor(clip_set.norms(grads)).tolist()
     groups = [index for index, group in zip(clip_set.indices, clip_set.groups, strict=True) for _ in group["params"]]
     owners = [index for index, count in zip(groups, clip_set.norm_counts, strict=True) for _ in range(count)]
     return next((index for index, norm in zip(owners, norms, strict=True) if not math.isfinite(norm)), clip_set.indices[0])

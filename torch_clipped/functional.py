@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from .clipping import CLIPPING_TYPES
 from .decisions import Always
 from .distributed_checks import refuse_pieces
 from .engine import clip_
-from .memory import Group, common_device, is_memory, prepare_memory
+from .history import as_tensor
+from .memory import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
 from .records import Totals
 from .statistics import grad_norms, statistics
 
@@ -66,6 +67,7 @@ class GradientClipper:
         self._current_sets = CurrentSets()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._current_sets.put_back()
         return {"_group": self._group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -85,7 +87,8 @@ class GradientClipper:
 
     def state_dict(self) -> dict[str, Any]:
         """The arguments and the memory of this clipper: plain names, numbers and tensors."""
-        return {key: value for key, value in self._group.items() if key != "params"}
+        self._current_sets.put_back()
+        return {key: value for key, value in copied(self._group).items() if key != "params"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over arguments and memory from :meth:`state_dict` of a clipper with the same parameters.
@@ -93,17 +96,22 @@ class GradientClipper:
         Raises:
             ValueError: the state is of another kind, or of other parameters.
         """
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"state_dict must be one of a GradientClipper, got a {type(state_dict).__name__}")
         missing = [name for name in ARGUMENT_NAMES if name not in state_dict]
         if missing:
             raise ValueError(f"state_dict must be one of a GradientClipper, but has no {missing[0]!r}")
-        loaded: Group = {"params": self._group["params"]}
-        loaded |= {
-            key: value.clone() if isinstance(value, Tensor) else value for key, value in state_dict.items() if key != "params"
-        }
-        prepare_memory(loaded, Arguments.of(loaded), common_device([loaded]))
-        for key, value in loaded.items():
-            if is_memory(key) and value.numel() and (key not in state_dict or state_dict[key].shape != value.shape):
+        unknown = [key for key in state_dict if key not in ARGUMENT_NAMES and not (isinstance(key, str) and is_memory(key))]
+        if unknown:
+            raise ValueError(f"state_dict must be one of a GradientClipper, but has {unknown[0]!r}")
+        arguments = Arguments.of(state_dict)
+        check_memory(state_dict, arguments)
+        loaded: Group = {"params": self._group["params"], **copied(state_dict), **arguments.as_dict()}
+        memory = prepared_memory(loaded, arguments, common_device([loaded]))
+        for key, value in memory.items():
+            if value.numel() and (key not in state_dict or state_dict[key].shape != value.shape):
                 raise ValueError(f"state_dict must be one of a GradientClipper of the same parameters, but {key!r} does not fit")
+        install(loaded, memory)
         self._group, self._current_sets = loaded, CurrentSets()
 
 
@@ -166,18 +174,18 @@ def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group
         raise ValueError("parameters must hold at least one tensor, got none (an iterator that was used up before?)")
     group: Group = {"params": list(dict.fromkeys(params)), **arguments.as_dict()}  # each once, however often it is named
     refuse_pieces([group])
-    prepare_memory(group, arguments, common_device([group]))
+    install(group, prepared_memory(group, arguments, common_device([group])))
     return group
 
 
 @torch.no_grad()
 def _clip(group: Group, sets: list[ClipSet], totals: Totals) -> Tensor:
     """Clip, and return the norm before; where the engine does not measure it, the caller's wish pays for another pass."""
-    if sets and sets[0].measure.gives_norm:
-        return torch.as_tensor(clip_(sets, totals).norms[0])
+    if sets and sets[0].measure.gives_norm and not sets[0].is_dry_run:
+        return as_tensor(clip_(sets, totals).norms[0])
     measuring = _group(group["params"], Arguments("norm", math.inf, clipping_window=2, norm_type=group["norm_type"]))
     (whole,), _ = CurrentSets().of([measuring])
-    norm = whole.lengths(whole.gradients())
+    norm = math.nan if whole.is_dry_run else whole.lengths(whole.gradients())
     if sets:
         clip_(sets, totals)
-    return torch.as_tensor(norm)
+    return as_tensor(norm)

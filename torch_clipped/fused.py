@@ -1,26 +1,25 @@
 """Torch's fused kernels: chosen for one step where they are right, with the clipping coefficient folded in.
 
-The parameter groups keep what the user wrote: ``fused`` is switched on around the parent's step only, so that checkpoints
-stay the same and a checkpoint of the plain optimizer does not switch it off.
+The parameter groups keep what the user wrote: the parent's step sees copies of them with ``fused`` switched on, so that
+checkpoints stay the same and a checkpoint of the plain optimizer does not switch it off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adagrad, Adam, Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from .history import on_host
 from .measures import stored
 from .sharding import is_sharded, local
 
-__all__ = ["FusedPlan", "scaler_factors", "undecorated", "unscaled_where_fused_is_wrong"]
+__all__ = ["FusedPlan", "scaler_factors", "undecorated"]
 
 _DEVICES = frozenset(_get_fused_kernels_supported_devices())
 _HALVES = (torch.bfloat16, torch.float16)
@@ -34,7 +33,8 @@ def undecorated(step: Callable[..., Any]) -> Callable[..., Any]:
     return function.__wrapped__ if getattr(function, "hooked", False) else function  # type: ignore[no-any-return]
 
 
-_FUSED_STEPS = {undecorated(SGD.step), undecorated(Adam.step)}
+_FOLDING_STEPS = {undecorated(SGD.step), undecorated(Adam.step)}
+_FUSED_STEPS = {*_FOLDING_STEPS, undecorated(Adagrad.step)}  # all that torch has
 
 
 def scaler_factors(optimizer: Optimizer, device: torch.device) -> tuple[Any, Any]:
@@ -48,82 +48,73 @@ def scaler_factors(optimizer: Optimizer, device: torch.device) -> tuple[Any, Any
     )
 
 
-@contextmanager
-def unscaled_where_fused_is_wrong(
-    optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any, grad_scale: Any, found_inf: Any
-) -> Iterator[bool]:
-    """Take a gradient scaler's factor out of the gradients where its user asked for fused kernels that would go wrong.
-
-    Only they understand what it hands over, so that without this such a step could not be taken by other implementations. Says
-    whether it was done.
-    """
-    attributes: dict[str, Any] = vars(optimizer)
-    hidden: dict[str, Any] = {}
-    if attributes.get("grad_scale") is not None or attributes.get("found_inf") is not None:
-        scaler: dict[str, Any] = {name: attributes.pop(name) for name in ("grad_scale", "found_inf") if name in attributes}
-        wrong = any(not fused for _, fused in FusedPlan(optimizer, clipped, parent_step).switched)
-        if wrong and not bool(found_inf):  # looks at an accelerator only where the step goes wrong without
-            hidden = scaler
-            scaled = [] if scaler.get("grad_scale") is None else [p for group in optimizer.param_groups for p in group["params"]]
-            for p in (p for p in scaled if p.grad is not None):
-                stored(p.grad).div_(grad_scale)
-        else:
-            attributes.update(scaler)
-    try:
-        yield bool(hidden)
-    finally:
-        attributes.update(hidden)
-
-
 class FusedPlan:
     """Which groups take torch's fused kernel in this step.
 
-    ``complete`` says that all groups do: only then may the kernel be told to scale or to skip, for it is told so for the
+    ``can_fold`` says that all groups do: only then may the kernel be told to scale or to skip, for it is told so for the
     whole optimizer.
     """
 
-    def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Any) -> None:
-        groups = optimizer.param_groups if parent_step in _FUSED_STEPS else []
-        scaled = getattr(optimizer, "grad_scale", None) is not None  # only fused kernels understand that
-        self.switched: list[tuple[Group, bool]] = []
+    def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Callable[..., Any]) -> None:
+        self.optimizer, self.parent_step = optimizer, parent_step
         self.fused: list[_Members] = []
-        for group in groups:
+        self.flags: list[bool | None] = [group.get("fused") for group in optimizer.param_groups]  # as they are to be in this step
+        self.is_refusing = False  # fused kernels that the user asked for
+        self.is_unscaled = False
+        self.can_fold = parent_step in _FOLDING_STEPS
+        for place, group in enumerate(optimizer.param_groups if parent_step in _FUSED_STEPS else []):
             fused, members = bool(group["fused"]), _Members(group, optimizer.state)
             if any(group is other for other in clipped):
-                asked, free = fused and not scaled, group["fused"] is None and group["foreach"] is None
-                if asked or free:
+                free = group["fused"] is None and group["foreach"] is None and self.can_fold
+                if fused or free:
                     fused = not members.go_wrong() and members.lie_alike()
             if fused != bool(group["fused"]):
-                self.switched.append((group, fused))
+                self.flags[place] = fused
+                self.is_refusing = self.is_refusing or not fused
             if fused:
                 self.fused.append(members)
-        self.complete = len(self.fused) == len(optimizer.param_groups)
+        self.can_fold = self.can_fold and len(self.fused) == len(optimizer.param_groups)
 
-    @contextmanager
-    def carried_out(self, optimizer: Optimizer, grad_scale: Any, coefficient: Any, skip: Any) -> Iterator[None]:
-        """Run the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
+    def takes_over_unscaling(self, found_inf: Any) -> bool:
+        """Return whether a gradient scaler has left its factor to fused kernels that are refused; other ones ignore it."""
+        handed = vars(self.optimizer)
+        left = handed.get("grad_scale") is not None or handed.get("found_inf") is not None
+        return left and self.is_refusing and not bool(found_inf)  # looks at an accelerator only where the step goes wrong without
+
+    def unscale_(self, grad_scale: Any) -> float:
+        """Take the scaler's factor out of all gradients; returns the factor that is left in them."""
+        self.is_unscaled = True
+        if vars(self.optimizer).get("grad_scale") is not None:
+            for p in (p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None):
+                stored(p.grad).div_(grad_scale)
+        return 1.0
+
+    def step(self, grad_scale: Any, coefficient: Any, skip: Any) -> None:
+        """Take the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
         for members in self.fused:
             members.fill_momentum_buffers()
-            members.host_steps_to_device()
-        wanted = [group["fused"] for group, _ in self.switched]
-        for group, fused in self.switched:
-            group["fused"] = fused
-        attributes: dict[str, Any] = vars(optimizer)
-        before: dict[str, Any] = {name: attributes[name] for name in ("grad_scale", "found_inf") if name in attributes}
+            members.mend_step_counts()
+        changed: dict[str, Any] = {}
+        if self.flags != [group.get("fused") for group in self.optimizer.param_groups]:
+            pairs = zip(self.optimizer.param_groups, self.flags, strict=True)
+            changed["param_groups"] = [{**group, "fused": fused} for group, fused in pairs]
+        if self.is_unscaled:
+            changed |= {"grad_scale": None, "found_inf": None}
         if isinstance(coefficient, Tensor):
-            attributes["grad_scale"] = (grad_scale / coefficient).float()
+            changed["grad_scale"] = (grad_scale / coefficient).float()
         elif coefficient is not None and coefficient < 1:
-            attributes["grad_scale"] = torch.tensor(grad_scale / coefficient, dtype=torch.float32)
+            changed["grad_scale"] = torch.tensor(grad_scale / coefficient, dtype=torch.float32, device="cpu")
         if isinstance(skip, Tensor):
-            attributes["found_inf"] = skip.float()
-        try:
-            yield
-        finally:
-            for (group, _), fused in zip(self.switched, wanted, strict=True):
-                group["fused"] = fused
-            for name in ("grad_scale", "found_inf"):
-                attributes.pop(name, None)
-            attributes.update(before)
+            changed["found_inf"] = skip.float()
+        if not changed:
+            self.parent_step(self.optimizer)
+            return
+        # The step is taken by another object with the same state: what is to hold for it alone need not be taken back, and
+        # an interruption leaves nothing behind in the optimizer.
+        stand_in = object.__new__(type(self.optimizer))
+        vars(stand_in).update(vars(self.optimizer), **changed)
+        self.parent_step(stand_in)
+        vars(self.optimizer).update({name: value for name, value in vars(stand_in).items() if name not in changed})
 
 
 class _Members:
@@ -133,8 +124,12 @@ class _Members:
         self.group, self.state = group, state
         self.params = [p for p in group["params"] if p.grad is not None]
         self.grads = [p.grad for p in self.params]
-        kept = ((p, key, v) for p in self.params for key, v in state.get(p, {}).items() if isinstance(v, Tensor))
-        self.kept = [(p, v) for p, key, v in kept if key != "step"]  # which is a count
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.steps: list[tuple[Tensor, Tensor]] = []  # counts, which need not lie as the parameter does
+        for p in self.params:
+            for key, value in state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    (self.steps if key == "step" else self.kept).append((p, value))
         self.devices = {p.device for p in self.params}
         self.on_host = all(map(on_host, self.devices))
 
@@ -195,11 +190,10 @@ class _Members:
         missing = sum(self.state.get(p, {}).get("momentum_buffer") is None for p in self.params)
         return missing > 0 and (missing < len(self.params) or not self.on_host)
 
-    def host_steps_to_device(self) -> None:
-        """Move the step counts of a plain checkpoint to where the kernel wants them."""
-        for p in self.params if not self.on_host else ():
-            step = self.state.get(p, {}).get("step")
-            if isinstance(step, Tensor) and step.device != p.device:
+    def mend_step_counts(self) -> None:
+        """Give the step counts of a checkpoint the type and the device that the kernel wants."""
+        for p, step in self.steps:
+            if step.dtype is not torch.float32 or (not self.on_host and step.device != p.device):
                 self.state[p]["step"] = step.to(p.device, torch.float32)
 
 

@@ -55,7 +55,7 @@ def gradient_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batche
         integer("batches", batches, smallest=1)
     lengths: list[float] = []
     _visit(model, loss, loader, batches, lambda value, gradient: lengths.append(_length(gradient)))
-    return torch.tensor(lengths, dtype=torch.float64)
+    return torch.tensor(lengths, dtype=torch.float64, device="cpu")
 
 
 def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: int | None = None) -> Tensor:
@@ -121,7 +121,7 @@ def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: 
     _visit(model, loss, loader, batches, second_time)
     if len(lengths) < len(seen):
         _compare(len(lengths), seen[len(lengths)], None)
-    return torch.tensor(lengths, dtype=torch.float64)
+    return torch.tensor(lengths, dtype=torch.float64, device="cpu")
 
 
 def _visit(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "accumulation_dtype",
+    "as_tensor",
     "chronological",
     "every",
     "filled",
@@ -36,6 +37,11 @@ __all__ = [
 def namespace(values: Any) -> ModuleType:
     """The module, numpy or torch, whose functions fit ``values``."""
     return torch if isinstance(values, Tensor) else np
+
+
+def as_tensor(values: Any) -> Tensor:
+    """Return numbers as a tensor where they are. (``torch.as_tensor`` would put arrays on torch's default device.)"""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
 
 
 def on_host(device: torch.device) -> bool:

@@ -49,6 +49,7 @@ class LevelScheduler:
         self.schedule = schedule
         self.last_epoch = last_epoch
         self.step()
+        vars(optimizer)["_level_is_scheduled"] = True  # a checkpoint that brings another level is no surprise
 
     def step(self) -> None:
         """Go on to the next step and write its level."""

@@ -63,8 +63,8 @@ def estimate_lipschitz(model: nn.Module, loss: Callable[[Any, Any], Tensor], loa
                 f"model must be whole, got a parameter spread over {p.device_mesh}: estimate before fully_shard or "
                 "parallelize_module is called"
             )
-    generator = torch.Generator().manual_seed(0)
-    rest = [torch.randn(p.shape, generator=generator).to(p) for p in params]
+    generator = torch.Generator("cpu").manual_seed(0)
+    rest = [torch.randn(p.shape, generator=generator, dtype=torch.float32, device="cpu").to(p) for p in params]
     vector = [torch.zeros_like(r) for r in rest]
     diagonal: list[float] = []
     beside = [_length(rest)]  # the first one only makes the start a unit vector
@@ -84,8 +84,8 @@ def estimate_lipschitz(model: nn.Module, loss: Callable[[Any, Any], Tensor], loa
 
 def _largest_eigenvalue(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[float, float]:
     """That of the symmetric tridiagonal matrix, and the last entry of its eigenvector, both without sign."""
-    matrix = torch.tensor(diagonal, dtype=torch.float64).diag()
-    matrix += torch.tensor(beside, dtype=torch.float64).diag(-1)  # the lower triangle is all that is read
+    matrix = torch.tensor(diagonal, dtype=torch.float64, device="cpu").diag()
+    matrix += torch.tensor(beside, dtype=torch.float64, device="cpu").diag(-1)  # the lower triangle is all that is read
     values, vectors = torch.linalg.eigh(matrix)
     place = values.abs().argmax()
     return float(values[place].abs()), float(vectors[-1, place].abs())
@@ -110,7 +110,7 @@ def _mean_hessian_product(
     for inputs, targets in loader:
         with torch.enable_grad():
             gradient = torch.autograd.grad(loss(model(inputs), targets), params, create_graph=True, materialize_grads=True)
-            product = sum(((g * v).sum() for g, v in zip(gradient, vector, strict=True)), start=torch.zeros(()))
+            product = sum(((g * v).sum() for g, v in zip(gradient, vector, strict=True)), start=torch.zeros((), device="cpu"))
             parts: Sequence[Tensor] = [torch.zeros_like(v) for v in vector]
             if product.requires_grad:  # else the loss is linear
                 parts = torch.autograd.grad(product, params, materialize_grads=True)

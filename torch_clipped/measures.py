@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from .history import accumulation_dtype, namespace, on_host
+from .history import accumulation_dtype, as_tensor, namespace, on_host
 
 __all__ = ["combine", "entries", "largest_entries", "stored", "tensor_norms", "unit_count", "unit_norms"]
 
@@ -27,6 +28,7 @@ _SPLIT = 8192  # tensors from here on are measured by rows, in parallel
 _TOGETHER = 256  # shorter ones of one shape are copied beside each other, so many at a time: a call for each takes longer
 _CHUNK = 1 << 20  # entries that are converted at a time, from low precision or to float64
 _LOWEST = 1e-15  # shorter than this, float32 squares lose digits
+_PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _local = threading.local()
 
@@ -52,7 +54,10 @@ def tensor_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_t
         return _device_norms(places, present, len(tensors), norm_type, device)
     if not present:
         return np.zeros(len(tensors))
-    found = _euclidean_norms(present) if norm_type == 2 else np.array([_host_norm(v, norm_type) for v in present])
+    if not {*map(type, present)} <= _PLAIN:
+        found = np.array([_norm_of_any_kind(v, norm_type).item() for v in present])
+    else:
+        found = _euclidean_norms(present) if norm_type == 2 else np.array([_host_norm(v, norm_type) for v in present])
     if len(found) == len(tensors):
         return found
     norms = np.zeros(len(tensors))
@@ -74,7 +79,8 @@ def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_typ
     """The p-norm of each unit of each tensor, in order: float64 of shape (sum of counts,)."""
     if not tensors:
         return tensor_norms(tensors, counts, norm_type, device)
-    pieces = [torch.empty(0)] * len(tensors)
+    nothing = torch.empty(0, device="cpu")
+    pieces = [nothing] * len(tensors)
     single: list[tuple[int, Tensor]] = []
     for i, (tensor, count) in enumerate(zip(tensors, counts, strict=True)):
         if tensor is None or stored(tensor).numel() == 0:
@@ -85,7 +91,7 @@ def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_typ
             pieces[i] = _sparse_unit_norms(tensor, count, norm_type)
         else:
             pieces[i] = _unit_norms(tensor, norm_type)
-    found = torch.as_tensor(tensor_norms([tensor for _, tensor in single], [], norm_type, device)) if single else torch.empty(0)
+    found = as_tensor(tensor_norms([tensor for _, tensor in single], [], norm_type, device)) if single else nothing
     for (i, _), norm in zip(single, torch.split(found, 1), strict=False):
         pieces[i] = norm
     if not on_host(device):
@@ -173,6 +179,13 @@ def _float_buffer() -> Tensor:
     return buffer
 
 
+def _norm_of_any_kind(tensor: Tensor, norm_type: float, dimensions: tuple[int, ...] | None = None) -> Tensor:
+    """Return the norm of a tensor of a class that is not torch's own, by what such classes have to know."""
+    moduli = tensor.abs() if tensor.is_complex() else tensor
+    norm: Tensor = torch.linalg.vector_norm(moduli.detach(), norm_type, dim=dimensions, dtype=torch.float64)
+    return norm
+
+
 def _host_norm(values: Tensor, norm_type: float) -> float:
     return _largest(values) if norm_type == math.inf else _careful_norm(values, norm_type)
 
@@ -191,6 +204,9 @@ def _unit_norms(units: Tensor, norm_type: float) -> Tensor:
         dimensions = tuple(range(1, units.dim()))
         norms = torch.linalg.vector_norm(moduli, norm_type, dim=dimensions, dtype=accumulation_dtype(units.device))
         return norms
+    if type(units) not in _PLAIN:
+        found = [norm.item() for norm in _norm_of_any_kind(units, norm_type, tuple(range(1, units.dim()))).unbind()]
+        return torch.tensor(found, dtype=torch.float64, device="cpu")
     if units[0].numel() >= _SPLIT:
         return torch.from_numpy(tensor_norms(units.unbind(), [], norm_type, units.device))
     if norm_type not in (2, math.inf):

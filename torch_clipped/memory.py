@@ -7,107 +7,209 @@
                                             each parameter in the parameter's own group; without entries where the type has
                                             another threshold, because torch's ways of loading drop what the target has no key for
 
-On the CPU the engine works on numpy views of these tensors, so that remembering costs no tensor operation.
+On the CPU the engine works on numpy arrays, so that remembering costs no tensor operation. They own the memory, and the tensors
+in the groups are views of them: torch may move a tensor's memory and free the old one at any time, as when it is sent to another
+process, but never that of an array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .arguments import MEMORY, Arguments
 from .clipping import CLIPPING_TYPES, MEASURES, Clipping
 from .history import accumulation_dtype, on_host, resized
-from .thresholds import Shape
+from .thresholds import Shape, Threshold
 
-__all__ = ["Group", "common_device", "forget", "is_memory", "measured_counts", "prepare_memory", "remembered", "threshold_memory"]
+__all__ = [
+    "Arrays",
+    "Group",
+    "check_memory",
+    "common_device",
+    "copied",
+    "install",
+    "is_memory",
+    "is_real",
+    "measured_counts",
+    "prepared_memory",
+]
 
 Group = dict[str, Any]
+LARGEST_COUNT = 2**62
+COMMON: dict[str, Shape] = {
+    "steps": ((3,), torch.int64),
+    "set_steps": ((3,), torch.int64),
+    "last": ((4,), torch.float64),
+    "set_last": ((4,), torch.float64),
+    "norms_count": ((1,), torch.int64),
+}
+_COUNTS = ("steps", "set_steps", "norms_count", "count", "seen")
+_NORMS = ("norms", "lengths", "average", "variance")
 
 
 def is_memory(key: str) -> bool:
-    """Whether this key of a parameter group is something that clipping remembers."""
+    """Return whether this key of a parameter group holds state of clipping."""
     return key.startswith(MEMORY)
 
 
+def copied(group: Mapping[str, Any]) -> Group:
+    """Return a copy of a parameter group whose clipping state later steps do not change."""
+    with _disable_current_modes():
+        return {key: value.clone() if is_memory(key) and isinstance(value, Tensor) else value for key, value in group.items()}
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Return whether a tensor has numbers: those on the meta device and in FakeTensorMode only have a shape."""
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+
+
+def common_device(groups: Sequence[Group]) -> torch.device:
+    """Return where norms are combined: on the device of the first parameter that has numbers and is not on the host."""
+    params = (p for group in groups for p in group["params"])
+    return next((p.device for p in params if not on_host(p.device) and is_real(p)), torch.device("cpu"))
+
+
 def measured_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
-    """How many norms are measured in each parameter: its blocks, or one where all parameters are one block."""
+    """Return how many norms are measured in each parameter: its blocks, or one where all parameters are one block."""
     blocks_in = MEASURES[rule.measure].blocks_in
     return [1 if blocks_in is None else blocks_in(p) for p in params]
 
 
-def prepare_memory(group: Group, arguments: Arguments, device: torch.device) -> None:
-    """Give a parameter group the memory its arguments ask for, on ``device``; what it has and still fits is kept.
+def prepared_memory(group: Group, arguments: Arguments, device: torch.device) -> dict[str, Tensor]:
+    """Return the clipping state that a parameter group needs, by key, on ``device``; tensors that still fit are kept.
 
-    A history whose window differs keeps its newest lengths.
+    A history whose window differs keeps its newest norms. The group is not changed: see :func:`install`.
+
+    Raises:
+        ValueError: there is a value that is no such tensor, or no room for so large a window.
     """
     rule, window = CLIPPING_TYPES[arguments.clipping_type], arguments.clipping_window
-    shapes = _unused_memory(len(CLIPPING_TYPES)) | {"steps": ((3,), torch.int64), "set_steps": ((3,), torch.int64)}
-    shapes |= {"last": ((4,), torch.float64), "set_last": ((4,), torch.float64)}
-    shapes |= {"norms": ((window, 1), torch.float64), "norms_count": ((1,), torch.int64)}
+    shapes = _unused_memory(len(CLIPPING_TYPES)) | COMMON | {"norms": ((window, 1), torch.float64)}
     if rule is not None:
         one_block = MEASURES[rule.measure].blocks_in is None
         shapes |= rule.threshold.memory(1 if one_block else sum(measured_counts(rule, group["params"])), window)
-    for key in [key for key in group if is_memory(key)]:
-        name = key.removeprefix(MEMORY)
-        if name not in shapes:
-            del group[key]  # a history that is not kept up would be no history of the last steps later
-        elif not isinstance(group[key], Tensor) or group[key].dim() != len(shapes[name][0]):
-            raise ValueError(f"{key} must be a tensor with {len(shapes[name][0])} dimensions, got {group[key]!r}")
-    for lengths, count in (("norms", "norms_count"), ("lengths", "count")):
-        kept = group.get(MEMORY + lengths)
-        if kept is not None and kept.numel() and len(kept) != window:
-            group[MEMORY + lengths], group[MEMORY + count] = resized(kept, group[MEMORY + count], window)
-    for name, (shape, dtype) in shapes.items():
-        kept = group.get(MEMORY + name)
-        if kept is None or kept.shape != shape:
-            kept = torch.full(shape, torch.nan if name in ("last", "set_last") else 0, dtype=dtype)
-        group[MEMORY + name] = kept.to(device, accumulation_dtype(device) if dtype.is_floating_point else dtype)
+    found = {name: group[MEMORY + name] for name in shapes if MEMORY + name in group}
+    for name, kept in found.items():
+        if not isinstance(kept, Tensor) or kept.dim() != len(shapes[name][0]):
+            raise ValueError(f"{MEMORY + name} must be a tensor with {len(shapes[name][0])} dimensions, got {kept!r}")
+    try:
+        for lengths, count in (("norms", "norms_count"), ("lengths", "count")):
+            if lengths in found and count in found and found[lengths].numel() and len(found[lengths]) != window:
+                found[lengths], found[count] = resized(found[lengths], found[count], window)
+        return {MEMORY + name: _fitting(found.get(name), name, *shapes[name], device) for name in shapes}
+    except (MemoryError, RuntimeError) as error:  # RuntimeError: torch's word for no memory
+        raise ValueError(f"clipping_window must leave room for so many norms in memory, got {window} ({error})") from None
+
+
+def _fitting(kept: Tensor | None, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return ``kept`` if it has this shape, else a fresh tensor, in this type and on this device."""
+    if dtype.is_floating_point:
+        dtype = accumulation_dtype(device)
+    if kept is not None and kept.shape == shape and is_real(kept):
+        return kept if kept.device == device and kept.dtype is dtype else kept.to(device, dtype)
+    start = math.nan if name in ("last", "set_last") else 0
+    if not on_host(device):
+        return torch.full(shape, start, dtype=dtype, device=device)
+    with _disable_current_modes():  # FakeTensorMode, in which numpy has nothing to read
+        fresh = torch.from_numpy(np.zeros(shape, np.float64 if dtype.is_floating_point else np.int64))  # not touched until used
+        return fresh.fill_(start) if start else fresh
+
+
+def install(group: Group, memory: Mapping[str, Tensor]) -> None:
+    """Put the state into the group, and take out what it no longer needs: it would be no history of the last steps later."""
+    for key in [key for key in group if is_memory(key) and key not in memory]:
+        del group[key]
+    group.update(memory)
 
 
 @lru_cache(maxsize=1)
 def _unused_memory(types: int) -> dict[str, Shape]:
-    """What any threshold remembers, without entries."""
+    """Return empty placeholders for the state of every registered threshold."""
     return {name: shape for rule in CLIPPING_TYPES.values() if rule for name, shape in rule.threshold.memory(0, 0).items()}
 
 
-def forget(group: Group, rule: Clipping) -> None:
-    """Start the memory of a threshold anew."""
-    for name in rule.threshold.memory(1, 2):
-        group[MEMORY + name].zero_()
+def check_memory(group: Mapping[str, Any], arguments: Arguments) -> None:
+    """Raise ValueError if the clipping state in a loaded parameter group cannot be that of a run with these arguments."""
+    rule = CLIPPING_TYPES[arguments.clipping_type]
+    is_own = rule is None or type(rule.threshold).__module__ == Threshold.__module__  # else it may keep what it likes
+    for key in [key for key in group if is_memory(key)]:
+        name, value = key.removeprefix(MEMORY), group[key]
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or not is_real(value):
+            raise ValueError(f"{key} must be a dense tensor with numbers, got {value!r}")
+        if value.requires_grad or value.is_complex() or value.dtype is torch.bool:
+            raise ValueError(f"{key} must be a tensor of real numbers without a gradient, got {value!r}")
+        if name in COMMON and value.shape != COMMON[name][0]:
+            raise ValueError(f"{key} must have shape {COMMON[name][0]}, got {tuple(value.shape)}")
+        if name in (*COMMON, "norms") or is_own:
+            if name in _COUNTS and (value.is_floating_point() or bool(((value < 0) | (value > LARGEST_COUNT)).any())):
+                raise ValueError(f"{key} must hold integers from 0 to 2**62, got {value.tolist()}")
+            if name in _NORMS and not bool((value.isfinite() & (value >= 0)).all()):
+                raise ValueError(f"{key} must hold numbers that are finite and at least 0, got {value.tolist()}")
+    for norms, count in (("norms", "norms_count"), ("lengths", "count")):
+        shapes = [tuple(group[MEMORY + name].shape) for name in (norms, count) if MEMORY + name in group]
+        if len(shapes) == 2 and shapes[0][1:] != shapes[1]:
+            raise ValueError(f"{MEMORY + norms} must have one column for each entry of {MEMORY + count}, got shapes {shapes}")
 
 
-def remembered(group: Group, name: str) -> Any:
-    """Something remembered, as the engine works on it."""
-    return view(group[MEMORY + name])
+class _Kept(NamedTuple):
+    """A tensor of the state, where it stands, and what the engine works on instead."""
+
+    group: Group
+    key: str
+    tensor: Tensor
+    address: int  # 0: not looked at
+    array: Any
 
 
-def threshold_memory(group: Group, rule: Clipping, memories: Sequence[SimpleNamespace]) -> SimpleNamespace:
-    """The memory of a threshold in this group: the same object as before where its tensors are, with what was derived.
+class Arrays:
+    """What the engine works on, for the tensors of the state in the parameter groups.
 
-    Where the clip set is one block, its dimension is left out.
+    Args:
+        before: those in use so far, which are used again for the tensors that are still there.
     """
-    tensors = {name: group[MEMORY + name] for name in rule.threshold.memory(1, 2)}
-    one_block = MEASURES[rule.measure].blocks_in is None
-    for memory in memories:
-        same = memory.one_block == one_block and memory.tensors.keys() == tensors.keys()
-        if same and all(memory.tensors[name] is tensors[name] for name in tensors):
-            return memory
-    views = {name: view(tensor)[..., 0] if one_block else view(tensor) for name, tensor in tensors.items()}
-    return SimpleNamespace(tensors=tensors, one_block=one_block, **views)
+
+    def __init__(self, before: Arrays | None = None) -> None:
+        self._kept: dict[int, _Kept] = {}
+        self._before = before._kept if before is not None else {}
+
+    def of(self, group: Group, name: str) -> Any:
+        """Return the array that belongs to a tensor of the state; on an accelerator, the tensor itself."""
+        key = MEMORY + name
+        tensor: Tensor = group[key]
+        kept = self._before.get(id(tensor))
+        if kept is None or kept.tensor is not tensor or (kept.address and tensor.data_ptr() != kept.address):
+            kept = (
+                _Kept(group, key, tensor, 0, tensor) if not on_host(tensor.device) else _owned(group, key, tensor.numpy().copy())
+            )
+        self._kept[id(kept.tensor)] = kept._replace(group=group)
+        return kept.array
+
+    def are_current(self) -> bool:
+        """Return whether the groups still hold these tensors, and where they were."""
+        return all(
+            k.group.get(k.key) is k.tensor and (not k.address or k.tensor.data_ptr() == k.address) for k in self._kept.values()
+        )
+
+    def put_back(self) -> None:
+        """Put tensors of the arrays into the groups in place of those that torch has moved into shared memory."""
+        for kept in [*self._kept.values()]:
+            tensor = kept.tensor
+            if kept.address and kept.group.get(kept.key) is tensor and tensor.data_ptr() != kept.address and tensor.is_shared():
+                del self._kept[id(tensor)]
+                owned = _owned(kept.group, kept.key, kept.array)
+                self._kept[id(owned.tensor)] = owned
 
 
-def view(tensor: Tensor) -> Any:
-    """A remembered tensor as the engine works on it."""
-    return tensor.numpy() if on_host(tensor.device) else tensor
-
-
-def common_device(groups: Sequence[Group]) -> torch.device:
-    """Where lengths are combined: on the device of the first parameter that is not on the host."""
-    devices = (p.device for group in groups for p in group["params"])
-    return next((device for device in devices if not on_host(device)), torch.device("cpu"))
+def _owned(group: Group, key: str, array: Any) -> _Kept:
+    with _disable_current_modes():
+        tensor = group[key] = torch.from_numpy(array)
+    return _Kept(group, key, tensor, tensor.data_ptr(), array)

@@ -15,10 +15,11 @@ from .arguments import RENAMED, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets
 from .closures import calls_closure_itself, step_with_clipping_closure
 from .engine import clip_
-from .fused import FusedPlan, scaler_factors, undecorated, unscaled_where_fused_is_wrong
-from .memory import Group, common_device, is_memory, prepare_memory
+from .fused import FusedPlan, scaler_factors, undecorated
+from .memory import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
 from .records import Totals
 from .statistics import grad_norms, statistics
+from .suspicions import warn_of_loaded_arguments
 
 __all__ = ["Clipped"]
 
@@ -119,26 +120,56 @@ class Clipped(Optimizer):
             arguments = group_arguments(param_group, self.defaults, len(self.param_groups))
             param_group.update(arguments.as_dict())
         super().add_param_group(param_group)
-        prepare_memory(param_group, arguments, common_device(self.param_groups))
-        self._current_sets = CurrentSets()
+        try:
+            install(param_group, {})  # a group of another optimizer brings the state of its gradients
+            install(param_group, prepared_memory(param_group, arguments, common_device(self.param_groups)))
+        except BaseException:
+            self.param_groups.pop()
+            raise
+        if not hasattr(self, "_current_sets"):
+            self._current_sets = CurrentSets()
 
     def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
-        """Give parameter groups the clipping arguments they lack, each from its source, and the memory for them."""
+        """Give parameter groups the clipping arguments they lack, each from its source, and the state for them."""
         found = [group_arguments(group, source, i) for i, (group, source) in enumerate(zip(groups, sources, strict=True))]
         for group, arguments in zip(groups, found, strict=True):
+            check_memory(group, arguments)
+        memories = [prepared_memory(g, arguments, common_device(groups)) for g, arguments in zip(groups, found, strict=True)]
+        for group, arguments, memory in zip(groups, found, memories, strict=True):
             group.update(arguments.as_dict())
-            prepare_memory(group, arguments, common_device(groups))
+            install(group, memory)
         self._current_sets = CurrentSets()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copy and pickle; no copies, since a process that is being started needs tensors that live on."""
+        self._current_sets.put_back()
+        state: dict[str, Any] = super().__getstate__()
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
+        if "param_groups" not in state:  # no group is replaced
+            super().__setstate__(state)
+            return
         groups = state["param_groups"]
-        sources = vars(self).get("param_groups") or [state["defaults"]] * len(groups)
+        known = vars(self).get("param_groups")
+        sources = known or [state["defaults"]] * len(groups)
         for group, source in zip(groups, sources, strict=True):
             if group.get("clipping_type") == source["clipping_type"]:
                 group.setdefault("clipping_level", source["clipping_level"])
         self._adopt_groups(groups, sources)
         super().__setstate__(state)
+        self._clip_sets()
+        if known:
+            warn_of_loaded_arguments(known, groups, levels=not vars(self).get("_level_is_scheduled", False))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as torch does; what clipping remembers is in it as copies, which later steps do not change."""
+        self._current_sets.put_back()
+        state_dict: dict[str, Any] = super().state_dict()
+        if "param_groups" in state_dict:
+            state_dict["param_groups"] = [copied(group) for group in state_dict["param_groups"]]
+        return state_dict
 
     def __repr__(self) -> str:
         shown = object.__new__(type(self))  # not self: what is set on a wrapper that stands for the optimizer would stay on it
@@ -182,28 +213,20 @@ class Clipped(Optimizer):
         if not sets:
             parent_step(self)
             return loss
+        if any(clip_set.is_dry_run for clip_set in sets):
+            parent_step(self)
+            return loss
         grad_scale, found_inf = scaler_factors(self, sets[0].device)
-        with unscaled_where_fused_is_wrong(self, clipped, parent_step, grad_scale, found_inf) as unscaled:
-            self._clip_and_update(sets, totals, clipped, parent_step, 1.0 if unscaled else grad_scale, found_inf)
-        return loss
-
-    def _clip_and_update(
-        self,
-        sets: Sequence[ClipSet],
-        totals: Totals,
-        clipped: Sequence[Group],
-        parent_step: Callable[..., Any],
-        grad_scale: Any,
-        found_inf: Any,
-    ) -> None:
         plan = FusedPlan(self, clipped, parent_step)
-        fold = plan.complete and len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
+        if plan.takes_over_unscaling(found_inf):
+            grad_scale = plan.unscale_(grad_scale)
+        fold = plan.can_fold and len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
         skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
-        if not plan.complete:
+        if not plan.can_fold:
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
         if skip is not True:
-            with plan.carried_out(self, grad_scale, coefficient, skip):
-                parent_step(self)
+            plan.step(grad_scale, coefficient, skip)
+        return loss
 
     @overload
     def clipping_stats(self, per_set: Literal[False] = ...) -> dict[str, float]: ...

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .history import namespace, push
 from .measures import combine
-from .memory import Group, remembered
+from .memory import Arrays, Group
 from .suspicions import Watch
 
 __all__ = ["Record", "Totals", "median"]
@@ -61,10 +61,10 @@ class Totals(Record):
     ``complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
     """
 
-    def __init__(self, group: Group, complete: bool, watch: Watch) -> None:
-        super().__init__(remembered(group, "steps"), remembered(group, "last"))
-        self.complete, self.watch = complete, watch
-        self.norms = SimpleNamespace(lengths=remembered(group, "norms")[:, 0], count=remembered(group, "norms_count")[..., 0])
+    def __init__(self, group: Group, arrays: Arrays, complete: bool, watch: Watch) -> None:
+        super().__init__(arrays.of(group, "steps"), arrays.of(group, "last"))
+        self.group, self.complete, self.watch = group, complete, watch
+        self.norms = SimpleNamespace(lengths=arrays.of(group, "norms")[:, 0], count=arrays.of(group, "norms_count")[..., 0])
 
     def remember(
         self, sets: Sequence[tuple[Sequence[Any], Any]], norm_type: float, recorded: Any, clipped: Any, crush: float

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .history import as_tensor
 from .measures import stored
 
 __all__ = ["clamp_entries_", "scale_all_", "scale_each_", "scale_units_"]
@@ -46,7 +47,10 @@ def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Any, thre
 
 
 def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
-    """Clamp the entries of each gradient whose coefficient says so to plus or minus its threshold; complex ones by modulus."""
+    """Clamp the entries of each gradient whose coefficient says so to plus or minus its threshold.
+
+    Complex ones are clamped by modulus; where that is inf, no direction is left to keep, and they stay as they are.
+    """
     on_host = not isinstance(coefficients, Tensor)
     for i, grad in enumerate(grads):
         if grad is None or (on_host and coefficients[i] == 1):
@@ -54,11 +58,12 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, t
         limit: Any = (
             float(thresholds[i])
             if on_host
-            else torch.where(coefficients[i] < 1, thresholds[i], torch.inf).to(grad.device, non_blocking=True)
+            else torch.where(coefficients[i] == 1, torch.inf, thresholds[i]).to(grad.device, non_blocking=True)
         )
         values = stored(grad)
         if values.is_complex():
-            values.mul_((limit / values.abs()).clamp_(max=1).nan_to_num_(nan=1.0))
+            moduli = values.abs()
+            values.mul_((limit / moduli).clamp_(max=1).masked_fill_((moduli == 0) | ~moduli.isfinite(), 1.0))
         else:
             values.clamp_(-limit, limit)
 
@@ -68,7 +73,7 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thr
     on_host = not isinstance(coefficients, Tensor)
     if on_host and not (coefficients < 1).any():
         return
-    parts = torch.split(torch.as_tensor(coefficients), list(counts))
+    parts = torch.split(as_tensor(coefficients), list(counts))
     for grad, part in zip(grads, parts, strict=True):
         if grad is None or (on_host and not (part < 1).any()):
             continue

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .history import namespace, on_host
+from .history import as_tensor, namespace, on_host
 
 __all__ = ["Shards", "is_sharded", "lay_out_gradients", "local", "process_groups"]
 
@@ -65,7 +65,9 @@ class Shards:
     def __init__(self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device) -> None:
         held = [_held_blocks(p, count) for p, count in zip(params, counts, strict=True)]
         starts = np.cumsum([0, *counts])
-        places = torch.cat([torch.arange(0), *(own.cpu() + int(start) for own, start in zip(held, starts, strict=False))])
+        places = torch.cat(
+            [torch.arange(0, device="cpu"), *(own.cpu() + int(start) for own, start in zip(held, starts, strict=False))]
+        )
         self.counts = [len(own) for own in held]
         self._params, self._rest = [*params], ([*counts], [*groups], device)
         self._size, self._device = int(starts[-1]), device
@@ -122,7 +124,7 @@ class Shards:
 def _held_blocks(param: Any, count: int) -> Tensor:
     """Which of a parameter's blocks this rank holds or holds a part of."""
     if count == 1 or not is_sharded(param):
-        return torch.arange(count)
+        return torch.arange(count, device="cpu")
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = param.device_mesh
@@ -142,7 +144,7 @@ def _is_split_by(param: Any, group: Any) -> bool:
 def _reduced(values: Any, operation: str, group: Any) -> Any:
     import torch.distributed as dist
 
-    sent, backends = torch.as_tensor(values), dist.get_backend_config(group)
+    sent, backends = as_tensor(values), dist.get_backend_config(group)
     if f"{sent.device.type}:" not in backends:  # offloaded parameters, and a group of accelerators only
         sent = sent.to(backends.partition(":")[0])
     dist.all_reduce(sent, getattr(dist.ReduceOp, operation), group)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from .history import chronological
+from .history import as_tensor, chronological
 from .records import Record, Totals
 
 __all__ = ["grad_norms", "statistics"]
@@ -15,7 +14,7 @@ __all__ = ["grad_norms", "statistics"]
 
 def grad_norms(totals: Totals) -> Tensor:
     """The recorded norms of the whole gradient, oldest first."""
-    return torch.as_tensor(chronological(totals.norms)).clone()
+    return as_tensor(chronological(totals.norms)).clone()
 
 
 def statistics(record: Record) -> dict[str, float]:

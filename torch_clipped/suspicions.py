@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["ClippingWarning", "Watch", "warn"]
+from .arguments import Arguments
+from .clipping import CLIPPING_TYPES
+
+__all__ = ["ClippingWarning", "Watch", "warn", "warn_of_kept_level"]
 
 
 class ClippingWarning(RuntimeWarning):
@@ -21,6 +26,35 @@ def warn(message: str) -> None:
     warnings.warn(message, ClippingWarning, stacklevel=level)
 
 
+def warn_of_kept_level(index: int, former: Arguments, now: Arguments) -> None:
+    """Warn if a parameter group got another clipping type, but kept a level that means something else there."""
+    one, other = CLIPPING_TYPES[former.clipping_type], CLIPPING_TYPES[now.clipping_type]
+    if one is None or other is None or former.clipping_level != now.clipping_level:
+        return
+    if one.measure != other.measure or type(one.threshold) is not type(other.threshold):
+        warn(
+            f"clipping_type of parameter group {index} was changed from {former.clipping_type!r} to {now.clipping_type!r}, and "
+            f"its clipping_level {now.clipping_level} was kept: write both (the default level of {now.clipping_type!r} is "
+            f"{other.threshold.default_level})"
+        )
+
+
+def warn_of_loaded_arguments(former: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]], levels: bool) -> None:
+    """Warn if a checkpoint has brought another clipping type or, with ``levels``, level than the optimizer had."""
+    names = ("clipping_type", "clipping_level") if levels else ("clipping_type",)
+    changes = [
+        f"{name} of parameter group {i} was {one[name]!r} and is {other[name]!r}"
+        for i, (one, other) in enumerate(zip(former, loaded, strict=True))
+        for name in names
+        if one[name] != other[name]
+    ]
+    if changes:
+        warn(
+            f"the checkpoint has brought its own clipping arguments, as it brings its learning rate: {'; '.join(changes)}. Write "
+            "to param_groups after loading to change them"
+        )
+
+
 class Watch:
     """Looks at the steps of one optimizer, 200 at a time, and warns once of each thing that looks wrong."""
 
@@ -30,7 +64,19 @@ class Watch:
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+        self._skipped = 0
         self._start()
+
+    def see_skipped(self, skipped: bool) -> None:
+        """Count a step that was skipped or not; warn of the 1st, 10th, 100th, ... that is skipped in a row."""
+        self._skipped = self._skipped + 1 if skipped else 0
+        if self._skipped and str(self._skipped).strip("0") == "1":
+            warn(
+                f"{self._skipped} steps in a row were left out, because their gradients were not finite (nonfinite='skip')"
+                if self._skipped > 1
+                else "a gradient was not finite, so this step was left out (nonfinite='skip'); such steps are counted in "
+                "clipping_stats()['skipped_steps'], and the 10th, 100th, ... in a row is told of"
+            )
 
     def _start(self) -> None:
         self._steps = self._crushed = self._turns = 0

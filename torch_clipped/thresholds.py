@@ -8,6 +8,7 @@ in place. Where the whole clip set is one block, its values have no dimension wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -202,7 +203,7 @@ class AdaGC(Threshold):
         return {"average": ((blocks,), torch.float64), "seen": ((blocks,), torch.int64)}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        warm_up = blocks.lengths * (self.warm_up_norm / blocks.norm)
+        warm_up = blocks.lengths * history.where(self._knows(blocks), self.warm_up_norm / blocks.norm, math.inf)
         return history.where(blocks.step < self.warm_up, warm_up, level * self._average(blocks, memory))
 
     def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
@@ -211,8 +212,13 @@ class AdaGC(Threshold):
         smallest = history.where(memory.seen > 0, minimum(average, clipped_lengths), clipped_lengths)
         running = self.averaging * average + (1 - self.averaging) * clipped_lengths
         average = history.where(blocks.step < self.warm_up, smallest, running)
-        memory.average[...] = history.where(blocks.valid, average, memory.average)
-        memory.seen += blocks.valid
+        valid = blocks.valid & ((blocks.step >= self.warm_up) | self._knows(blocks))
+        memory.average[...] = history.where(valid, average, memory.average)
+        memory.seen += valid
+
+    def _knows(self, blocks: Blocks) -> Any:
+        """Return whether the norm of the whole gradient is finite, so that the warm-up can clip to it."""
+        return history.namespace(blocks.norm).isfinite(blocks.norm)
 
     def _average(self, blocks: Blocks, memory: SimpleNamespace) -> Any:
         return history.where(memory.seen > 0, memory.average, blocks.lengths)

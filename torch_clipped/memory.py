@@ -155,9 +155,12 @@ def check_memory(group: Mapping[str, Any], arguments: Arguments) -> None:
             if name in _NORMS and not bool((value.isfinite() & (value >= 0)).all()):
                 raise ValueError(f"{key} must hold numbers that are finite and at least 0, got {value.tolist()}")
     for norms, count in (("norms", "norms_count"), ("lengths", "count")):
-        shapes = [tuple(group[MEMORY + name].shape) for name in (norms, count) if MEMORY + name in group]
-        if len(shapes) == 2 and shapes[0][1:] != shapes[1]:
-            raise ValueError(f"{MEMORY + norms} must have one column for each entry of {MEMORY + count}, got shapes {shapes}")
+        pair = [MEMORY + norms, MEMORY + count]
+        shapes = [tuple(group[key].shape) for key in pair if key in group]
+        if len(shapes) == 2 and (len(shapes[0]) != 2 or shapes[0][1:] != shapes[1]):
+            raise ValueError(
+                f"{' and '.join(pair)} must have shapes (window, blocks) and (blocks,), got {shapes[0]} and {shapes[1]}"
+            )
 
 
 class _Kept(NamedTuple):
@@ -187,9 +190,7 @@ class Arrays:
         tensor: Tensor = group[key]
         kept = self._before.get(id(tensor))
         if kept is None or kept.tensor is not tensor or (kept.address and tensor.data_ptr() != kept.address):
-            kept = (
-                _Kept(group, key, tensor, 0, tensor) if not on_host(tensor.device) else _owned(group, key, tensor.numpy().copy())
-            )
+            kept = _owned(group, key, _numbers(tensor)) if on_host(tensor.device) else _Kept(group, key, tensor, 0, tensor)
         self._kept[id(kept.tensor)] = kept._replace(group=group)
         return kept.array
 
@@ -207,6 +208,11 @@ class Arrays:
                 del self._kept[id(tensor)]
                 owned = _owned(kept.group, kept.key, kept.array)
                 self._kept[id(owned.tensor)] = owned
+
+
+def _numbers(tensor: Tensor) -> Any:
+    with _disable_current_modes():
+        return tensor.numpy().copy()
 
 
 def _owned(group: Group, key: str, array: Any) -> _Kept:

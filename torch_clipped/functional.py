@@ -15,6 +15,7 @@ from .clipping import CLIPPING_TYPES
 from .decisions import Always
 from .distributed_checks import refuse_pieces
 from .engine import clip_
+from .hints import hinted
 from .memory import Group, common_device, is_memory, prepare_memory
 from .records import Totals
 from .statistics import grad_norms, statistics
@@ -49,6 +50,7 @@ class GradientClipper:
         >>> optimizer.step()
     """
 
+    @hinted
     def __init__(
         self,
         parameters: Tensor | Iterable[Tensor],
@@ -107,6 +109,7 @@ class GradientClipper:
         self._group, self._current_sets = loaded, CurrentSets()
 
 
+@hinted
 def clip_gradients_(
     parameters: Tensor | Iterable[Tensor],
     clipping_type: str = "norm",

@@ -1,7 +1,5 @@
 """Optimizers that clip: torch's own, with the gradient clipped between the closure and the update."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -22,9 +20,9 @@ __all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD", "clip_optimiz
 class ClippedSGD(Clipped, SGD):
     """:class:`torch.optim.SGD` with gradient clipping, which :class:`Clipped` describes.
 
+    The arguments up to ``clipping_type`` are those of :class:`torch.optim.SGD`, with its defaults.
+
     Args:
-        params, lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: as in
-            :class:`torch.optim.SGD`.
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
@@ -89,9 +87,9 @@ class ClippedSGD(Clipped, SGD):
 class ClippedAdam(Clipped, Adam):
     """:class:`torch.optim.Adam` with gradient clipping, which :class:`Clipped` describes.
 
+    The arguments up to ``clipping_type`` are those of :class:`torch.optim.Adam`, with its defaults.
+
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, foreach, maximize, capturable, differentiable, fused,
-            decoupled_weight_decay: as in :class:`torch.optim.Adam`.
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
@@ -160,9 +158,9 @@ class ClippedAdam(Clipped, Adam):
 class ClippedAdamW(Clipped, AdamW):
     """:class:`torch.optim.AdamW` with gradient clipping, which :class:`Clipped` describes.
 
+    The arguments up to ``clipping_type`` are those of :class:`torch.optim.AdamW`, with its defaults.
+
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
-            :class:`torch.optim.AdamW`.
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.

@@ -199,4 +199,5 @@ def test_optimizer_that_cannot_be_clipped_for_want_of_room_stays_what_it_is():
     keys = set(optimizer.param_groups[0])
     with pytest.raises(ValueError, match="clipping_window must leave room"):
         clip_optimizer(optimizer, "auto", clipping_window=10**12)
-    assert type(optimizer) is torch.optim.SGD and set(optimizer.param_groups[0]) == keys
+    assert type(optimizer) is torch.optim.SGD
+    assert set(optimizer.param_groups[0]) == keys

@@ -74,7 +74,8 @@ def test_gradients_are_clipped_by_hand_under_another_default_device(clipping_typ
         clipper = GradientClipper(params, clipping_type)
     with_gradients(params)
     with torch.device("meta"):
-        assert torch.equal(clipper.step(), expected) and expected.device.type == "cpu"
+        assert torch.equal(clipper.step(), expected)
+        assert expected.device.type == "cpu"
     torch.testing.assert_close([p.grad for p in params], clipped)
 
 

@@ -34,7 +34,9 @@ def test_added_group_starts_the_history_of_its_clip_set_anew():
     optimizer.param_groups[0]["params"][0].grad = parameter(1.0).grad
     step(optimizer, 150)
     stats = optimizer.clipping_stats()
-    assert stats["coefficient"] == 1 and stats["clipped_steps"] == 0 and stats["steps"] == 300
+    assert stats["coefficient"] == 1
+    assert stats["clipped_steps"] == 0
+    assert stats["steps"] == 300
 
 
 @pytest.mark.parametrize("clipping_type", ["auto", "zscore", "zclip", "linear_rand_auto"])
@@ -183,7 +185,8 @@ def test_checkpoint_that_brings_another_type_or_level_is_told():
     ours = ClippedAdamW([parameter(3.0)], clipping_type="auto", clipping_level=0.9)
     with pytest.warns(ClippingWarning, match=r"clipping_type of parameter group 0 was 'auto' and is 'norm'.*0\.9 and is 1\.0"):
         ours.load_state_dict(theirs.state_dict())
-    assert ours.param_groups[0]["clipping_type"] == "norm" and ours.param_groups[0]["clipping_level"] == 1.0
+    assert ours.param_groups[0]["clipping_type"] == "norm"
+    assert ours.param_groups[0]["clipping_level"] == 1.0
     ours.load_state_dict(theirs.state_dict())
     ours.load_state_dict(torch.optim.AdamW([parameter(3.0)]).state_dict())
 

@@ -55,7 +55,10 @@ def test_entries_are_clamped_beside_such_that_are_not_finite_as_torch_clamps_the
 
 def test_complex_entries_keep_their_direction_beside_such_that_are_not_finite():
     (found,), _ = clipped("value", 1.0, [3 + 4j, complex(inf, 1.0), complex(nan, 0.0), 0j])
-    assert found[0] == pytest.approx(0.6 + 0.8j) and found[1].real == inf and found[2].isnan() and found[3] == 0
+    assert found[0] == pytest.approx(0.6 + 0.8j)
+    assert found[1].real == inf
+    assert found[2].isnan()
+    assert found[3] == 0
 
 
 def test_finite_tensors_are_clipped_beside_such_that_are_not_finite():

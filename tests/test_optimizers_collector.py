@@ -206,13 +206,13 @@ def test_labels_are_for_legends(properties, label):
 
 
 def test_wrong_arguments_are_refused_at_once():
-    with pytest.raises(TypeError, match="ClippedSGD: unknown argument 'clipping_levle'; did you mean 'clipping_level'"):
+    with pytest.raises(TypeError, match="ClippedSGD has no argument 'clipping_levle'; did you mean 'clipping_level'"):
         OptimizerProperties(ClippedSGD, clipping_levle=1)
     with pytest.raises(TypeError, match=r"SGD: multiple values for argument 'params'"):
         OptimizerProperties(SGD, params=[])
     with pytest.raises(TypeError, match="optimizer_class must be a class or a function, got 'SGD'"):
         OptimizerProperties("SGD")
-    with pytest.raises(TypeError, match="Net: unknown argument 'widht'; did you mean 'width'"):
+    with pytest.raises(TypeError, match="Net has no argument 'widht'; did you mean 'width'"):
         ModelProperties(Net, widht=3)
     with pytest.raises(TypeError, match="Net: missing a required argument: 'width'"):
         ModelProperties(Net)

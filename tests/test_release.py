@@ -80,6 +80,17 @@ def test_source_archive_holds_the_whole_tree(archives):
     assert {name for name in names if "egg-info" not in name} == wanted | {"PKG-INFO"}
 
 
+def test_editable_install_is_a_path_that_type_checkers_follow(source, tmp_path):
+    pytest.importorskip("setuptools", minversion="77", reason="needs setuptools 77 or newer")
+    command = [sys.executable, "-c", f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        (name,) = (name for name in wheel.namelist() if ".dist-info/" not in name)
+        assert name.endswith(".pth")
+        assert Path(wheel.read(name).decode().strip()) == source
+
+
 def test_metadata_name_what_the_readme_names(installed):
     (information,) = installed.glob("*.dist-info")
     metadata = email.message_from_string((information / "METADATA").read_text())

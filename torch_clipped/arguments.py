@@ -13,12 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from .clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
+from .hints import RENAMED, unknown_argument
 
 __all__ = [
     "ARGUMENT_NAMES",
     "MEMORY",
     "NONFINITE_POLICIES",
-    "RENAMED",
     "Arguments",
     "clipping_arguments",
     "group_arguments",
@@ -71,7 +71,6 @@ class Arguments:
 
 
 ARGUMENT_NAMES = tuple(Arguments().as_dict())
-RENAMED = {"p_autoclip": "clipping_level", "beta": "clipping_beta"}  # arguments of older code
 MEMORY = "clipping_memory_"  # what the keys of a parameter group begin with under which clipping remembers
 
 
@@ -83,8 +82,7 @@ def group_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: 
     for key in group:
         unknown = key.startswith("clip") and key not in ARGUMENT_NAMES and not key.startswith(MEMORY)
         if unknown or (key in RENAMED and key not in source):
-            near = RENAMED.get(key) or (difflib.get_close_matches(key, ARGUMENT_NAMES, n=1) or ["clipping_type"])[0]
-            raise TypeError(f"parameter group {index} has an unknown argument {key!r}; did you mean {near!r}?")
+            raise unknown_argument(f"parameter group {index}", key, ARGUMENT_NAMES)
     own = {name: group[name] for name in ARGUMENT_NAMES if name in group}
     level = {"clipping_level": None} if "clipping_type" in own else {}
     try:

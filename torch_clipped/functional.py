@@ -15,6 +15,7 @@ from .clipping import CLIPPING_TYPES
 from .decisions import Always
 from .distributed_checks import refuse_pieces
 from .engine import clip_
+from .hints import hinted
 from .history import as_tensor
 from .memory import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
 from .records import Totals
@@ -50,6 +51,7 @@ class GradientClipper:
         >>> optimizer.step()
     """
 
+    @hinted
     def __init__(
         self,
         parameters: Tensor | Iterable[Tensor],
@@ -115,6 +117,7 @@ class GradientClipper:
         self._group, self._current_sets = loaded, CurrentSets()
 
 
+@hinted
 def clip_gradients_(
     parameters: Tensor | Iterable[Tensor],
     clipping_type: str = "norm",

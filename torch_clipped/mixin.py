@@ -11,11 +11,12 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once, which takes a second
 from torch.optim import Optimizer
 
-from .arguments import RENAMED, Arguments, group_arguments
+from .arguments import ARGUMENT_NAMES, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets
 from .closures import calls_closure_itself, step_with_clipping_closure
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated
+from .hints import is_like_clipping, refuse_unknown
 from .memory import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
 from .records import Totals
 from .statistics import grad_norms, statistics
@@ -89,13 +90,26 @@ class Clipped(Optimizer):
         clipping_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        for old, new in RENAMED.items():
-            if old in kwargs and old not in inspect.signature(super().__init__).parameters:
-                raise TypeError(f"{type(self).__name__} has no argument {old!r}: it is called {new!r}")
         arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
         self._clipping_defaults = Arguments.of(arguments.as_dict()).as_dict()
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except TypeError as error:
+            self._refuse_unknown([name for name in kwargs if f"unexpected keyword argument {name!r}" in str(error)])
+            raise
+        if swallowed := [name for name in kwargs if is_like_clipping(name) and name not in self.defaults]:
+            self._refuse_unknown(swallowed)  # by **kwargs of the parent
         self._clip_sets()  # nonsense that only shows in a whole group is refused here and not in the first step
+
+    def _refuse_unknown(self, names: Sequence[str]) -> None:
+        known = list(ARGUMENT_NAMES)
+        for cls in type(self).__mro__[type(self).__mro__.index(Clipped) + 1 :]:
+            if "__init__" in vars(cls):
+                _, *parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+                known += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+                if all(p.kind is not p.VAR_KEYWORD for p in parameters):  # it hands on nothing that it does not know
+                    break
+        refuse_unknown(type(self).__name__, names, known)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments and the clipping arguments in help() and editors."""

@@ -1,23 +1,36 @@
 """Optimizers that clip: torch's own, with the gradient clipped between the closure and the update."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 from weakref import ref
 
+from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import ParamsT
 
 from .arguments import Arguments, clipping_arguments
 from .distributed_checks import refuse_overlap, refuse_pieces
+from .hints import hinted
 from .mixin import Clipped
 
 __all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD", "clip_optimizer"]
 
 
 class ClippedSGD(Clipped, SGD):
-    """:class:`torch.optim.SGD` with gradient clipping; for the clipping arguments see :class:`Clipped`.
+    """:class:`torch.optim.SGD` with gradient clipping, which :class:`Clipped` describes.
+
+    The arguments up to ``clipping_type`` are those of :class:`torch.optim.SGD`, with its defaults.
+
+    Args:
+        clipping_type: the name of a clipping type. Default: ``"norm"``.
+        clipping_level: the one number that the type needs. Default: None, the type's default level.
+        clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
+        clipping_window: how many norms are remembered, at least 2. Default: 1000.
+        norm_type: the p of the p-norm, from 1 to inf. Default: 2.
+        nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
+            or ``"propagate"`` them. Default: ``"skip"``.
+        clipping_seed: seed of the random types, at least 0. Default: 0.
 
     Example:
         >>> import torch
@@ -28,9 +41,63 @@ class ClippedSGD(Clipped, SGD):
         >>> optimizer.step()
     """
 
+    @hinted
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        clipping_type: str = "norm",
+        clipping_level: float | None = None,
+        clipping_beta: float = 0.85,
+        clipping_window: int = 1000,
+        norm_type: float = 2.0,
+        nonfinite: str = "skip",
+        clipping_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+            clipping_type=clipping_type,
+            clipping_level=clipping_level,
+            clipping_beta=clipping_beta,
+            clipping_window=clipping_window,
+            norm_type=norm_type,
+            nonfinite=nonfinite,
+            clipping_seed=clipping_seed,
+        )
+
 
 class ClippedAdam(Clipped, Adam):
-    """:class:`torch.optim.Adam` with gradient clipping; for the clipping arguments see :class:`Clipped`.
+    """:class:`torch.optim.Adam` with gradient clipping, which :class:`Clipped` describes.
+
+    The arguments up to ``clipping_type`` are those of :class:`torch.optim.Adam`, with its defaults.
+
+    Args:
+        clipping_type: the name of a clipping type. Default: ``"norm"``.
+        clipping_level: the one number that the type needs. Default: None, the type's default level.
+        clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
+        clipping_window: how many norms are remembered, at least 2. Default: 1000.
+        norm_type: the p of the p-norm, from 1 to inf. Default: 2.
+        nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
+            or ``"propagate"`` them. Default: ``"skip"``.
+        clipping_seed: seed of the random types, at least 0. Default: 0.
 
     Example:
         >>> import torch
@@ -41,9 +108,67 @@ class ClippedAdam(Clipped, Adam):
         >>> optimizer.step()
     """
 
+    @hinted
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        clipping_type: str = "norm",
+        clipping_level: float | None = None,
+        clipping_beta: float = 0.85,
+        clipping_window: int = 1000,
+        norm_type: float = 2.0,
+        nonfinite: str = "skip",
+        clipping_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+            clipping_type=clipping_type,
+            clipping_level=clipping_level,
+            clipping_beta=clipping_beta,
+            clipping_window=clipping_window,
+            norm_type=norm_type,
+            nonfinite=nonfinite,
+            clipping_seed=clipping_seed,
+        )
+
 
 class ClippedAdamW(Clipped, AdamW):
-    """:class:`torch.optim.AdamW` with gradient clipping; for the clipping arguments see :class:`Clipped`.
+    """:class:`torch.optim.AdamW` with gradient clipping, which :class:`Clipped` describes.
+
+    The arguments up to ``clipping_type`` are those of :class:`torch.optim.AdamW`, with its defaults.
+
+    Args:
+        clipping_type: the name of a clipping type. Default: ``"norm"``.
+        clipping_level: the one number that the type needs. Default: None, the type's default level.
+        clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
+        clipping_window: how many norms are remembered, at least 2. Default: 1000.
+        norm_type: the p of the p-norm, from 1 to inf. Default: 2.
+        nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
+            or ``"propagate"`` them. Default: ``"skip"``.
+        clipping_seed: seed of the random types, at least 0. Default: 0.
 
     Example:
         >>> import torch
@@ -54,7 +179,52 @@ class ClippedAdamW(Clipped, AdamW):
         >>> optimizer.step()
     """
 
+    @hinted
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        clipping_type: str = "norm",
+        clipping_level: float | None = None,
+        clipping_beta: float = 0.85,
+        clipping_window: int = 1000,
+        norm_type: float = 2.0,
+        nonfinite: str = "skip",
+        clipping_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            clipping_type=clipping_type,
+            clipping_level=clipping_level,
+            clipping_beta=clipping_beta,
+            clipping_window=clipping_window,
+            norm_type=norm_type,
+            nonfinite=nonfinite,
+            clipping_seed=clipping_seed,
+        )
 
+
+@hinted
 def clip_optimizer(
     optimizer: Optimizer,
     clipping_type: str = "norm",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from .arguments import integer, number
+from .hints import refuse_unknown
 
 if TYPE_CHECKING:
     from .restarter import Restarter
@@ -157,13 +157,10 @@ def _bind(argument: str, function: Any, args: Sequence[Any], kwargs: dict[str, A
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        message = str(error)
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-        unknown = None if takes_any else next((key for key in kwargs if key not in signature.parameters), None)
-        if unknown is not None:
-            near = difflib.get_close_matches(unknown, signature.parameters, n=1)
-            message = f"unknown argument {unknown!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        raise TypeError(f"{getattr(function, '__name__', function)}: {message}") from None
+        name = str(getattr(function, "__name__", function))
+        if all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()):
+            refuse_unknown(name, kwargs, signature.parameters)
+        raise TypeError(f"{name}: {error}") from None
 
 
 def _in_words(value: Any) -> str:

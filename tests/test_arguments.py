@@ -3,7 +3,6 @@
 import inspect
 import io
 import math
-import pickle
 import re
 
 import numpy as np
@@ -219,10 +218,10 @@ def test_bad_group_is_refused_and_leaves_the_optimizer_as_it_was(arguments, wron
     first = one()
     optimizer = ClippedSGD([first], lr=1.0, clipping_level=2.0)
     step(optimizer, 10.0)
-    before = pickle.dumps(optimizer.state_dict()), optimizer.clipping_stats(), dict(optimizer.defaults)
+    before = repr(optimizer.state_dict()), optimizer.clipping_stats(), dict(optimizer.defaults)
     with pytest.raises(REFUSED, match=wrong):
         optimizer.add_param_group({"params": [one()], **arguments})
-    assert (pickle.dumps(optimizer.state_dict()), optimizer.clipping_stats(), optimizer.defaults) == before
+    assert (repr(optimizer.state_dict()), optimizer.clipping_stats(), optimizer.defaults) == before
     assert step(optimizer, 10.0) == [2.0]
     assert optimizer.clipping_stats()["steps"] == 2
 

@@ -212,6 +212,7 @@ def test_run_goes_on_bit_for_bit_after_every_way_of_saving(problem, clipping_typ
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_arguments_of_the_checkpoint_win_as_lr_does(problem, name, way):
     if not torch_can(name, way):
         pytest.skip("torch cannot")
@@ -229,6 +230,7 @@ def test_arguments_of_the_checkpoint_win_as_lr_does(problem, name, way):
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_saving_twice_gives_the_same_checkpoint(problem, name):
     optimizer = MAKERS[name](three_sets(problem.parameters()), clipping_type="layer_wise_zscore")
     go_on(problem, optimizer, 0, 6)
@@ -238,6 +240,7 @@ def test_saving_twice_gives_the_same_checkpoint(problem, name):
     assert_same(reloaded(other.state_dict()), reloaded(optimizer.state_dict()))
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_checkpoint_in_memory_is_not_changed_by_steps_of_the_one_who_loaded_it(problem):
     optimizer = ClippedSGD(problem.parameters(), clipping_type="layer_wise_auto", clipping_window=4)
     go_on(problem, optimizer, 0, 5)
@@ -284,6 +287,7 @@ def test_checkpoints_go_from_torch_to_us_and_back(problem, name, clipping_type):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
 @pytest.mark.parametrize("missing", ARGUMENTS)
+@pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_argument_that_an_old_checkpoint_lacks_is_the_constructors(problem, missing, name):
     """The type goes with its level: an old checkpoint has both or none."""
     other = {
@@ -315,6 +319,7 @@ def memory_keys(optimizer):
 
 
 @pytest.mark.parametrize("clipping_type", CLIPPING)
+@pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_memory_that_an_old_checkpoint_lacks_starts_anew(problem, clipping_type):
     optimizer = ClippedSGD(two_groups(problem.parameters()), clipping_type=clipping_type, clipping_window=4)
     go_on(problem, optimizer, 0, 5)
@@ -348,6 +353,7 @@ def test_checkpoint_without_anything_of_ours_starts_the_history_anew(problem):
 # Parameter groups in another order, another window.
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_parameter_groups_are_matched_by_position_as_torch_does(problem):
     shapes = ((3,), (3,), (3,), (3,))
 

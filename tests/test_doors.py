@@ -531,6 +531,7 @@ def test_clip_optimizer_of_a_wrapper_is_refused_and_leaves_it_as_it_is(kind, pro
     assert "clipping_type" not in wrapper.param_groups[0]
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_checkpoints_go_between_clip_optimizer_and_the_plain_and_the_clipped_class(problem):
     optimizer = clip_optimizer(torch.optim.SGD(problem.parameters(), **BASES["SGD"]), "auto", 0.5)
     for step in range(5):
@@ -707,6 +708,8 @@ def test_doors_by_hand_obey_the_policy_for_nonfinite_gradients(problem, door, cl
         assert not norm.isfinite()
         whole = nonfinite == "skip" or clipping_type in ("none", "norm")  # else the tensors that are finite may be clipped
         for a, b in list(zip(grads, before, strict=True))[: None if whole else 1]:
+            if clipping_type == "coord_wise" and not whole:
+                b = b.clamp(-0.1, 0.1)  # keeps NaN
             same = a.nan_to_num(7.0) == b.nan_to_num(7.0)
             assert same.all() if clipping_type != "adaptive" or whole else same[1].all()
     if clipping_type != "none":  # torch's optimizer, bit for bit: no policy

@@ -160,7 +160,9 @@ def test_state_without_groups_resets_the_state_as_torch_does():
     assert optimizer.clipping_stats()["steps"] == 4
 
 
-@pytest.mark.parametrize(("former", "now", "level"), [("norm", "auto", 1.0), ("auto", "norm", 0.9), ("norm", "layer_wise", 1.0)])
+@pytest.mark.parametrize(
+    ("former", "now", "level"), [("norm", "auto", 1.0), ("auto", "norm", 0.9), ("zscore", "layer_wise", 1.0)]
+)
 def test_level_that_was_kept_for_another_type_is_told_once(former, now, level):
     optimizer = ClippedSGD([parameter(3.0)], lr=0.1, clipping_type=former, clipping_level=level)
     optimizer.param_groups[0]["clipping_type"] = now
@@ -173,7 +175,7 @@ def test_level_that_was_kept_for_another_type_is_told_once(former, now, level):
 
 def test_type_whose_level_means_the_same_is_changed_without_a_word():
     optimizer = ClippedSGD([parameter(3.0)], lr=0.1, clipping_type="norm")
-    for name in ("linear_rand_norm", "none", "norm"):
+    for name in ("linear_rand_norm", "layer_wise", "none", "norm"):
         if name == "none":
             optimizer.param_groups[0]["clipping_level"] = None
         optimizer.param_groups[0]["clipping_type"] = name

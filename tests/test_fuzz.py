@@ -128,7 +128,9 @@ def reloaded(optimizer, by_file):
     file.seek(0)
     params = copy.deepcopy([group["params"] for group in optimizer.param_groups])
     fresh = type(optimizer)([{"params": members} for members in params])
-    fresh.load_state_dict(torch.load(file, weights_only=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the checkpoint has brought", ClippingWarning)
+        fresh.load_state_dict(torch.load(file, weights_only=True))
     return fresh
 
 

@@ -261,7 +261,7 @@ def test_interrupted_step_leaves_flags_and_attributes_as_they_were():
             sys.settrace(None)
         group = optimizer.param_groups[0]
         left = {name for name in ("grad_scale", "found_inf") if getattr(optimizer, name, None) is not None}
-        assert group["fused"] is None and group["foreach"] is None and not left, f"after line {at}: {group['fused']}, {left}"
+        assert (group["fused"], group["foreach"], left) == (None, None, set()), f"after line {at}"
         return seen >= at
 
     at = 1

@@ -260,8 +260,9 @@ def _parts(rule: Clipping, groups: Sequence[Group]) -> list[Sequence[Group]]:
 
 def _source(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> tuple[Any, ...]:
     """Return what norms are taken of, and how: only norms that agree in it make one history."""
-    params = map(id, _params(part))
-    return rule.measure, arguments.norm_type, frozenset(params) if MEASURES[rule.measure].blocks_in is None else tuple(params)
+    measure, params = MEASURES[rule.measure], [id(p) for p in _params(part)]
+    blocks = frozenset(params) if measure.blocks_in is None and len(params) > 1 else tuple(params)
+    return measure.norms, arguments.norm_type, blocks
 
 
 def _move_state(former: Group, group: Group, names: Iterable[str]) -> None:

@@ -31,7 +31,7 @@ def warn_of_kept_level(index: int, former: Arguments, now: Arguments) -> None:
     one, other = CLIPPING_TYPES[former.clipping_type], CLIPPING_TYPES[now.clipping_type]
     if one is None or other is None or former.clipping_level != now.clipping_level:
         return
-    if one.measure != other.measure or type(one.threshold) is not type(other.threshold):
+    if type(one.threshold) is not type(other.threshold):
         warn(
             f"clipping_type of parameter group {index} was changed from {former.clipping_type!r} to {now.clipping_type!r}, and "
             f"its clipping_level {now.clipping_level} was kept: write both (the default level of {now.clipping_type!r} is "

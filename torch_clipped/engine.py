@@ -62,7 +62,7 @@ def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_
             valid = (lengths > 0) & finite & kept
             thresholds, coefficients = clip_set.apply_rule(lengths, valid, totals.step)
             if clip_set.measure.by_entry and all_finite is not np.True_:  # inf is clamped, and what is too long beside NaN
-                coefficients = where(finite | skip, coefficients, thresholds / lengths)
+                coefficients = where(finite | skip, coefficients, 0.0)
             if fold and _can_fold(clip_set, grads, coefficients):
                 coefficient = coefficients
             else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from .benchmark_problem import DTYPES, LEARNING_RATE, SIZES, Problem
 from .benchmark_rows import Row, make_rows, read_rows, write_rows
 from .benchmark_table import readme_table, targets, targets_table, write_targets
 from .benchmark_timing import peak_bytes, time_steps
-from .command import INTERRUPTED, made, parser_of
+from .command import INTERRUPTED, out_folder, parser_of, publishing
 from .heavy_tails import OPTIMIZERS
 from .machine import machine, versions
 from .toy_table import write_json
@@ -68,15 +67,19 @@ class Config:
         """Every size, dtype and optimizer."""
         return [(size, dtype, optimizer) for size in self.sizes for dtype in self.dtypes for optimizer in self.optimizers]
 
+    def settings(self) -> dict[str, Any]:
+        """All that the timings depend on, beside the machine and the versions of the packages."""
+        return asdict(self) | {"lr": LEARNING_RATE, "sgd_momentum": OPTIMIZERS["sgd"][2]["momentum"]}
+
     def budget_of(self, size: str, dtype: str) -> float:
         """Seconds for the rounds of each optimizer."""
         return BUDGETS[size][dtype != "float32"] if self.budget is None else self.budget
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    """Time all contenders, write benchmark.csv, benchmark_targets.csv and benchmark.json into ``folder``, return the summary.
+    """Time all contenders, write benchmark.csv, .json, .png and benchmark_targets.csv into ``folder``, return the summary.
 
-    An interruption from the keyboard ends the run early: what was complete is written, and the summary says so.
+    An interruption from the keyboard ends the run early: what was complete is written as benchmark.partial.*.
     """
     rows: list[Row] = []
     interrupted = False
@@ -91,10 +94,18 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         interrupted = True
     finally:
         progress.close()
-    write_rows(rows, folder / "benchmark.csv")
-    write_targets(targets(read_rows(folder / "benchmark.csv")), folder / "benchmark_targets.csv")
     summary = summarize(config, rows, interrupted)
-    write_json(summary, folder / "benchmark.json")
+    with publishing(folder, interrupted) as new:
+        files = [new / f"benchmark.{kind}" for kind in ("csv", "json", "png")]
+        write_rows(rows, files[0])
+        rows = read_rows(files[0])
+        write_targets(targets(rows), new / "benchmark_targets.csv")
+        write_json(summary, files[1])
+        plot(*files)
+        print(readme_table(rows))
+        print()
+        print(targets_table(targets(rows)))
+        print("\n".join(summary["skipped"]))
     return summary
 
 
@@ -118,7 +129,7 @@ def summarize(config: Config, rows: Sequence[Row], interrupted: bool) -> dict[st
     places = {(row.size, row.dtype, row.optimizer): row.copy_gb_per_second for row in rows if not row.note}
     return {
         "experiment": "benchmark",
-        "settings": asdict(config) | {"lr": LEARNING_RATE, "sgd_momentum": OPTIMIZERS["sgd"][2]["momentum"]},
+        "settings": config.settings(),
         "versions": versions(),
         "machine": machine(config.device),
         "interrupted": interrupted,
@@ -132,26 +143,19 @@ def summarize(config: Config, rows: Sequence[Row], interrupted: bool) -> dict[st
 def main(arguments: Sequence[str]) -> int:
     """Time, write benchmark.csv, .json, .png and benchmark_targets.csv, print the tables; 130 after an interruption, else 0."""
     parser = _parser()
-    options = vars(parser.parse_args(arguments))
-    folder, quick = options.pop("out"), options.pop("quick")
+    parsed = parser.parse_args(arguments)
+    options = {name: value for name, value in vars(parsed).items() if name not in ("out", "quick")}
     given = {name: tuple(x) if isinstance(x, list) else x for name, x in options.items() if x is not None}
     try:
-        config = Config(**{**(QUICK if quick else {}), **_sizes_of_device(given), **given})
-        folder = made(folder or Path(tempfile.mkdtemp(prefix="benchmark-") if quick else "figures"))
+        config = Config(**{**(QUICK if parsed.quick else {}), **_sizes_of_device(given), **given})
+        folder = out_folder(parser, parsed, "benchmark")
     except ValueError as error:
         parser.error(str(error))
     try:
         summary = run(config, folder)
     except KeyboardInterrupt:
-        print("Interrupted before the first problem was done: nothing was written.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
-    rows = read_rows(folder / "benchmark.csv")
-    plot(folder / "benchmark.csv", folder / "benchmark.json", folder / "benchmark.png")
-    print(readme_table(rows))
-    print()
-    print(targets_table(targets(rows)))
-    print("\n".join(summary["skipped"]))
-    print(f"Written: benchmark.png, benchmark.csv, benchmark_targets.csv and benchmark.json in {folder}")
     return INTERRUPTED if summary["interrupted"] else 0
 
 
@@ -160,7 +164,7 @@ def _sizes_of_device(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of("benchmark", __doc__, out=None)
+    parser = parser_of("benchmark", __doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="less than a minute, written to a temporary folder unless --out names another")
     for name, choices in (("sizes", SIZES), ("dtypes", DTYPES), ("optimizers", OPTIMIZERS)):

@@ -6,7 +6,8 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .journal import Journal, Result
 from .machine import versions
 
 INTERRUPTED = 130  # the exit code that shells give a program ended by Ctrl-C
+FIGURES = Path("figures")
+NOT_SETTINGS = ("out", "quick", "resume", "task", "only")  # task and only choose between results, each with its own files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,8 @@ def command(
 ) -> int:
     """Read the options, train, write, print the table; 130 after an interruption, else 0.
 
-    An interruption from the keyboard ends it early: the trainings that were done are kept for ``--resume``.
+    An interruption from the keyboard ends it early: the trainings that were done are kept for ``--resume``, and what they show
+    is written as NAME.partial.*.
 
     Args:
         parser: with the options of :func:`resumable` and those of the experiment, without defaults.
@@ -54,14 +58,15 @@ def command(
         quick: what ``--quick`` changes.
         arguments: of the command line.
     """
-    options = vars(parser.parse_args(arguments))
+    parsed = parser.parse_args(arguments)
+    options = dict(vars(parsed))
     folder, is_quick, resume = (options.pop(option) for option in ("out", "quick", "resume"))
     if resume and is_quick and folder is None:
         parser.error("resume needs out where quick is given: the folder of the interrupted run")
     given = {option: value for option, value in options.items() if value is not None}
     try:
         plan = make_plan(**{**(quick if is_quick else {}), **given})
-        folder = made(folder or Path(tempfile.mkdtemp(prefix=f"{plan.name}-") if is_quick else "figures"))
+        folder = out_folder(parser, parsed, plan.name)
         settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
         journal = Journal(folder / f"{plan.name}.partial.jsonl", settings, resume)
     except ValueError as error:
@@ -69,7 +74,7 @@ def command(
     try:
         with tqdm(total=plan.steps, unit="step", mininterval=0.5) as journal.progress:
             plan.train(journal)
-        _write(plan, journal, folder)
+        _write(plan, journal, folder, partial=False)
     except KeyboardInterrupt:
         print(f"Interrupted, {_kept(journal, folder)}.", file=sys.stderr)
     except Exception:  # damaged data, a full disk, no memory: what it was is said after this
@@ -79,13 +84,57 @@ def command(
         journal.remove()
         return 0
     if journal.results and plan.writes_parts:
-        _write(plan, journal, folder)
+        _write(plan, journal, folder, partial=True)
     return INTERRUPTED
 
 
-def _write(plan: Plan, journal: Journal, folder: Path) -> None:
-    print(plan.write(list(journal.results.values()), folder))
-    print(f"Written: {plan.name}.csv, {plan.name}.json and {plan.name}.png in {folder}")
+def _write(plan: Plan, journal: Journal, folder: Path, partial: bool) -> None:
+    with publishing(folder, partial) as new:
+        print(plan.write(list(journal.results.values()), new))
+
+
+@contextmanager
+def publishing(folder: Path, partial: bool = False) -> Iterator[Path]:
+    """Give a new folder to write into, move its files to ``folder`` when all of them are there, and print their names.
+
+    A partial result never replaces a whole one: it goes to NAME.partial.*, which the next whole result removes. So does what
+    is there when writing is interrupted or fails.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as new:
+        try:
+            yield Path(new)
+        except BaseException:
+            _move(Path(new), folder, partial=True)
+            raise
+        _move(Path(new), folder, partial)
+
+
+def _move(new: Path, folder: Path, partial: bool) -> None:
+    names = []
+    for path in sorted(new.iterdir()):
+        beside = folder / f"{path.stem}.partial{path.suffix}"
+        names.append(path.replace(beside if partial else folder / path.name).name)
+        if not partial:
+            beside.unlink(missing_ok=True)
+    if names:
+        print(f"Written: {', '.join(names)} in {folder}")
+
+
+def out_folder(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> Path:
+    """Make and return the folder to write into: ``--out``, else a temporary one for ``--quick``, else ``figures``.
+
+    Raises:
+        ValueError: the folder cannot be written, or none is named for settings other than the defaults.
+    """
+    if options.out is not None:
+        return made(options.out)
+    if getattr(options, "quick", False):
+        return made(Path(tempfile.mkdtemp(prefix=f"{name}-")))
+    given = [key for key, value in vars(options).items() if key not in NOT_SETTINGS and value != parser.get_default(key)]
+    if given:
+        words = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+        raise ValueError(f"out must name a folder where {words} is given: {FIGURES} holds the results of the default settings")
+    return made(FIGURES)
 
 
 def _kept(journal: Journal, folder: Path) -> str:
@@ -96,18 +145,18 @@ def _kept(journal: Journal, folder: Path) -> str:
     return f"{len(journal.results)} finished trainings are kept in {journal.path}: {how}"
 
 
-def parser_of(name: str, words: str | None, out: str | None = "figures") -> argparse.ArgumentParser:
+def parser_of(name: str, words: str | None) -> argparse.ArgumentParser:
     """A parser with the option ``--out``, and what ``--help`` says of the experiment."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"python -m experiments {name}", description=words, formatter_class=raw)
-    default = None if out is None else Path(out)
-    parser.add_argument("--out", type=Path, default=default, metavar="FOLDER", help="where to write (default: figures)")
+    where = "where to write (default: figures, for the results of the default settings only)"
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=where)
     return parser
 
 
 def resumable(name: str, words: str | None) -> argparse.ArgumentParser:
     """A parser with the options that all experiments of many trainings have."""
-    parser = parser_of(name, words, out=None)
+    parser = parser_of(name, words)
     add = parser.add_argument
     add("--quick", action="store_true", help="less than a minute with default data; to a temporary folder unless --out is given")
     add("--resume", action="store_true", help="go on where an interruption ended the same command")

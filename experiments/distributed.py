@@ -14,12 +14,12 @@ from typing import Any
 from tqdm import tqdm
 
 from . import distributed_checkpoints as checkpoints
+from .command import INTERRUPTED, publishing
 from .distributed_options import Job, read_job
 from .distributed_processes import Interruption, Processes, agreed, enough_gpus, joined
 from .distributed_report import Curve, are_equal, table, verdict, write
 from .distributed_strategies import ALONE, STRATEGIES, Strategy
 from .distributed_training import Training
-from .heavy_tails import INTERRUPTED
 
 
 def run(job: Job, processes: Processes, interruption: Interruption) -> int:
@@ -83,8 +83,8 @@ def _tell(job: Job, processes: Processes, together: Curve, alone: Curve | None) 
         print(f"Newest checkpoint: {checkpoints.newest(job.checkpoints)}")
     if job.out:
         settings = job.config.settings(job.text) | {"strategy": job.config.strategy, "processes": processes.count}
-        write(settings | {"device": processes.device.type}, together, alone, job.out)
-        print(f"Written: distributed.csv and distributed.json in {job.out}")
+        with publishing(job.out, partial=together.validation_loss is None) as new:
+            write(settings | {"device": processes.device.type}, together, alone, new)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from torch_clipped import ClippedSGD
 
 from .benchmark_timing import resident
-from .command import INTERRUPTED, check_at_least, made, parser_of
+from .command import INTERRUPTED, check_at_least, out_folder, parser_of, publishing
 from .machine import cpu_model, versions
 from .toy_table import read_csv, write_csv, write_json
 
@@ -47,6 +47,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check_at_least(self, {"steps": BLOCKS, "window": 2, "seed": 0})
+
+    def settings(self) -> dict[str, Any]:
+        """All that the numbers depend on, beside the machine and the versions of the packages."""
+        return asdict(self) | {"types": TYPES, "pareto_exponent": PARETO_EXPONENT, "sgd_momentum": 0.9}
 
 
 class Row(NamedTuple):
@@ -95,9 +99,9 @@ class Training:
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    """Take the steps, write endurance.csv and endurance.json into ``folder``, return the summary.
+    """Take the steps, write endurance.csv, .json and .png into ``folder``, return the summary.
 
-    An interruption from the keyboard ends the run early: the blocks that were complete are written, and the summary says so.
+    An interruption from the keyboard ends the run early: the complete blocks are written as endurance.partial.*.
     """
     training, rows = Training(config), list[Row]()
     ends = [config.steps * (block + 1) // BLOCKS for block in range(BLOCKS)]
@@ -107,16 +111,18 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     except KeyboardInterrupt:
         if not rows:
             raise
-    write_csv([row._asdict() for row in rows], folder / "endurance.csv", digits=9)
     summary = {
         "experiment": "endurance",
-        "settings": asdict(config) | {"types": TYPES, "pareto_exponent": PARETO_EXPONENT, "sgd_momentum": 0.9},
+        "settings": config.settings(),
         "versions": versions(),
         "machine": {"cpu": cpu_model(), "threads": torch.get_num_threads()},
         "interrupted": len(rows) < BLOCKS,
         "last_to_first": ratios(rows),
     }
-    write_json(summary, folder / "endurance.json")
+    with publishing(folder, summary["interrupted"]) as new:
+        write_csv([row._asdict() for row in rows], new / "endurance.csv", digits=9)
+        write_json(summary, new / "endurance.json")
+        plot(new / "endurance.csv", new / "endurance.png")
     return summary
 
 
@@ -175,20 +181,18 @@ def main(arguments: Sequence[str]) -> int:
     parser = parser_of("endurance", __doc__)
     for name, words in (("steps", "how many steps"), ("window", "clipping_window"), ("seed", "of gradients and lengths")):
         parser.add_argument(f"--{name}", type=int, default=getattr(Config, name), help=f"{words} (default: %(default)s)")
-    options = vars(parser.parse_args(arguments))
-    folder = options.pop("out")
+    parsed = parser.parse_args(arguments)
     try:
-        config, _ = Config(**options), made(folder)
+        config = Config(steps=parsed.steps, window=parsed.window, seed=parsed.seed)
+        folder = out_folder(parser, parsed, "endurance")
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(1)  # a second one could only wait
     try:
         summary = run(config, folder)
     except KeyboardInterrupt:
-        print("Interrupted before the first block was done: nothing was written.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
-    plot(folder / "endurance.csv", folder / "endurance.png")
     for name, value in summary["last_to_first"].items():
         print(f"{name}: {'unknown' if value is None else f'{value:.3f}'}")
-    print(f"Written: endurance.png, endurance.csv and endurance.json in {folder}")
     return INTERRUPTED if summary["interrupted"] else 0

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from torch_clipped import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD
 
-from .command import INTERRUPTED, check_at_least, made, parser_of
+from .command import INTERRUPTED, check_at_least, out_folder, parser_of, publishing
 from .heavy_tails_picture import plot
 from .heavy_tails_summary import Outcome, Row, Run, read_rows, summarize, write_rows
 from .heavy_tails_table import table
@@ -111,13 +111,13 @@ class Config:
 
 
 def run(config: Config, text: Text, folder: Path) -> dict[str, Any]:
-    """Train all runs with all seeds, write heavy_tails.csv and heavy_tails.json into ``folder``, return the summary.
+    """Train all runs with all seeds, write heavy_tails.csv, .json and .png into ``folder``, return the summary.
 
-    An interruption from the keyboard ends the training early: what was recorded is written, and the summary says so.
+    An interruption from the keyboard ends the training early: what was recorded is written as heavy_tails.partial.*.
     """
     rows: list[Row] = []
     outcomes: list[Outcome] = []
-    settings, runs = config.settings(text), config.runs()
+    settings, runs, interrupted = config.settings(text), config.runs(), False
     with tqdm(total=config.seeds * len(runs) * config.steps, unit="step", mininterval=0.5) as progress:
         try:
             for seed in settings["seeds"]:
@@ -126,9 +126,13 @@ def run(config: Config, text: Text, folder: Path) -> dict[str, Any]:
         except KeyboardInterrupt:
             if not rows:
                 raise
-    write_rows(rows, folder / "heavy_tails.csv")
-    summary = summarize(settings, runs, read_rows(folder / "heavy_tails.csv"), outcomes)
-    write_json(summary, folder / "heavy_tails.json")
+            interrupted = True
+    with publishing(folder, interrupted) as new:
+        files = [new / f"heavy_tails.{kind}" for kind in ("csv", "json", "png")]
+        write_rows(rows, files[0])
+        summary = summarize(settings, runs, read_rows(files[0]), outcomes)
+        write_json(summary, files[1])
+        plot(*files)
     return summary
 
 
@@ -180,20 +184,19 @@ def _loss(model: nn.Module, windows: tuple[Tensor, Tensor], device: str) -> Tens
 def main(arguments: Sequence[str]) -> int:
     """Train, write heavy_tails.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
     parser = _parser()
-    options = vars(parser.parse_args(arguments))
-    folder, data = options.pop("out"), options.pop("data")
+    parsed = parser.parse_args(arguments)
+    options = {name: value for name, value in vars(parsed).items() if name not in ("out", "data")}
     try:
-        config, text, _ = Config(**_with_defaults(options)), load_text(data), made(folder)
+        config, text = Config(**_with_defaults(options)), load_text(parsed.data)
+        folder = out_folder(parser, parsed, "heavy-tails")
     except ValueError as error:
         parser.error(str(error))
     try:
         summary = run(config, text, folder)
     except KeyboardInterrupt:
-        print("Interrupted before the first step: nothing was written.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
-    plot(folder / "heavy_tails.csv", folder / "heavy_tails.json", folder / "heavy_tails.png")
     print(table(summary))
-    print(f"Written: heavy_tails.png, heavy_tails.csv and heavy_tails.json in {folder}")
     return INTERRUPTED if summary["interrupted"] else 0
 
 

@@ -9,6 +9,7 @@ on from there.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from torch_clipped import ClippedSGD, ClippingWarning, OptimizerProperties, OptimizersCollector, Restarter, RestartProperties
 
-from .command import check_at_least, made, parser_of
+from .command import INTERRUPTED, check_at_least, out_folder, parser_of, publishing
 from .restarts_picture import plot
 from .restarts_problems import Batch, Problem, Task, contender, language_model, regression
 from .restarts_table import sentences, summarize, table
@@ -35,25 +36,45 @@ Entrant = tuple[RestartProperties | None, float]  # restarts and learning rate
 
 
 def run(problems: Sequence[Problem], folder: Path) -> list[dict[str, Any]]:
-    """Train everything, write restarts.csv (the curves) and restarts.json (all else); returns what is in the latter."""
+    """Train everything, write restarts.csv (the curves), .json (all else) and .png; returns what is in the json.
+
+    An interruption from the keyboard ends it early: the seeds that were done are written as restarts.partial.*.
+    """
     curves: Rows = []
-    results = []
+    trained: list[tuple[Problem, Rows, Rows]] = []  # a problem, its grid and its final losses
     total = sum(len(p.schedules) * p.steps * (p.seeds + len(p.lrs)) for p in problems)
     with warnings.catch_warnings(), tqdm(total=total, unit="step", mininterval=0.5) as progress:
         warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush every gradient
-        for problem in problems:
-            entrants, grid = tune(problem, progress)
-            ends: Rows = []
-            for seed in range(problem.seed, problem.seed + problem.seeds):
-                rows, finals = train(problem, entrants, seed, problem.measured_every, progress)
-                curves += rows
-                ends += finals
-            summary = summarize(ends)
-            result = {"problem": problem.name, "config": problem.settings(), "contenders": summary}
-            results.append(result | {"sentences": sentences(summary, grid), "grid": grid, "ends": ends})
-    write_csv(curves, folder / "restarts.csv")
-    write_json(results, folder / "restarts.json")
+        try:
+            for problem in problems:
+                entrants, grid = tune(problem, progress)
+                ends: Rows = []
+                trained.append((problem, grid, ends))
+                for seed in range(problem.seed, problem.seed + problem.seeds):
+                    rows, finals = train(problem, entrants, seed, problem.measured_every, progress)
+                    curves += rows
+                    ends += finals
+        except KeyboardInterrupt:
+            if not curves:
+                raise
+    results = [_result(*one) for one in trained if one[-1]]
+    with publishing(folder, is_partial(results, problems)) as new:
+        files = [new / f"restarts.{kind}" for kind in ("csv", "json", "png")]
+        write_csv(curves, files[0])
+        write_json(results, files[1])
+        plot(*files)
     return results
+
+
+def _result(problem: Problem, grid: Rows, ends: Rows) -> dict[str, Any]:
+    summary = summarize(ends)
+    result = {"problem": problem.name, "config": problem.settings(), "contenders": summary}
+    return result | {"sentences": sentences(summary, grid), "grid": grid, "ends": ends}
+
+
+def is_partial(results: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> bool:
+    """Return whether a seed of one of the problems is missing."""
+    return sum(len(result["ends"]) for result in results) < sum(len(p.schedules) * p.seeds for p in problems)
 
 
 def tune(problem: Problem, progress: tqdm[Any]) -> tuple[list[Entrant], Rows]:
@@ -140,21 +161,26 @@ def measure(task: Task, model: nn.Module, batches: Sequence[Batch]) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, write restarts.csv, .json and .png, print the tables; returns 0."""
+    """Train, write restarts.csv, .json and .png, print the tables; returns 130 after an interruption, else 0."""
     parser = parser_of("restarts", __doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         check_at_least(options, {"seed": 0})
-        made(options.out)
+        problems = [language_model(load_text(None), options.seed), regression(options.seed)]
+        if any(TUNING_SEED in range(problem.seed, problem.seed + problem.seeds) for problem in problems):
+            raise ValueError(f"seed must leave out {TUNING_SEED}, with which the learning rates are chosen, got {options.seed}")
+        folder = out_folder(parser, options, "restarts")
     except ValueError as error:
         parser.error(str(error))
-    problems = [language_model(load_text(None), options.seed), regression(options.seed)]
-    if any(TUNING_SEED in range(problem.seed, problem.seed + problem.seeds) for problem in problems):
-        parser.error(f"seed must leave out {TUNING_SEED}, with which the learning rates are chosen, got {options.seed}")
-    results = run(problems, options.out)
-    plot(options.out / "restarts.csv", options.out / "restarts.json", options.out / "restarts.png")
+    try:
+        results = run(problems, folder)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
     for result in results:
         print(table(result), end="\n\n")
-    print(f"Written: restarts.csv, restarts.json and restarts.png in {options.out}")
+    if is_partial(results, problems):
+        print("Interrupted: these are the seeds that were done.", file=sys.stderr)
+        return INTERRUPTED
     return 0

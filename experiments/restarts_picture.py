@@ -50,7 +50,7 @@ def _draw(figure: SubFigure, rows: Sequence[dict[str, str]], result: dict[str, A
         _band(lower, steps, losses / plain, one["restarts"], style, None)
     _mark_mean(upper, lower, result)
     upper.set(ylabel=f"training loss ({config['loss']})")
-    upper.set_title(f"{config['data']}: {config['seeds']} seeds", size="medium")
+    upper.set_title(f"{config['data']}: {result['contenders'][0]['seeds']} seeds", size="medium")
     lower.set(ylabel="training loss / that of no restart", xlabel="step", xlim=(0, config["steps"]))
     for axes in (upper, lower):
         axes.set_yscale("log")

@@ -86,8 +86,8 @@ def _verdict(words: str, restarted: Sequence[dict[str, Any]], other: str) -> str
 
 def table(result: dict[str, Any]) -> str:
     """A line for each contender, and the sentences."""
-    config = result["config"]
-    title = f"{result['problem']} ({config['data']}): {config['steps']} steps, {config['seeds']} seeds, {config['loss']}"
+    config, seeds = result["config"], result["contenders"][0]["seeds"]  # fewer than in the config after an interruption
+    title = f"{result['problem']} ({config['data']}): {config['steps']} steps, {seeds} seeds, {config['loss']}"
     lines = aligned([HEADER, *(_cells(one, config["lrs"]) for one in result["contenders"])])
     return "\n".join([title, "", *lines, "", NOTE, "", *(f"- {words}" for words in result["sentences"])])
 

@@ -9,12 +9,13 @@ without a variance. regression: five methods on mean |Ax - y|^1.75 with heavy-ta
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from . import toy_adagrad, toy_quadratic, toy_regression
-from .command import check_at_least, made, parser_of
+from .command import INTERRUPTED, check_at_least, out_folder, parser_of, publishing
 from .toy_picture import plot_adagrad, plot_quadratic, plot_regression
 from .toy_table import aligned, table, write_csv, write_json
 
@@ -73,17 +74,21 @@ PROBLEMS: dict[str, Callable[[int, Path], str]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the problems, write toy_*.csv, .json and .png, print the tables; returns 0."""
+    """Run the problems, write toy_*.csv, .json and .png, print the tables; returns 130 after an interruption, else 0."""
     parser = parser_of("toy", __doc__)
     parser.add_argument("--only", choices=PROBLEMS, help="one of the problems (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         check_at_least(options, {"seed": 0})
-        made(options.out)
+        folder = out_folder(parser, options, "toy")
     except ValueError as error:
         parser.error(str(error))
     for name in [options.only] if options.only else PROBLEMS:
-        print(PROBLEMS[name](options.seed, options.out), NOTES[name], sep="\n\n", end="\n\n")
-    print(f"Written: toy_*.csv, toy_*.json and toy_*.png in {options.out}")
+        try:
+            with publishing(folder) as new:
+                print(PROBLEMS[name](options.seed, new), NOTES[name], sep="\n\n", end="\n\n")
+        except KeyboardInterrupt:
+            print(f"Interrupted in {name}.", file=sys.stderr)
+            return INTERRUPTED
     return 0

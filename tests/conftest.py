@@ -1,6 +1,8 @@
 """What several test modules need."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,22 @@ from problems import Problem
 
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other take five times as long on a busy machine
 torch.sparse.check_sparse_tensor_invariants.disable()  # the default: torch 2.12 and older warn where it was not said
+
+FIGURES = str(Path(__file__).resolve().parent.parent / "figures") + "/"
+
+
+def refuse_to_change_figures(event, arguments):
+    """Raise where a test would write over the committed figures, as a command without ``--out`` does."""
+    if event == "open":
+        paths = arguments[:1] if isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR) else ()
+    else:
+        paths = arguments[:2] if event in ("os.rename", "os.remove", "os.mkdir") else ()
+    for path in paths:
+        if isinstance(path, (str, bytes, os.PathLike)) and f"{os.path.abspath(os.fsdecode(path))}/".startswith(FIGURES):
+            raise RuntimeError(f"tests must not change figures: give --out, got {event} of {os.fsdecode(path)!r}")
+
+
+sys.addaudithook(refuse_to_change_figures)
 
 
 @pytest.fixture

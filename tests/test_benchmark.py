@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import tempfile
 from importlib.metadata import PackageNotFoundError
 from math import prod
 
@@ -277,17 +278,17 @@ def test_interruption_leaves_what_was_complete(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "plot", lambda *files: None)
     assert main(["benchmark", "--sizes", "tiny", "--budget", "1e-9", "--out", str(tmp_path)]) == 130
-    assert {row[:3] for row in read_rows(tmp_path / "benchmark.csv")} == {("tiny", "float32", "sgd")}
-    assert json.loads((tmp_path / "benchmark.json").read_text())["interrupted"]
+    assert {row[:3] for row in read_rows(tmp_path / "benchmark.partial.csv")} == {("tiny", "float32", "sgd")}
+    assert json.loads((tmp_path / "benchmark.partial.json").read_text())["interrupted"]
 
 
 def test_quick_run_writes_to_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(benchmark.QUICK, "sizes", ("tiny",))
     monkeypatch.setitem(benchmark.QUICK, "optimizers", ("sgd",))
-    monkeypatch.setattr(benchmark.tempfile, "mkdtemp", lambda prefix: str(tmp_path / prefix))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(benchmark, "plot", lambda *files: None)
     assert main(["benchmark", "--quick", "--budget", "1e-9"]) == 0
-    assert (tmp_path / "benchmark-" / "benchmark.csv").exists()
+    assert len(list(tmp_path.glob("benchmark-*/benchmark.csv"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def test_interruption_leaves_the_complete_blocks(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(Training, "step", step)
     monkeypatch.setattr(endurance, "plot", lambda *files: None)
     assert main(["endurance", "--steps", "10", "--out", str(tmp_path)]) == 130
-    assert len((tmp_path / "endurance.csv").read_text().splitlines()) == 1 + 2
-    assert json.loads((tmp_path / "endurance.json").read_text())["interrupted"]
+    assert len((tmp_path / "endurance.partial.csv").read_text().splitlines()) == 1 + 2
+    assert json.loads((tmp_path / "endurance.partial.json").read_text())["interrupted"]
 
 
 @pytest.mark.parametrize(

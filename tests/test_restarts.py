@@ -250,11 +250,13 @@ def test_command_runs_both_problems_with_the_seed_it_is_given(problems, tmp_path
     assert {row["seed"] for row in read_csv(tmp_path / "new" / "restarts.csv")} == {"3", "4"}
     assert {path.suffix for path in (tmp_path / "new").iterdir()} == {".csv", ".json", ".png"}
     (tmp_path / "file").touch()
+    out = ["--out", str(tmp_path / "never")]
     for options, message in (
-        (["--seed", "-1"], "seed must be at least 0"),
-        (["--seed", "999"], "seed must leave out 1000"),  # two seeds
+        ([*out, "--seed", "-1"], "seed must be at least 0"),
+        ([*out, "--seed", "999"], "seed must leave out 1000"),  # two seeds
         (["--out", str(tmp_path / "file")], "out must be"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(["restarts", *options])
         assert message in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()

@@ -191,8 +191,8 @@ def test_interrupted_command_keeps_what_is_done_and_resumes_to_the_same_files(tm
     with monkeypatch.context() as patch:
         interrupt_training(patch, 3)
         assert main([*command, str(tmp_path / "parts")]) == 130
-    assert len(json.loads((tmp_path / "parts" / "spikes.json").read_text())["trainings"]) == 3
-    assert (tmp_path / "parts" / "spikes.png").exists()
+    assert len(json.loads((tmp_path / "parts" / "spikes.partial.json").read_text())["trainings"]) == 3
+    assert (tmp_path / "parts" / "spikes.partial.png").exists()
     with pytest.raises(SystemExit, match="2"):
         main([*command, str(tmp_path / "parts"), "--resume", "--seed", "1"])
     assert "seed was 0 and is 1" in capsys.readouterr().err

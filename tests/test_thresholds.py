@@ -255,7 +255,7 @@ def test_command_resumes_what_was_interrupted(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(thresholds, "train", pressed)
     assert main(["thresholds", "--quick", "--out", str(parts)]) == 130
-    assert json.loads((parts / "thresholds.json").read_text())["interrupted"]
+    assert json.loads((parts / "thresholds.partial.json").read_text())["interrupted"]
     assert main(["thresholds", "--quick", "--out", str(parts), "--resume"]) == 0
     assert len(calls) == 3 + 6
     assert (parts / "thresholds.json").read_text() == (whole / "thresholds.json").read_text()

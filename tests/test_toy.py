@@ -172,9 +172,10 @@ def test_runs_of_the_quadratic_are_counted_in_full(written):
 
 
 def test_command_runs_one_problem(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(toy.PROBLEMS, "adagrad", lambda seed, folder: f"seed {seed} into {folder.name}")
+    monkeypatch.setitem(toy.PROBLEMS, "adagrad", lambda seed, folder: (folder / f"seed {seed}").write_text("a table"))
     assert main(["toy", "--only", "adagrad", "--seed", "3", "--out", str(tmp_path / "new")]) == 0
-    assert "seed 3 into new" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["seed 3"]
+    assert f"Written: seed 3 in {tmp_path / 'new'}" in capsys.readouterr().out
     for options in (["--seed", "-1"], ["--only", "nothing"]):
         with pytest.raises(SystemExit, match="2"):
-            main(["toy", *options])
+            main(["toy", "--out", str(tmp_path), *options])

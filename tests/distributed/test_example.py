@@ -245,8 +245,8 @@ def test_ctrl_c_ends_the_training_after_a_step_with_a_checkpoint(book, tmp_path,
     steps = len(read_record(newest(tmp_path / "checkpoints"))["losses"])
     assert f"Interrupted: these are the {steps} steps that were done." in capsys.readouterr().out
     assert steps in (2, 3)
-    assert json.loads((tmp_path / "distributed.json").read_text())["interrupted"]
-    assert len((tmp_path / "distributed.csv").read_text().splitlines()) == 1 + steps
+    assert json.loads((tmp_path / "distributed.partial.json").read_text())["interrupted"]
+    assert len((tmp_path / "distributed.partial.csv").read_text().splitlines()) == 1 + steps
     calls.clear()
     assert main(["--data", str(book), *SHORT]) == 130  # in the run that is compared with
     assert "Interrupted before the first common step" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""``figures/`` holds what the experiments give with their default settings, and README says what is in it."""
+
+import json
+import os
+import re
+
+import pytest
+from pages import ROOT, page, sections
+
+from experiments import (
+    benchmark,
+    command,
+    endurance,
+    heavy_tails,
+    restarts,
+    task_graph,
+    toy_adagrad,
+    toy_quadratic,
+    toy_regression,
+)
+from experiments.__main__ import main
+
+FIGURES = ROOT / "figures"
+NAMES = sorted(path.stem for path in FIGURES.glob("*.json") if not path.stem.endswith(".partial"))
+LIBRARY = r"Python [\d.]+ standard library, first \d+ files"  # the text differs from one Python to another
+OF_THE_TEXT = ("training_characters", "validation_characters", "alphabet", "loss_of_guessing")
+
+
+class CapturedError(Exception):
+    """Raised in place of training, with the settings."""
+
+
+def captured(settings):
+    raise CapturedError(settings)
+
+
+def of_journal(path, settings, resume):
+    """The settings that are in a figure, too; the others say with what an interrupted run may go on."""
+    kept = {key: value for key, value in settings.items() if key not in ("versions", "threads")}
+    if "data" in settings and "pretrained" in settings:
+        assert kept.pop("data") is kept.pop("pretrained") is None
+    return kept
+
+
+# The arguments of the command that writes each file, what trains there, and how to get the settings from its arguments.
+COMMANDS = {
+    "benchmark": (["benchmark"], benchmark, "run", lambda config, folder: config.settings()),
+    "endurance": (["endurance"], endurance, "run", lambda config, folder: config.settings()),
+    "heavy_tails": (["heavy-tails"], heavy_tails, "run", lambda config, text, folder: config.settings(text)),
+    "restarts": (["restarts"], restarts, "run", lambda problems, folder: [problem.settings() for problem in problems]),
+    **{
+        f"toy_{problem}": (["toy", "--only", problem], module, "run", vars)
+        for problem, module in (("adagrad", toy_adagrad), ("quadratic", toy_quadratic), ("regression", toy_regression))
+    },
+    **{
+        name: (name.replace("compare_", "compare --task ").split(), command, "Journal", of_journal)
+        for name in ("spikes", "thresholds", *(f"compare_{task}" for task in ("image", "segmentation", "text", "graph")))
+    },
+}
+
+
+def of_default(name, monkeypatch, tmp_path):
+    """The settings with which the command of that file begins to train where no option is given."""
+    arguments, module, function, settings_of = COMMANDS[name]
+    monkeypatch.chdir(tmp_path)  # where figures is a new folder
+    monkeypatch.setattr(module, function, lambda *given: captured(settings_of(*given)))
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    monkeypatch.setattr(task_graph, "needed", lambda *names: None)  # the package is for the model, not for the settings
+    with pytest.raises(CapturedError) as caught:
+        main(arguments)
+    return caught.value.args[0]
+
+
+def comparable(settings):
+    """As they are in a file, without what the running Python's own text decides."""
+    text = re.sub(LIBRARY, "text", json.dumps(settings))
+    found = json.loads(text)
+    return {key: value for key, value in found.items() if key not in OF_THE_TEXT} if isinstance(found, dict) else found
+
+
+def stored(name):
+    """What the file says of its settings."""
+    content = json.loads((FIGURES / f"{name}.json").read_text())
+    if isinstance(content, list):
+        return [one["config"] for one in content]
+    return content["config"] if "config" in content else content["settings"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_is_that_of_the_default_settings(name, monkeypatch, tmp_path):
+    assert comparable(of_default(name, monkeypatch, tmp_path)) == comparable(stored(name))
+
+
+def test_every_figure_is_whole():
+    for name in NAMES:
+        content = json.loads((FIGURES / f"{name}.json").read_text())
+        assert isinstance(content, list) or not content.get("interrupted", False), name
+
+
+def test_restarts_have_all_seeds_of_their_settings():
+    for one in json.loads((FIGURES / "restarts.json").read_text()):
+        seeds = range(one["config"]["seed"], one["config"]["seed"] + one["config"]["seeds"])
+        assert [end["seed"] for end in one["ends"]] == [seed for seed in seeds for _ in one["config"]["schedules"]]
+
+
+def test_numbers_of_the_restarts_are_those_of_their_figure():
+    """Every number of the paragraph, and what it says of the best learning rates."""
+    losses, means = [], []
+    for one in json.loads((FIGURES / "restarts.json").read_text()):
+        plain, *restarted = one["contenders"]
+        averaged = [c["validation_loss"]["median"] for c in restarted if "from the mean" in c["contender"]]
+        assert plain["validation_loss"]["median"] < min(averaged)
+        losses.append("{:.2f} against {:.2f} to {:.2f}".format(plain["validation_loss"]["median"], min(averaged), max(averaged)))
+        means.append(f"{plain['mean_validation_loss']['median']:.2f}")
+        at_highest = {row["contender"]: row["training_loss"] for row in one["grid"] if row["lr"] == max(one["config"]["lrs"])}
+        assert min(loss for name, loss in at_highest.items() if "from the mean" in name) < at_highest["no restart"]
+    (paragraph,) = re.findall(r"^What restarts buy.*?\n\n", sections(page("README.md"))["Restarts and comparisons"], re.M | re.S)
+    words = " ".join(paragraph.split())
+    assert f"{losses[0]} nats a character on the language model, {losses[1]} on the regression (validation losses)" in words
+    assert "the mean of the last quarter of the iterates reaches {} and {}.".format(*means) in words
+    assert re.findall(r"\d+\.\d+", words) == re.findall(r"\d+\.\d+", " ".join([*losses, *means]))
+
+
+def test_no_test_can_write_into_figures(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for change in (  # the first one changes nothing, should it get through
+        lambda: os.open("figures/restarts.json", os.O_RDWR),
+        lambda: (FIGURES / "restarts.json").write_text("[]"),
+        lambda: (FIGURES / "restarts.json").unlink(),
+        lambda: (FIGURES / "restarts.json").rename(FIGURES / "other.json"),
+        lambda: (FIGURES / "new").mkdir(),
+        lambda: main(["restarts"]),
+        lambda: main(["toy", "--only", "adagrad", "--out", str(FIGURES)]),
+    ):
+        with pytest.raises(RuntimeError, match="tests must not change figures: give --out"):
+            change()
+    assert json.loads((FIGURES / "restarts.json").read_text())

@@ -1,0 +1,245 @@
+"""An interrupted experiment leaves the files of a whole one as they are; what it has done goes beside them."""
+
+import random
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import torch
+
+from experiments import (
+    benchmark,
+    benchmark_levels,
+    benchmark_packages,
+    compare,
+    endurance,
+    heavy_tails,
+    restarts,
+    restarts_problems,
+    spikes,
+    thresholds,
+    thresholds_problems,
+    toy,
+    toy_adagrad,
+    toy_regression,
+)
+from experiments.__main__ import EXPERIMENTS, main
+from experiments.benchmark_problem import SIZES
+from experiments.compare_methods import methods
+from experiments.text import load_text
+from torch_clipped import RestartProperties
+
+KINDS = ("csv", "json", "png")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command in small, where Ctrl-C is pressed, and what is there afterwards."""
+
+    options: tuple[str, ...]
+    train: tuple[object, str]  # a function that is called for each training, or for a part of the only one
+    whole: tuple[str, ...]  # the files of a run that came to its end
+    kept: tuple[str, ...]  # those of one that was interrupted in its second training
+    plot: tuple[object, str]
+
+
+def files(name, ending=""):
+    return tuple(f"{name}{ending}.{kind}" for kind in KINDS)
+
+
+def case(module, *options, name, train="train", more=(), kept=None):
+    whole = files(name) + more
+    partial = tuple(file.replace(".", ".partial.") for file in whole)
+    return Case(options, (module, train), whole, partial if kept is None else kept, (module, "plot"))
+
+
+CASES = {
+    "heavy-tails": case(heavy_tails, "--steps", "3", "--seeds", "1", name="heavy_tails"),
+    "benchmark": case(
+        benchmark,
+        *("--sizes", "tiny", "--optimizers", "sgd", "--budget", "1e-9"),
+        name="benchmark",
+        train="measure",
+        more=("benchmark_targets.csv",),
+    ),
+    "endurance": case(endurance, "--steps", "10", "--window", "10", name="endurance", train="take_block"),
+    "spikes": case(spikes, "--quick", name="spikes", kept=("spikes.partial.jsonl", *files("spikes", ".partial"))),
+    "thresholds": case(
+        thresholds, "--quick", name="thresholds", kept=("thresholds.partial.jsonl", *files("thresholds", ".partial"))
+    ),
+    "restarts": case(restarts, name="restarts"),
+    "compare": case(
+        compare, *("--task", "text", "--quick", "--steps", "1"), name="compare_text", kept=("compare_text.partial.jsonl",)
+    ),
+    "toy": Case(
+        ("--only", "regression"),
+        (toy_regression, "train"),
+        (*files("toy_regression"), "toy_regression_curves.csv"),
+        (),  # its problems are done one after another, each at once
+        (toy, "plot_regression"),
+    ),
+}
+
+
+def not_installed(package):
+    raise PackageNotFoundError(package)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """Trainings of a few steps."""
+    book = tmp_path / "book.txt"
+    words = ["the", "gradient", "of", "a", "heavy", "tail", "is", "clipped", "at", "threshold\n"]
+    book.write_text(" ".join(random.Random(0).choices(words, k=1000)))
+    text = load_text(book)
+    for module in (heavy_tails, restarts, spikes, thresholds):
+        monkeypatch.setattr(module, "load_text", lambda data: text)
+    for module in (heavy_tails, restarts_problems, spikes, thresholds_problems):
+        monkeypatch.setattr(module, "BATCH", 4)
+    for module in (heavy_tails, restarts_problems):
+        monkeypatch.setattr(module, "VALIDATION_WINDOWS", 8)
+    monkeypatch.setattr(spikes, "QUICK", {"steps": 20, "corrupted": (10,), "contenders": ("none", "skip"), "seeds": 1})
+    monkeypatch.setattr(thresholds, "QUICK", {"seeds": 1, "every": 4, "shorter": 40})
+    sizes = toy_regression.Config(samples=60, features=4, batch=20, epochs=1, seeds=1)
+    schedules = (None, RestartProperties(2, 1.0))
+    regression = replace(restarts_problems.regression(sizes=sizes), schedules=schedules, lrs=(0.01,), steps=4, seeds=2)
+    monkeypatch.setattr(restarts, "language_model", lambda text, seed: replace(regression, name="another"))
+    monkeypatch.setattr(restarts, "regression", lambda seed: regression)
+    monkeypatch.setitem(toy.PROBLEMS, "regression", lambda seed, folder: toy.regression(sizes, folder))
+    monkeypatch.setattr(compare, "methods", lambda: methods()[:2])
+    monkeypatch.setitem(SIZES, "tiny", [(4, 3)])
+    monkeypatch.setattr(benchmark_levels, "WINDOW", 250)
+    monkeypatch.setattr(benchmark_packages, "version", not_installed)
+    monkeypatch.setattr(endurance, "BLOCKS", 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of other tests, too
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where the commands write."""
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    return folder
+
+
+def press_ctrl_c(monkeypatch, place, call):
+    """Interrupt the call of that number; later ones, and those before, go through."""
+    real, calls = getattr(*place), []
+
+    def pressed(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(*place, pressed)
+
+
+def run(*arguments):
+    """The exit code; an interruption that gets through would end all tests."""
+    try:
+        return main(list(map(str, arguments)))
+    except KeyboardInterrupt:
+        pytest.fail("interrupted with a traceback")
+
+
+def put_whole(folder, names):
+    for name in names:
+        (folder / name).write_text("of a whole run")
+
+
+def others(folder, names):
+    """The files beside those, which are still what they were."""
+    assert [(folder / name).read_text() for name in names] == ["of a whole run"] * len(names)
+    return {path.name for path in folder.iterdir()} - set(names)
+
+
+def test_every_experiment_is_tried():
+    assert set(CASES) == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interrupted_training_leaves_the_whole_files_as_they_are(name, folder, monkeypatch, capsys):
+    case = CASES[name]
+    put_whole(folder, case.whole)
+    # Each problem of restarts has its learning rates chosen by a training of its own, before that of the first seed.
+    press_ctrl_c(monkeypatch, case.train, 3 if name == "restarts" else 2)
+    assert run(name, *case.options, "--out", folder) == 130
+    assert others(folder, case.whole) == set(case.kept)
+    printed = capsys.readouterr()
+    for kept in case.kept:
+        assert kept in printed.out + printed.err
+    assert "nterrupted" in printed.out + printed.err
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interruption_before_anything_is_done_leaves_nothing(name, folder, monkeypatch, capsys):
+    case = CASES[name]
+    put_whole(folder, case.whole)
+    press_ctrl_c(monkeypatch, case.train, 1)
+    assert run(name, *case.options, "--out", folder) == 130
+    assert not others(folder, case.whole)
+    assert "Interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interruption_while_files_are_written_leaves_the_whole_ones_as_they_are(name, folder, monkeypatch):
+    case = CASES[name]
+    put_whole(folder, case.whole)
+    press_ctrl_c(monkeypatch, case.plot, 1)
+    assert run(name, *case.options, "--out", folder) == 130
+    kept = others(folder, case.whole)
+    assert {file.replace(".", ".partial.") for file in case.whole if file.endswith((".csv", ".json"))} <= kept
+    assert all(".partial." in file for file in kept)
+
+
+def test_rows_are_kept_where_the_picture_cannot_be_drawn(folder, monkeypatch):
+    def broken(*files):
+        raise OSError("no font")
+
+    case = CASES["endurance"]
+    put_whole(folder, case.whole)
+    monkeypatch.setattr(*case.plot, broken)
+    with pytest.raises(OSError, match="no font"):
+        main(["endurance", *case.options, "--out", str(folder)])
+    assert others(folder, case.whole) == {"endurance.partial.csv", "endurance.partial.json"}
+
+
+def test_whole_run_takes_the_place_of_whole_and_partial_files(folder, monkeypatch, capsys):
+    case = CASES["heavy-tails"]
+    command = ["heavy-tails", *case.options, "--out", str(folder)]
+    put_whole(folder, case.whole + case.kept)
+    assert main(command) == 0
+    assert {path.name for path in folder.iterdir()} == set(case.whole)
+    assert (folder / "heavy_tails.png").read_bytes().startswith(b"\x89PNG")
+    assert f"Written: heavy_tails.csv, heavy_tails.json, heavy_tails.png in {folder}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["heavy-tails", "--clipping-type", "auto"], "--clipping-type"),
+        (["benchmark", "--sizes", "tiny"], "--sizes"),
+        (["endurance", "--steps", "10"], "--steps"),
+        (["spikes", "--seeds", "4"], "--seeds"),
+        (["thresholds", "--seed", "1"], "--seed"),
+        (["restarts", "--seed", "1"], "--seed"),
+        (["compare", "--task", "text", "--steps", "1"], "--steps"),
+        (["toy", "--only", "adagrad", "--seed", "1"], "--seed"),
+    ],
+)
+def test_results_of_other_settings_need_a_folder_of_their_own(arguments, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    words = f"out must name a folder where {option} is given: figures holds the results of the default settings"
+    assert words in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_default_settings_and_the_choice_of_a_problem_write_into_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(toy.PROBLEMS, "adagrad", lambda seed, folder: toy.adagrad(toy_adagrad.Config(steps=200), folder))
+    assert main(["toy", "--only", "adagrad", "--seed", "0"]) == 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {*files("toy_adagrad"), "toy_adagrad_curves.csv"}

@@ -2,7 +2,8 @@
 
 The norms of all tensors are taken once, without copying a gradient, and combined in float64. On the CPU torch's own norms
 run on one thread and lose digits over millions of numbers; norms of rows do neither. Results that float32 could not hold,
-and norm types other than 2 and inf, are measured carefully in float64.
+and norm types other than 2 and inf, are measured carefully in float64. No sum is split by the number of threads: norms are
+the same to the last bit with any number of them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _TOGETHER = 256  # shorter ones of one shape are copied beside each other, so ma
 _CHUNK = 1 << 20  # entries that are converted at a time, from low precision or to float64
 _LOWEST = 1e-15  # shorter than this, float32 squares lose digits
 _PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
+_CAREFUL_ROW = 16384  # entries a row in float64: torch sums longer ones in a part for each thread, which changes the last bits
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _local = threading.local()
 
@@ -191,10 +193,15 @@ def _host_norm(values: Tensor, norm_type: float) -> float:
 
 
 def _largest(values: Tensor) -> float:
-    if values.is_complex():
-        values = values.abs()
-    low, high = torch.aminmax(values)
+    low, high = torch.aminmax(values.abs() if values.is_complex() else values)
+    if high == math.inf and values.dtype is torch.complex64:  # a modulus that float32 cannot hold, or an inf
+        high = _moduli(values).max()
     return max(-float(low), float(high)) if low == low else math.nan
+
+
+def _moduli(values: Tensor) -> Tensor:
+    """The absolute values, in float64; a modulus can overflow the type of its parts."""
+    return (values.to(torch.complex128) if values.is_complex() else values).abs().double()
 
 
 def _unit_norms(units: Tensor, norm_type: float) -> Tensor:
@@ -229,16 +236,20 @@ def _sparse_unit_norms(tensor: Tensor, count: int, norm_type: float) -> Tensor:
 
 def _careful_unit_norms(units: Tensor, norm_type: float) -> Tensor:
     """Norms in float64, relative to the largest entry of each unit, so that no power overflows or vanishes."""
-    moduli = units.abs().double().flatten(1)
+    moduli = _moduli(units).flatten(1)
     largest = moduli.amax(1, keepdim=True)
     scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
-    norms: Tensor = torch.linalg.vector_norm(moduli / scale, norm_type, dim=1) * scale[:, 0]
+    norms: Tensor = torch.linalg.vector_norm(moduli.div_(scale), norm_type, dim=1) * scale[:, 0]
     return norms
 
 
 def _careful_norm(values: Tensor, norm_type: float) -> float:
-    parts = [_careful_unit_norms(chunk[None], norm_type).item() for chunk in torch.split(entries(values), _CHUNK)]
-    return float(combine(np.array(parts), norm_type))
+    parts = []
+    for chunk in torch.split(entries(values), _CHUNK):
+        in_rows = len(chunk) // _CAREFUL_ROW * _CAREFUL_ROW
+        rows = chunk[:in_rows].view(-1, _CAREFUL_ROW), chunk[in_rows:][None]
+        parts += [_careful_unit_norms(part, norm_type) for part in rows if part.numel()]
+    return float(combine(torch.cat(parts).numpy(), norm_type))
 
 
 def _device_norms(places: Sequence[int], tensors: Sequence[Tensor], count: int, norm_type: float, device: torch.device) -> Tensor:

@@ -22,6 +22,8 @@ __all__ = ["clamp_entries_", "scale_all_", "scale_each_", "scale_units_"]
 
 Gradients = Sequence[Tensor | None]
 
+_SMALL = 1e-30  # coefficients below are multiplied in two steps: float32 has few digits left below 1e-38, and ends at 1e-45
+
 
 def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Any, thresholds: Any) -> None:
     """Multiply every gradient by the one coefficient."""
@@ -62,8 +64,8 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, t
         )
         values = stored(grad)
         if values.is_complex():
-            moduli = values.abs()
-            values.mul_((limit / moduli).clamp_(max=1).masked_fill_((moduli == 0) | ~moduli.isfinite(), 1.0))
+            directions = values.mul(0.25).sgn_()  # of a quarter: the modulus of the whole can overflow
+            values.copy_(torch.where((values.abs() <= limit) | ~values.isfinite(), values, directions.mul_(limit)))
         else:
             values.clamp_(-limit, limit)
 
@@ -73,6 +75,7 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thr
     on_host = not isinstance(coefficients, Tensor)
     if on_host and not (coefficients < 1).any():
         return
+    steps = 2 if on_host and (coefficients < _SMALL).any() else 1
     parts = torch.split(as_tensor(coefficients), list(counts))
     for grad, part in zip(grads, parts, strict=True):
         if grad is None or (on_host and not (part < 1).any()):
@@ -81,8 +84,10 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Any, thr
             part = part[grad._indices()[0]]
         values = stored(grad)
         exact = values.dtype in (torch.float64, torch.complex128)
+        part = part if steps == 1 else part.sqrt()
         factors = part.to(values.device, torch.float64 if exact else torch.float32, non_blocking=True)  # never in float16
-        torch.mul(values, factors.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else factors[0], out=values)
+        for _ in range(steps):
+            torch.mul(values, factors.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else factors[0], out=values)
 
 
 def _by_device(grads: Gradients) -> dict[torch.device, list[tuple[int, Tensor]]]:
@@ -95,7 +100,7 @@ def _by_device(grads: Gradients) -> dict[torch.device, list[tuple[int, Tensor]]]
 
 def _multiply_(values: Tensor, coefficient: float) -> None:
     """Multiply by a number in (0, 1), also by one that float32 cannot hold. (_foreach_mul_ would round it to float16 first.)"""
-    if coefficient < 1e-30:
+    if coefficient < _SMALL:
         coefficient = coefficient**0.5
         values.mul_(coefficient)
     values.mul_(coefficient)

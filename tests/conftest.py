@@ -8,6 +8,8 @@ import pytest
 import torch
 from problems import Problem
 
+from torch_clipped.clipping import CLIPPING_TYPES
+
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other take five times as long on a busy machine
 torch.sparse.check_sparse_tensor_invariants.disable()  # the default: torch 2.12 and older warn where it was not said
 
@@ -39,3 +41,12 @@ def no_host(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("torch_clipped.") and hasattr(module, "on_host"):
             monkeypatch.setattr(module, "on_host", lambda device: False)
+
+
+@pytest.fixture
+def table():
+    """The table of types, as it was before once the test is over."""
+    before = dict(CLIPPING_TYPES)
+    yield CLIPPING_TYPES
+    CLIPPING_TYPES.clear()
+    CLIPPING_TYPES.update(before)

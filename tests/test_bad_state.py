@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from torch_clipped import ClippedAdamW, ClippedSGD, GradientClipper, clip_optimizer
+from torch_clipped import ClippedAdamW, ClippedSGD, Clipping, GradientClipper, clip_optimizer, register_clipping
+from torch_clipped.thresholds import Threshold
 
 KEY = "clipping_memory_"
 
@@ -135,10 +136,8 @@ def test_wrong_argument_in_a_checkpoint_leaves_optimizer_and_history_as_they_wer
         torch.testing.assert_close(flat(optimizer.state_dict()), flat(before), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.usefixtures("table")
 def test_state_of_a_threshold_of_ones_own_may_be_negative():
-    from torch_clipped import Clipping, register_clipping
-    from torch_clipped.thresholds import Threshold
-
     class LogAverage(Threshold):
         """exp of the running mean of log norms."""
 
@@ -151,8 +150,8 @@ def test_state_of_a_threshold_of_ones_own_may_be_negative():
         def remember(self, blocks, clipped_lengths, memory):
             memory.average[...] = -1.0
 
-    register_clipping("bad_state_log_average", Clipping("layer", LogAverage(1.0)))
-    optimizer = trained_optimizer("bad_state_log_average")
+    register_clipping("log_average", Clipping("layer", LogAverage(1.0)))
+    optimizer = trained_optimizer("log_average")
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert optimizer.param_groups[0]["clipping_memory_average"].tolist() == [-1.0, -1.0]
 

@@ -814,15 +814,6 @@ def test_clipper_measures_all_parameters_as_one_vector(problem):
 # register_clipping
 
 
-@pytest.fixture
-def table():
-    """The table of types, as it was before once the test is over."""
-    before = dict(CLIPPING_TYPES)
-    yield CLIPPING_TYPES
-    CLIPPING_TYPES.clear()
-    CLIPPING_TYPES.update(before)
-
-
 @pytest.mark.usefixtures("table")
 def test_own_row_that_repeats_a_type_clips_like_it(problem):
     register_clipping("my_auto", Clipping("global", Quantile(0.6)))

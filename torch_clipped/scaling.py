@@ -64,8 +64,9 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Any, t
         )
         values = stored(grad)
         if values.is_complex():
-            directions = values.mul(0.25).sgn_()  # of a quarter: the modulus of the whole can overflow
-            values.copy_(torch.where((values.abs() <= limit) | ~values.isfinite(), values, directions.mul_(limit)))
+            quarters = values.mul(0.25)  # the modulus of the whole can overflow
+            parts = torch.view_as_real(quarters).div_(quarters.abs().unsqueeze(-1)).mul_(limit)
+            values.copy_(torch.where((values.abs() <= limit) | ~values.isfinite(), values, torch.view_as_complex(parts)))
         else:
             values.clamp_(-limit, limit)
 

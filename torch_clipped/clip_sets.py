@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import cache, partial
 from operator import is_
 from types import SimpleNamespace
@@ -149,17 +149,22 @@ class CurrentSets:
     def __init__(self) -> None:
         self._made: tuple[list[ClipSet], Totals] | None = None
         self._watch = Watch()
-        self._shape: list[tuple[int, torch.device | None]] = []
+        self._shape: list[tuple[int, int, torch.device | None]] = []
         self._written: list[Any] = []
 
-    def of(self, groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
-        """The clip sets of these groups; ValueError if a group holds nonsense."""
-        shape = [(len(group["params"]), group["params"][0].device if group["params"] else None) for group in groups]
-        if self._made is None or shape != self._shape or not all(map(is_, _written(groups), self._written)):
+    def of(self, groups: Sequence[Group], own: Container[str] = ()) -> tuple[list[ClipSet], Totals]:
+        """The clip sets of these groups, in which the keys ``own`` are the optimizer's; ValueError if a group holds nonsense."""
+        if self._made is None or _shape(groups) != self._shape or not all(map(is_, _written(groups), self._written)):
             before = self._made[0] if self._made else []
-            self._made = _make_clip_sets(groups, before, self._watch)
-            self._shape, self._written = shape, _written(groups)
+            self._made = _make_clip_sets(groups, before, self._watch, own)
+            self._shape, self._written = _shape(groups), _written(groups)
         return self._made
+
+
+def _shape(groups: Sequence[Group]) -> list[tuple[int, int, torch.device | None]]:
+    """How many entries and parameters each group has, and where its first one is."""
+    params = [group["params"] for group in groups]
+    return [(len(group), len(ps), ps[0].device if ps else None) for group, ps in zip(groups, params, strict=True)]
 
 
 def _written(groups: Sequence[Group]) -> list[Any]:
@@ -170,11 +175,13 @@ def _written(groups: Sequence[Group]) -> list[Any]:
     return written
 
 
-def _make_clip_sets(groups: Sequence[Group], before: Sequence[ClipSet], watch: Watch) -> tuple[list[ClipSet], Totals]:
+def _make_clip_sets(
+    groups: Sequence[Group], before: Sequence[ClipSet], watch: Watch, own: Container[str]
+) -> tuple[list[ClipSet], Totals]:
     device = common_device(groups)
     members: dict[Arguments, list[int]] = {}
     for i, group in enumerate(groups):
-        members.setdefault(clipping_arguments(group, group, i), []).append(i)
+        members.setdefault(clipping_arguments(group, group, i, own), []).append(i)
     for arguments, indices in members.items():
         for i in indices:
             groups[i].update(arguments.as_dict())

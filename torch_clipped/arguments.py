@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,26 +74,27 @@ ARGUMENT_NAMES = tuple(Arguments().as_dict())
 MEMORY = "clipping_memory_"  # what the keys of a parameter group begin with under which clipping remembers
 
 
-def group_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int) -> Arguments:
+def group_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int, own: Container[str]) -> Arguments:
     """The checked arguments of the parameter group with this index; what it does not name comes from ``source``.
 
-    A group that names its type takes that type's default level unless it names a level too.
+    A group that names its type takes that type's default level unless it names a level too. The keys ``own`` are the
+    optimizer's, whatever they look like.
     """
     for key in group:
-        unknown = key.startswith("clip") and key not in ARGUMENT_NAMES and not key.startswith(MEMORY)
-        if unknown or (key in RENAMED and key not in source):
+        looks_like_ours = (key.startswith("clip") and not key.startswith(MEMORY)) or key in RENAMED
+        if looks_like_ours and key not in ARGUMENT_NAMES and key not in own:
             raise unknown_argument(f"parameter group {index}", key, ARGUMENT_NAMES)
-    own = {name: group[name] for name in ARGUMENT_NAMES if name in group}
-    level = {"clipping_level": None} if "clipping_type" in own else {}
+    named = {name: group[name] for name in ARGUMENT_NAMES if name in group}
+    level = {"clipping_level": None} if "clipping_type" in named else {}
     try:
-        return Arguments.of({**source, **level, **own})
+        return Arguments.of({**source, **level, **named})
     except ValueError as error:
         raise ValueError(f"parameter group {index}: {error}") from None
 
 
-def clipping_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int) -> Arguments:
+def clipping_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int, own: Container[str]) -> Arguments:
     """The same for a group as it is about to step."""
-    arguments = group_arguments(group, source, index)
+    arguments = group_arguments(group, source, index, own)
     if group.get("differentiable") and CLIPPING_TYPES[arguments.clipping_type] is not None:
         raise ValueError(f"parameter group {index}: differentiable=True needs clipping_type='none'")
     return arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import cache, partial
 from operator import is_
 from types import SimpleNamespace
@@ -170,16 +170,20 @@ class CurrentSets:
         self._totals: Totals | None = None
         self._arrays = Arrays()
         self._watch = Watch()
-        self._devices: list[list[torch.device]] = []
+        self._shape: list[tuple[int, list[torch.device]]] = []
         self._written: list[Any] = []
         self._arguments: list[Arguments] = []  # of the groups at the beginning of what was written
 
-    def of(self, groups: Sequence[Group]) -> tuple[list[ClipSet], Totals]:
-        """Return the clip sets of these groups; ValueError if a group holds nonsense."""
-        devices = [[p.device for p in group["params"]] for group in groups]
-        if self._totals is None or devices != self._devices or not self._is_current(groups):
-            self._make(groups)
-            self._devices, self._written = devices, _written(groups)
+    def of(self, groups: Sequence[Group], own: Container[str] = ()) -> tuple[list[ClipSet], Totals]:
+        """Return the clip sets of these groups, in which the keys ``own`` are the optimizer's.
+
+        Raises:
+            ValueError: a group holds a value that is wrong.
+            TypeError: a group has a key that looks like a clipping argument and is none.
+        """
+        if self._totals is None or _shape(groups) != self._shape or not self._is_current(groups):
+            self._make(groups, own)
+            self._shape, self._written = _shape(groups), _written(groups)
         assert self._totals is not None
         return self._sets, self._totals
 
@@ -194,10 +198,10 @@ class CurrentSets:
             and not any(clip_set.has_grown() for clip_set in self._sets)
         )
 
-    def _make(self, groups: Sequence[Group]) -> None:
+    def _make(self, groups: Sequence[Group], own: Container[str]) -> None:
         self.put_back()
         device = common_device(groups)
-        found = [clipping_arguments(group, group, i) for i, group in enumerate(groups)]
+        found = [clipping_arguments(group, group, i, own) for i, group in enumerate(groups)]
         refuse_pieces([group | arguments.as_dict() for group, arguments in zip(groups, found, strict=True)])
         members: dict[Arguments, list[int]] = {}
         for i, arguments in enumerate(found):
@@ -296,6 +300,11 @@ def _threshold_memory(group: Group, rule: Clipping, arrays: Arrays, memories: Se
 def _overlaps(tensor: Tensor) -> bool:
     """Return whether entries surely share memory, so that torch refuses to change them in place."""
     return bool(torch._debug_has_internal_overlap(tensor) == 1)
+
+
+def _shape(groups: Sequence[Group]) -> list[tuple[int, list[torch.device]]]:
+    """Return how many keys each group has, and where its parameters are."""
+    return [(len(group), [p.device for p in group["params"]]) for group in groups]
 
 
 def _written(groups: Sequence[Group]) -> list[Any]:

@@ -1,24 +1,35 @@
-"""Steps of optimizers that evaluate their closure themselves, and more than once (LBFGS)."""
+"""Steps of optimizers that evaluate their closure themselves, perhaps more than once (LBFGS, sharpness-aware methods)."""
 
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable
+from copy import copy
 from functools import lru_cache
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["calls_closure_itself", "step_with_clipping_closure"]
+from .sharding import local
+
+__all__ = ["evaluates_closure_first", "requires_closure", "step_with_clipping_closure"]
 
 
 @lru_cache
-def calls_closure_itself(step: Callable[..., Any]) -> bool:
-    """Whether a step function cannot do without a closure."""
+def requires_closure(step: Callable[..., Any]) -> bool:
+    """Return whether a step function cannot do without a closure."""
     closure = inspect.signature(step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
+
+
+@lru_cache
+def evaluates_closure_first(step: Callable[..., Any]) -> bool:
+    """Return whether a step function is one of torch's that evaluate an optional closure once, before anything else."""
+    return step.__module__.startswith("torch.") and not requires_closure(step)
 
 
 class _LeaveOut(Exception):  # noqa: N818 (not an error: it ends a step from within)
@@ -33,31 +44,94 @@ def step_with_clipping_closure(
     If ``clip`` says that the step is to be left out, the weights and the state become what they were before it, and what the
     closure returned is handed on.
     """
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    weights = [p.detach().clone() for p in params]
-    state = {p: {key: _snapshot(value) for key, value in values.items()} for p, values in optimizer.state.items()}
-    loss: Any = None
+    attributes = vars(optimizer)
+    # copies cost memory: none are made for an optimizer whose first step evaluated its closure once, before any change
+    known = attributes.get("_closure_comes_first")
+    before = None if known else _Before(optimizer)
+    unchanged, evaluations, loss = False, 0, None
 
     def evaluate() -> Any:
-        nonlocal loss
-        loss = closure()
+        nonlocal unchanged, evaluations, loss
+        evaluations += 1
+        if evaluations > 1:
+            attributes["_closure_comes_first"] = False
+        elif known is None and before is not None and not requires_closure(step):
+            unchanged = before.is_unchanged()
+        with torch.enable_grad():
+            loss = closure()
         if clip():
             raise _LeaveOut
         return loss
 
     try:
-        return step(optimizer, evaluate)
+        returned = step(optimizer, evaluate)
     except _LeaveOut:
-        with torch.no_grad():
-            for p, weight in zip(params, weights, strict=True):
-                p.copy_(weight)
-        optimizer.state.clear()
-        optimizer.state.update(state)
+        if before is not None:
+            before.restore()
+        elif evaluations > 1:
+            raise RuntimeError(
+                f"the gradient of evaluation {evaluations} in a step of {type(optimizer).__name__} is not finite, and the step "
+                "cannot be left out: earlier steps evaluated their closure once, so that the weights were not kept"
+            ) from None
         return loss
+    if known is None and evaluations == 1:
+        attributes["_closure_comes_first"] = unchanged
+    return returned
 
 
-def _snapshot(value: Any) -> Any:
-    """A copy of what a step may change in place: tensors and lists, but not the tensors in lists."""
+class _Before:
+    """The weights, the state and the numbers in the parameter groups of an optimizer, as they were before a step."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.weights = [p.detach().clone() for p in self.params]
+        self.state = _copied(dict(optimizer.state))
+        self.numbers = [_numbers(group) for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def is_unchanged(self) -> bool:
+        """Return whether nothing has changed since; False where tensors have no values to compare."""
+        try:
+            return (
+                all(_same(p, weight) for p, weight in zip(self.params, self.weights, strict=True))
+                and _same(dict(self.optimizer.state), self.state)
+                and [_numbers(group) for group in self.optimizer.param_groups] == self.numbers
+            )
+        except RuntimeError:
+            return False
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Take back the step."""
+        for p, weight in zip(self.params, self.weights, strict=True):
+            p.copy_(weight)
+        self.optimizer.state.clear()
+        self.optimizer.state.update(self.state)
+        for group, numbers in zip(self.optimizer.param_groups, self.numbers, strict=True):
+            for key in _numbers(group).keys() - numbers.keys():
+                del group[key]
+            group.update(numbers)
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if isinstance(value, (int, float))}
+
+
+def _copied(value: Any) -> Any:
+    """Copy what a step may change in place: tensors, dicts and lists, but not the tensors in lists."""
     if isinstance(value, Tensor):
         return value.clone()
-    return list(value) if isinstance(value, list) else value
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    return copy(value) if isinstance(value, (list, deque)) else value
+
+
+def _same(value: Any, kept: Any) -> bool:
+    if isinstance(value, Tensor):
+        return isinstance(kept, Tensor) and torch.equal(local(value), local(kept))
+    if isinstance(value, dict):
+        return value.keys() == kept.keys() and all(_same(entry, kept[key]) for key, entry in value.items())
+    if isinstance(value, (list, deque)):
+        return len(value) == len(kept) and all(map(is_, value, kept))
+    return value is kept or (isinstance(value, (int, float)) and value == kept)

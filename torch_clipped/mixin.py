@@ -13,11 +13,12 @@ from torch.optim import Optimizer
 
 from .arguments import ARGUMENT_NAMES, Arguments, group_arguments
 from .clip_sets import ClipSet, CurrentSets
-from .closures import calls_closure_itself, step_with_clipping_closure
+from .closures import evaluates_closure_first, requires_closure, step_with_clipping_closure
 from .engine import clip_
 from .fused import FusedPlan, scaler_factors, undecorated
 from .hints import is_like_clipping, refuse_unknown
 from .memory import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
+from .optimizer_checks import refuse_class, refuse_optimizer_inside, refuse_own_arguments, refuse_wrapper
 from .records import Totals
 from .statistics import grad_norms, statistics
 from .suspicions import warn_of_loaded_arguments
@@ -97,6 +98,8 @@ class Clipped(Optimizer):
         except TypeError as error:
             self._refuse_unknown([name for name in kwargs if f"unexpected keyword argument {name!r}" in str(error)])
             raise
+        refuse_wrapper(self)
+        refuse_optimizer_inside(self)
         if swallowed := [name for name in kwargs if is_like_clipping(name) and name not in self.defaults]:
             self._refuse_unknown(swallowed)  # by **kwargs of the parent
         self._clip_sets()  # nonsense that only shows in a whole group is refused here and not in the first step
@@ -114,6 +117,7 @@ class Clipped(Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments and the clipping arguments in help() and editors."""
         super().__init_subclass__(**kwargs)
+        refuse_class(next(c for c in cls.__mro__ if issubclass(c, Optimizer) and not issubclass(c, Clipped)))
         constructor = next(c for c in cls.__mro__ if "__init__" in vars(c))
         if constructor is not Clipped:  # a class with arguments of its own
             own_signature = inspect.signature(vars(constructor)["__init__"])
@@ -130,8 +134,9 @@ class Clipped(Optimizer):
         """
         if isinstance(param_group, dict):
             if "clipping_type" not in self.defaults:  # during construction
+                refuse_own_arguments(type(self), self.defaults)
                 self.defaults.update(self._clipping_defaults)
-            arguments = group_arguments(param_group, self.defaults, len(self.param_groups))
+            arguments = group_arguments(param_group, self.defaults, len(self.param_groups), self.defaults)
             param_group.update(arguments.as_dict())
         super().add_param_group(param_group)
         try:
@@ -145,7 +150,8 @@ class Clipped(Optimizer):
 
     def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
         """Give parameter groups the clipping arguments they lack, each from its source, and the state for them."""
-        found = [group_arguments(group, source, i) for i, (group, source) in enumerate(zip(groups, sources, strict=True))]
+        pairs = enumerate(zip(groups, sources, strict=True))
+        found = [group_arguments(group, source, i, source) for i, (group, source) in pairs]
         for group, arguments in zip(groups, found, strict=True):
             check_memory(group, arguments)
         memories = [prepared_memory(g, arguments, common_device(groups)) for g, arguments in zip(groups, found, strict=True)]
@@ -193,7 +199,7 @@ class Clipped(Optimizer):
 
     @_disable_dynamo
     def _clip_sets(self) -> tuple[list[ClipSet], Totals]:
-        return self._current_sets.of(self.param_groups)
+        return self._current_sets.of(self.param_groups, self.defaults)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Evaluate the closure, if there is one, clip the gradients in place and perform the parent's step.
@@ -214,15 +220,15 @@ class Clipped(Optimizer):
 
     @_disable_dynamo
     def _clipped_step(self, parent_step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
-        if calls_closure_itself(parent_step):
-            if closure is None:
-                return parent_step(self)
+        if closure is None and requires_closure(parent_step):
+            return parent_step(self)
+        if closure is not None and not evaluates_closure_first(parent_step):
             return step_with_clipping_closure(self, parent_step, closure, lambda: bool(clip_(*self._clip_sets()).skip))
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sets, totals = self._current_sets.of(self.param_groups)  # a closure may have edited them
+        sets, totals = self._current_sets.of(self.param_groups, self.defaults)  # a closure may have edited them
         clipped = [group for clip_set in sets for group in clip_set.groups]
         if not sets:
             parent_step(self)

@@ -1,6 +1,7 @@
 """Optimizers that clip: torch's own, with the gradient clipped between the closure and the update."""
 
-from collections.abc import Callable
+import copyreg
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 from weakref import ref
@@ -9,10 +10,13 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .arguments import Arguments, clipping_arguments
+from .arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
 from .distributed_checks import refuse_overlap, refuse_pieces
 from .hints import hinted
+from .memory import Group, is_memory
 from .mixin import Clipped
+from .optimizer_checks import refuse_own_arguments, refuse_wrapper
+from .suspicions import warn
 
 __all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD", "clip_optimizer"]
 
@@ -265,12 +269,7 @@ def clip_optimizer(
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    # a wrapper may hand on what the optimizer inside has, as Accelerate's does
-    if not {"defaults", "_optimizer_step_pre_hooks"} <= vars(optimizer).keys():
-        raise TypeError(
-            f"optimizer must be one that torch.optim.Optimizer.__init__ has made, got {type(optimizer).__name__}; clip an "
-            "optimizer before a library wraps it"
-        )
+    refuse_wrapper(optimizer)
     if isinstance(optimizer, Clipped):
         raise ValueError("optimizer must be one that does not clip yet; change its clipping by writing to param_groups")
     arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
@@ -278,18 +277,43 @@ def clip_optimizer(
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
         raise ValueError(f"optimizer must have the step of its class, but {own_step!r} was put in its place: clip it before that")
     defaults = Arguments.of(arguments.as_dict()).as_dict()
-    groups = enumerate(optimizer.param_groups)
-    refuse_pieces([group | clipping_arguments(group, defaults, i).as_dict() for i, group in groups])
-    refuse_overlap(optimizer)  # all that may be refused is refused before anything is changed
     cls: Any = type(optimizer)
-    optimizer.__class__ = _clipped_class(cls)
+    clipped_class: Any = _clipped_class(cls)
+    refuse_own_arguments(cls, optimizer.defaults)
+    own, source = tuple(optimizer.defaults), optimizer.defaults | defaults
+    from_checkpoint = [group for group in optimizer.param_groups if any(map(is_memory, group))]
+    replaced = {id(group): defaults for group in from_checkpoint}
+    groups = [group | replaced.get(id(group), {}) for group in optimizer.param_groups]
+    refuse_pieces([group | clipping_arguments(group, source, i, own).as_dict() for i, group in enumerate(groups)])
+    refuse_overlap(optimizer)  # all that may be refused is refused before anything is changed
+    _warn_of_checkpoint(from_checkpoint, defaults)
+    for group in from_checkpoint:
+        group.update(defaults)
+    optimizer.__class__ = clipped_class
     assert isinstance(optimizer, Clipped)
-    optimizer._adopt_groups(optimizer.param_groups, [defaults] * len(optimizer.param_groups))
+    try:
+        optimizer._adopt_groups(optimizer.param_groups, [source] * len(optimizer.param_groups))
+    except BaseException:  # no room for so large a window
+        optimizer.__class__ = cls
+        raise
     optimizer.defaults.update(defaults)
     optimizer._patch_step_function()
     if own_step is not None:  # a scheduler counts the steps of the former class
         vars(optimizer)["step"] = _counted_step(ref(optimizer))
     return optimizer
+
+
+def _warn_of_checkpoint(groups: Sequence[Group], arguments: Mapping[str, Any]) -> None:
+    """Warn if parameter groups that come from the checkpoint of a clipped optimizer have other clipping arguments than these."""
+    for group in groups:
+        other = [name for name in ARGUMENT_NAMES if group.get(name) != arguments[name]]
+        if other:
+            old, new = (", ".join(f"{name}={values.get(name)!r}" for name in other) for values in (group, arguments))
+            warn(
+                f"clip_optimizer replaces {old}, which a checkpoint has brought, by {new}; to keep what the checkpoint says, "
+                "call clip_optimizer first and load it then"
+            )
+            return
 
 
 def _counted_step(optimizer: Callable[[], Any]) -> Callable[..., Any]:
@@ -306,9 +330,24 @@ def _clipped_class(cls: Any) -> type[Clipped]:
     named = {SGD: ClippedSGD, Adam: ClippedAdam, AdamW: ClippedAdamW}
     if cls in named:
         return named[cls]
+
+    metaclass: Any = type(cls)
+
+    def mro(self: Any) -> list[type]:
+        order = [c for c in metaclass.mro(self) if c is not Clipped]
+        at = order.index(cls)
+        return [*order[:at], Clipped, *order[at:]]
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        made = (_remake, (cls,)) if type(self) is clipped else (copyreg.__newobj__, (type(self),))  # type: ignore[attr-defined]
+        return (*made, self.__getstate__())
+
     doc = f"{cls.__name__} with gradient clipping, see torch_clipped.Clipped."
-    namespace = {"__doc__": doc, "__module__": cls.__module__, "__reduce__": lambda self: (_remake, (cls,), self.__getstate__())}
-    return type(f"Clipped{cls.__name__}", (Clipped, cls), namespace)
+    # With (Clipped, cls) Python would refuse the change of class where ABC or Generic stand before Optimizer in the bases of cls
+    clips_first: Any = type(f"Clipping{metaclass.__name__}", (metaclass,), {"mro": mro})
+    namespace = {"__doc__": doc, "__module__": cls.__module__, "__reduce__": reduce}
+    clipped: type[Clipped] = clips_first(f"Clipped{cls.__name__}", (cls, Clipped), namespace)
+    return clipped
 
 
 def _remake(cls: Any) -> Clipped:

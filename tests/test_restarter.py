@@ -462,7 +462,10 @@ def test_state_of_something_else_is_refused_and_changes_nothing(problem):
         ({}, "has no 'average'"),
         (state | {"average": "last"}, "average='mean', got 'last'"),
         (state | {"means": state["means"][:2], "steps": 77}, "of 4 parameters, as the optimizer has, got 2"),
-        (state | {"means": [torch.zeros(7), *state["means"][1:]], "steps": 77}, r"mean 0 must have shape \(3, 4\), got \(7,\)"),
+        (
+            state | {"means": [torch.zeros(7), *state["means"][1:]], "steps": 77},
+            r"means\[0\] must .*\(3, 4\).*got .*\(7,\)",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             restarter.load_state_dict(wrong)

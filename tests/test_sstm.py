@@ -477,7 +477,7 @@ def test_half_precision_and_sparse_gradients_are_refused_before_anything_moves()
         ({"L": math.nan}, "L must be"),
         ({"nu": 1.5}, "nu must be a number from 0 to 1, got 1.5"),
         ({"a_k_ratio_upper_bound": 0.0}, "a_k_ratio_upper_bound must be a number over 0 and at most 1, got 0.0"),
-        ({"clipping_iter_start": 0}, "clipping_iter_start must be an integer >= 1 or None, got 0"),
+        ({"clipping_iter_start": 0}, "clipping_iter_start must be an integer >= 1, got 0"),
         ({"clipping_iter_start": 2.0}, "clipping_iter_start must be an integer"),
         ({"clipping_type": "nrom"}, "did you mean 'norm'"),
     ],

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .arguments import Arguments
+from .arguments import Arguments, integer
 from .mixin import Clipped
+from .parameter_state import check_keys
 
 __all__ = ["LevelScheduler", "linear_warmup", "multiple_at_start"]
 
@@ -24,11 +25,11 @@ class LevelScheduler:
     Args:
         optimizer: an optimizer that clips.
         schedule: a function from the step count (int, from 0) to the level, or a sequence of them, one a parameter group.
-        last_epoch: the step count to go on from; -1 starts anew. Default: -1.
+        last_epoch (int): the step count to go on from; -1 starts anew. Default: -1.
 
     Raises:
-        ValueError: the optimizer does not clip, there are not as many functions as groups, or a function returns a value that is
-            no level for its group's clipping type.
+        ValueError: the optimizer does not clip, there are not as many functions as groups, a function returns a value that is
+            no level for its group's clipping type, or ``last_epoch`` is no integer from -1.
 
     Example:
         >>> import torch
@@ -47,7 +48,7 @@ class LevelScheduler:
             raise ValueError(f"optimizer must be one that clips, got {type(optimizer).__name__}; clip_optimizer makes it one")
         self.optimizer = optimizer
         self.schedule = schedule
-        self.last_epoch = last_epoch
+        self.last_epoch = integer("last_epoch", last_epoch, smallest=-1)
         self.step()
         vars(optimizer)["_level_is_scheduled"] = True  # a checkpoint that brings another level is no surprise
 
@@ -75,8 +76,13 @@ class LevelScheduler:
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the step of :meth:`state_dict` and write its level."""
-        self._go_to(state_dict["last_epoch"])
+        """Go to the step of :meth:`state_dict` and write its level.
+
+        Raises:
+            ValueError: the state is of another kind, or the schedule has no level for its step; nothing has changed.
+        """
+        check_keys("state_dict", state_dict, ("last_epoch",), "LevelScheduler")
+        self._go_to(integer("last_epoch", state_dict["last_epoch"], smallest=0))
 
 
 def linear_warmup(start: float, end: float, steps: int) -> Schedule:

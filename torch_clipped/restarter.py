@@ -12,10 +12,14 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
+from .arguments import integer
+from .parameter_state import check_keys
 from .properties import OptimizerProperties, RestartProperties
 from .running_means import RunningMeans
 
 __all__ = ["Restarter"]
+
+COUNTS = {"steps": 0, "restarts": 0, "window": 1, "window_steps": 0}  # what is counted, from the smallest that it may be
 
 
 class Restarter:
@@ -56,10 +60,10 @@ class Restarter:
 
     The mean takes one copy of the weights, in float32 for weights of lower precision, however long the window is; it is let go
     with the last restart. In float32 its relative error is below 1e-6 after 2,000 iterates of ordinary noise; of a drift without
-    noise it sees what is above 1e-4 of the weight. Each entry is averaged by itself: where one was not finite, its mean is not.
-    Parameters that do not require gradients, or are no longer those of the optimizer, are left as they are; one that is added or
-    unfrozen within a window is averaged from then on. To copy a restarter, copy its model and optimizer with it:
-    ``deepcopy((model, optimizer, restarter))``.
+    noise it sees what is above 1e-4 of the weight. Each entry is averaged by itself: one whose mean is not finite, because an
+    iterate was not, keeps its last iterate. Parameters that do not require gradients, or are no longer those of the optimizer,
+    are left as they are; one that is added, unfrozen or given another shape within a window is averaged from then on. To copy a
+    restarter, copy its model and optimizer with it: ``deepcopy((model, optimizer, restarter))``.
 
     Raises:
         TypeError: ``optimizer``, ``optimizer_properties``, ``on_restart`` or ``model`` is something else.
@@ -145,11 +149,11 @@ class Restarter:
         params = list(dict.fromkeys(parameters))
         if wrong := [p for p in params if not isinstance(p, Tensor)]:
             raise TypeError(f"parameters must be an iterable of tensors, got a {type(wrong[0]).__name__} in it")
-        self.steps += 1
         if not self.finished:
-            self.window_steps += 1
             if self.average == "mean":
                 self._means.add(params)
+            self.window_steps += 1
+        self.steps += 1
 
     def make_restart(self, model: Module, optimizer: Optimizer) -> Optimizer:
         """The second half of :meth:`step` for loops of older code: restart if the window is over.
@@ -193,34 +197,34 @@ class Restarter:
         update_bn(chain(first, batches), self.model, device)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this restarter stands: numbers and tensors, the latter by the position of the parameter in the optimizer.
+        """Return where this restarter stands: numbers and tensors, the latter by the position of the parameter in the optimizer.
 
-        What the constructor was given is not in it, ``average`` apart. As with torch's optimizers the tensors are no copies.
+        What the constructor was given is not in it, ``average`` apart. The tensors are copies, so that it stays the state of this
+        step while training goes on.
         """
         params = self._parameters("state_dict()")
-        return {
-            "average": self.average,
-            "steps": self.steps,
-            "restarts": self.restarts,
-            "window": self.window,
-            "window_steps": self.window_steps,
-        } | self._means.state_dict(params)
+        numbers = {key: getattr(self, key) for key in COUNTS}
+        return {"average": self.average} | numbers | self._means.state_dict(params)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over where another restarter stood; its optimizer's state is loaded by the optimizer.
 
         Raises:
-            ValueError: the state is of another kind, or of other parameters.
+            ValueError: the state is of another kind, or of other parameters; the restarter is as it was.
         """
         params = self._parameters("load_state_dict()")
-        missing = [key for key in self.state_dict() if key not in state_dict]
-        if missing:
-            raise ValueError(f"state_dict must be one of a Restarter, but has no {missing[0]!r}")
-        if state_dict["average"] != self.average:
-            raise ValueError(f"state_dict must be of a Restarter with average={self.average!r}, got {state_dict['average']!r}")
-        means = RunningMeans.from_state_dict(state_dict, params)
-        for key in ("steps", "restarts", "window", "window_steps"):
-            setattr(self, key, state_dict[key])
+        check_keys("state_dict", state_dict, ("average", *COUNTS, "counts", "means"), "Restarter")
+        average = state_dict["average"]
+        if not isinstance(average, str) or average != self.average:
+            raise ValueError(f"state_dict must be of a Restarter with average={self.average!r}, got {average!r}")
+        numbers = {key: integer(key, state_dict[key], smallest) for key, smallest in COUNTS.items()}
+        steps, window_steps = numbers["steps"], numbers["window_steps"]
+        if steps < window_steps + numbers["restarts"]:  # each window that is over had a step at least
+            raise ValueError(
+                f"steps must be at least window_steps + restarts = {window_steps + numbers['restarts']}, got {steps}"
+            )
+        means = RunningMeans.from_state_dict(state_dict, params, 0 if average == "last" else window_steps)
+        vars(self).update(numbers)
         self._means = RunningMeans() if self.finished else means
 
     def _parameters(self, caller: str) -> list[Tensor]:
@@ -236,7 +240,7 @@ class Restarter:
         self.optimizer.state.clear()
         self.restarts += 1
         self.window_steps = 0
-        self.window = int(min(self.window * self.restart_coeff, 2.0**63))  # an infinite product is no int
+        self.window = min(int(min(self.window * self.restart_coeff, 2.0**63)), 2**63 - 1)  # an infinite product is no int
         if self.finished:
             self._means = RunningMeans()
         if self.on_restart is not None:

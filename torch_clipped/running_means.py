@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import integer
+from .parameter_state import check_fits, fits
+
 __all__ = ["RunningMeans"]
 
 
@@ -19,6 +22,10 @@ class RunningMeans:
         self._means: dict[Tensor, Tensor] = {}
         self._counts: dict[Tensor, int] = {}  # how many values are in them; none: the mean is an unused tensor
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy the means: another process would take their memory over, and see them change."""
+        return {"_means": {p: mean.clone() for p, mean in self._means.items()}, "_counts": dict(self._counts)}
+
     @torch.no_grad()
     def add(self, params: Iterable[Tensor]) -> None:
         """Take in the present values; parameters that are not given or do not require gradients lose their mean."""
@@ -28,46 +35,67 @@ class RunningMeans:
             del self._means[p]
             self._counts.pop(p, None)
         for p in averaged:
-            count = self._counts[p] = self._counts.get(p, 0) + 1
-            if p not in self._means:
-                self._means[p] = p.detach().to(_mean_type(p), copy=True)
+            mean = self._as_it_is_now(p)
+            count = self._counts.get(p, 0) + 1
+            if mean is None:
+                count, self._means[p] = 1, p.detach().to(_mean_type(p), copy=True)
             elif count == 1:
-                self._means[p].copy_(p)
-            elif p.dtype is not self._means[p].dtype:  # one by one, so that only one tensor is held in both types
-                self._means[p].lerp_(p.to(self._means[p].dtype), 1 / count)
+                mean.copy_(p)
+            elif p.dtype is not mean.dtype:  # one by one, so that only one tensor is held in both types
+                mean.lerp_(p.to(mean.dtype), 1 / count)
             else:
                 alike[count, type(p), p.device, p.dtype].append(p)
+            self._counts[p] = count
         for (count, *_), members in alike.items():
             torch._foreach_lerp_([self._means[p] for p in members], members, 1 / count)
 
+    def _as_it_is_now(self, p: Tensor) -> Tensor | None:
+        """The mean of a parameter, converted to the device and type of today; None if it has none of its present shape."""
+        mean, dtype = self._means.get(p), _mean_type(p)
+        if mean is None or (mean.dtype is dtype and mean.shape == p.shape and mean.device == p.device):
+            return mean
+        if not fits(mean, p):
+            return None
+        self._means[p] = mean.to(p.device, dtype)
+        return self._means[p]
+
     @torch.no_grad()
     def write_back_(self) -> None:
-        """Make the parameters their means, and begin anew."""
+        """Make the parameters their means, and begin anew; an entry whose mean is not finite stays as it is."""
         for p in self._counts:
-            p.copy_(self._means[p])
+            mean = self._as_it_is_now(p)
+            if mean is not None:
+                p.copy_(torch.where(mean.isfinite(), mean, p))
         self._counts.clear()
 
     def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
-        """The counts and the means of these parameters, by position; None where there is no mean."""
+        """The counts and copies of the means of these parameters, by position; None where there is no mean."""
+        known = [p in self._counts and fits(self._means[p], p) for p in params]
         return {
-            "counts": [self._counts.get(p, 0) for p in params],
-            "means": [self._means[p] if p in self._counts else None for p in params],
+            "counts": [self._counts[p] if is_known else 0 for p, is_known in zip(params, known, strict=True)],
+            "means": [self._means[p].clone() if is_known else None for p, is_known in zip(params, known, strict=True)],
         }
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Any], params: Sequence[Tensor]) -> RunningMeans:
-        """Copies of the means for these parameters; ValueError if they are of others."""
+    @torch.no_grad()
+    def from_state_dict(cls, state_dict: Mapping[str, Any], params: Sequence[Tensor], largest: int) -> RunningMeans:
+        """Copies of the means for these parameters, of at most ``largest`` values each; ValueError if they are of others."""
         counts, means = state_dict["counts"], state_dict["means"]
-        if not len(counts) == len(means) == len(params):
-            raise ValueError(f"state_dict must be of {len(params)} parameters, as the optimizer has, got {len(means)}")
+        for name, values in (("counts", counts), ("means", means)):
+            if not isinstance(values, (list, tuple)):
+                raise ValueError(f"{name} must be a list of one value a parameter, got a {type(values).__name__}")
+            if len(values) != len(params):
+                raise ValueError(f"{name} must be of {len(params)} parameters, as the optimizer has, got {len(values)}")
         new = cls()
         for i, (p, count, mean) in enumerate(zip(params, counts, means, strict=True)):
-            if mean is None:
-                continue
-            if mean.shape != p.shape:
-                shapes = f"{tuple(p.shape)}, got {tuple(mean.shape)}"
-                raise ValueError(f"state_dict must be of the optimizer's parameters, but mean {i} must have shape {shapes}")
-            new._means[p], new._counts[p] = mean.to(p.device, _mean_type(p), copy=True), count
+            count = integer(f"counts[{i}]", count, smallest=0)
+            if count > largest:
+                raise ValueError(f"counts[{i}] must be at most {largest}, the steps that are averaged, got {count}")
+            if count:
+                check_fits(f"means[{i}]", mean, p)
+                new._means[p], new._counts[p] = mean.to(p.device, _mean_type(p), copy=True), count
+            elif mean is not None:
+                raise ValueError(f"means[{i}] must be None where counts[{i}] is 0, got a {type(mean).__name__}")
         return new
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .arguments import integer
 from .clip_sets import ClipSet
 from .mixin import Clipped
+from .parameter_state import check_fits, check_keys
 from .sharding import lay_out_gradients, local
+from .sstm_state import check_hyperparameters, checked_state_dict
 from .thresholds import Constant
 
 __all__ = ["ClippedSSTM"]
@@ -36,15 +38,24 @@ class _SimilarTriangles(Optimizer):
         a_k_ratio_upper_bound: float = 1.0,
         clipping_iter_start: int | None = None,
     ) -> None:
-        first = 1 if clipping_iter_start is None else clipping_iter_start
+        first = 1 if clipping_iter_start is None else integer("clipping_iter_start", clipping_iter_start, smallest=1)
         hyperparameters = {"lr": lr, "L": L, "nu": nu, "a_k_ratio_upper_bound": a_k_ratio_upper_bound}
         super().__init__(params, {**hyperparameters, "first_clipped_iteration": first, "train_mode": True})
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group, as torch does; it may have hyperparameters of its own."""
         if isinstance(param_group, dict):
-            _check({**self.defaults, **param_group})
+            check_hyperparameters({**self.defaults, **param_group})
         super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, as torch does; ValueError, before anything has changed, names what is wrong in it."""
+        check_keys("state_dict", state_dict, (), "ClippedSSTM", exact=False)
+        check = self.register_load_state_dict_pre_hook(checked_state_dict)  # the last one: it sees what the user's hooks return
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            check.remove()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -89,9 +100,25 @@ class _SimilarTriangles(Optimizer):
 
     def _turn(self, train_mode: bool) -> Iterator[Tensor]:
         """Turn the groups to this mode; gives the parameters whose weights differ between the modes."""
+        self._follow([group["params"] for group in self.param_groups])
         for group in self.param_groups:
             group["train_mode"] = train_mode
             yield from (p for p in group["params"] if self.state.get(p))
+
+    def _follow(self, params: Sequence[Sequence[Tensor]]) -> None:
+        """Convert y and z to the type and device that each group's parameters have now; ValueError if the shape is another."""
+        moved = [
+            (i, p, state, name)
+            for i, members in enumerate(params)
+            for p in members
+            if (state := self.state.get(p))
+            for name in "yz"
+            if state[name].dtype is not p.dtype or state[name].shape != p.shape or state[name].device != p.device
+        ]
+        for i, p, state, name in moved:
+            check_fits(f"{name} in the state of parameter group {i}", state[name], p)
+        for _, p, state, name in moved:
+            state[name] = state[name].to(p.device, p.dtype)
 
 
 class ClippedSSTM(Clipped, _SimilarTriangles):
@@ -125,7 +152,8 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
             :class:`Clipped`.
 
     Raises:
-        ValueError: an argument is not what it has to be.
+        ValueError: an argument is not what it has to be; in :meth:`step`, a parameter that has another shape than before:
+            ``del optimizer.state[parameter]`` begins anew with it.
         TypeError: in :meth:`step`, a parameter in half precision or a sparse gradient.
         RuntimeError: :meth:`step` between ``eval()`` and ``train()``.
 
@@ -166,8 +194,10 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for p in (p for group in self.param_groups for p in _with_gradient(group)):
+        stepped = [_with_gradient(group) for group in self.param_groups]
+        for p in chain.from_iterable(stepped):
             _refuse_what_cannot_be_averaged(p)  # before anything is changed
+        self._follow(stepped)
         with self._thresholds_of_next_iteration():
             super().step()
         return loss
@@ -205,8 +235,8 @@ def _never(alpha: Any, beta: float, draw: Callable[[], Any]) -> Any:
 
 def _step_size(group: Group, k: int) -> float:
     """alpha_{k+1}."""
-    nu = group["nu"]
-    return float(group["lr"] / (2 * group["L"]) * (k + 1) ** (2 * nu / (1 + nu)))
+    nu, lr = group["nu"], max(group["lr"], 0.0)  # schedulers that end at 0 may end at -1e-18
+    return float(lr / (2 * group["L"]) * (k + 1) ** (2 * nu / (1 + nu)))
 
 
 def _weight_and_total(group: Group, k: int, total: float) -> tuple[float, float]:
@@ -224,21 +254,7 @@ def _refuse_what_cannot_be_averaged(p: Tensor) -> None:
             f"params must be float32 or float64, got {p.dtype}, in which averages with weights like 2 / k stand still: keep the "
             "weights in float32 and use torch.autocast"
         )
+    if p.grad is not None and p.grad.shape != p.shape:
+        raise ValueError(f"gradients must have the shapes of their parameters, {tuple(p.shape)}, got {tuple(p.grad.shape)}")
     if p.grad is not None and p.grad.is_sparse:
         raise TypeError("gradients must be dense, got a sparse one: every weight moves in every step of this method")
-
-
-def _check(group: Group) -> None:
-    """ValueError if a hyperparameter is not what it has to be."""
-    for name, low, high, wanted in (
-        ("lr", 0, sys.float_info.max, "at least 0 and finite"),
-        ("L", math.ulp(0), sys.float_info.max, "positive and finite"),
-        ("nu", 0, 1, "from 0 to 1"),
-        ("a_k_ratio_upper_bound", math.ulp(0), 1, "over 0 and at most 1"),
-    ):
-        value = group[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ValueError(f"{name} must be a number {wanted}, got {value!r}")
-    first = group["first_clipped_iteration"]
-    if isinstance(first, bool) or not isinstance(first, int) or first < 1:
-        raise ValueError(f"clipping_iter_start must be an integer >= 1 or None, got {first!r}")

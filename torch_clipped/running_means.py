@@ -22,10 +22,6 @@ class RunningMeans:
         self._means: dict[Tensor, Tensor] = {}
         self._counts: dict[Tensor, int] = {}  # how many values are in them; none: the mean is an unused tensor
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy the means: another process would take their memory over, and see them change."""
-        return {"_means": {p: mean.clone() for p, mean in self._means.items()}, "_counts": dict(self._counts)}
-
     @torch.no_grad()
     def add(self, params: Iterable[Tensor]) -> None:
         """Take in the present values; parameters that are not given or do not require gradients lose their mean."""

@@ -1,10 +1,13 @@
 """How to make and to drive the optimizers of other libraries, each by its name there."""
 
 import copy
-import importlib
+import importlib.util
 import inspect
 import pickle
 import random
+import sys
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -73,19 +76,27 @@ def names():
             is_optimizer = inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
             if is_optimizer and value is not torch.optim.Optimizer and library.split(".")[0] == value.__module__.split(".")[0]:
                 found.append(f"{library}.{name}")
-    try:
-        for name in importlib.import_module("timm.optim").list_optimizers():
+    if importlib.util.find_spec("timm"):
+        for name in timm_optim().list_optimizers():
             found += [f"timm.{name}"] if f"timm.{name}" in NOT_RUN else [f"timm.{name}", f"timm.lookahead_{name}"]
-    except (ImportError, RuntimeError):  # RuntimeError: of torchvision, where it is of another build than torch
-        pass
     return found
+
+
+@cache
+def timm_optim():
+    """Import timm's optimizers without its models, which need a torchvision of the same build as torch."""
+    package, models = ModuleType("timm"), ModuleType("timm.models")
+    package.__path__ = importlib.util.find_spec("timm").submodule_search_locations
+    models.group_parameters = None  # what timm.optim imports from there; it splits models into layers
+    sys.modules.update({"timm": package, "timm.models": models})
+    return importlib.import_module("timm.optim")
 
 
 def recipe(name, model):
     """The class, the arguments and the keyword arguments of an optimizer for this model."""
     library, _, short = name.rpartition(".")
     if library == "timm":
-        factory = importlib.import_module("timm.optim")
+        factory = timm_optim()
         around = short.startswith("lookahead_")
         info = factory.get_optimizer_info(short.removeprefix("lookahead_"))
         options = {"lr": 0.01, "weight_decay": 0.0} | ({"momentum": 0.9} if info.has_momentum else {}) | (info.defaults or {})
@@ -126,7 +137,7 @@ def made(name, model):
     """The plain optimizer; timm's by its factory."""
     library, _, short = name.rpartition(".")
     if library == "timm":
-        return importlib.import_module("timm.optim").create_optimizer_v2(model, short, lr=0.01, momentum=0.9)
+        return timm_optim().create_optimizer_v2(model, short, lr=0.01, momentum=0.9)
     cls, arguments, options = recipe(name, model)
     return cls(*arguments, **options)
 

@@ -3,6 +3,7 @@
 import sys
 
 import other_optimizers as others
+import pages
 import pytest
 import torch
 from other_optimizers import LEVEL, Net, recipe
@@ -20,7 +21,7 @@ RUN = [name for name in NAMES if name not in others.NOT_RUN]
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_library_is_there(library):
     if not any(name.startswith(f"{library}.") for name in NAMES):
-        pytest.skip(f"{library} cannot be imported here" + (": it needs a torchvision for this torch" * (library == "timm")))
+        pytest.skip(f"{library} is not installed")
 
 
 def clipped(name, model):
@@ -68,6 +69,19 @@ def test_steps_are_those_of_the_plain_optimizer_with_the_gradient_clipped_by_han
 @pytest.mark.parametrize("name", sorted(others.NOT_RUN))
 def test_optimizer_that_is_not_run_cannot_be_run_here(name):
     if name not in NAMES:
-        pytest.skip(f"{name.rpartition('.')[0]} cannot be imported here")
+        pytest.skip(f"{name.rpartition('.')[0]} is not installed")
     got, _ = others.weights(name, others.made)
     assert isinstance(got, type) or all(map(torch.equal, got, Net().parameters()))
+
+
+def test_readme_says_how_many_there_are():
+    words = " ".join(pages.page("README.md").split())
+    counts = {library: [name for name in NAMES if name.startswith(f"{library}.")] for library in LIBRARIES}
+    if found := counts["pytorch_optimizer"]:
+        refused = [name for name in found if name in others.REFUSED]
+        clip = [name for name in found if name in RUN and name not in refused]
+        assert f"{len(found)} classes of pytorch_optimizer 4.1, of which {len(clip)} clip and {len(refused)} are refused" in words
+    if found := counts["schedulefree"]:
+        assert f"all {len(found)} of schedulefree 1.4" in words
+    if found := counts["timm"]:
+        assert f"the {len([name for name in found if name in RUN and 'lookahead_' not in name])} names of timm" in words

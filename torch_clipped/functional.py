@@ -136,8 +136,9 @@ def clip_gradients_(
             decides to clip and has no memory. For the others there is :class:`GradientClipper`.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
-        nonfinite: what to do with a gradient that has entries that are inf or NaN: ``"skip"`` and ``"propagate"`` leave it alone,
-            ``"error"`` raises RuntimeError, ``"zero"`` makes such entries 0 and clips the rest. Default: ``"skip"``.
+        nonfinite: what to do with a gradient that has entries that are inf or NaN: ``"skip"`` leaves it alone, ``"error"`` raises
+            RuntimeError, ``"zero"`` makes such entries 0 and clips the rest, ``"propagate"`` clips the blocks that are finite
+            and clamps single entries that are inf. Default: ``"skip"``.
 
     Returns:
         The norm of all gradients before clipping, a tensor without dimensions.

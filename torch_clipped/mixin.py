@@ -48,9 +48,10 @@ class Clipped(Optimizer):
         clipping_window (int): how many lengths are remembered, at least 2. Default: 1000 (steps).
         norm_type (float): the p of the p-norm, from 1 to inf. Default: 2.
         nonfinite (str): what to do with a gradient that has entries that are inf or NaN. ``"skip"``: leave weights, state
-            and history as they are, warn once and count; ``"error"``: RuntimeError before anything is changed; ``"zero"``:
-            such entries become 0, the rest is clipped; ``"propagate"``: hand them on unclipped, as torch would.
-            Default: ``"skip"``.
+            and history as they are, count the step, and warn of the 1st, 10th, 100th, ... such step in a row; ``"error"``:
+            RuntimeError before anything is changed; ``"zero"``: such entries become 0, the rest is clipped; ``"propagate"``:
+            clip block by block as torch's functions do: finite blocks as always, an entry that is inf is clamped where a
+            block is one entry, and a block whose norm is not finite is left alone. Default: ``"skip"``.
         clipping_seed (int): seed of the random types, at least 0. Their draws depend on the seed and the step count only.
             Default: 0.
 

@@ -243,10 +243,12 @@ def clip_optimizer(
     """Make an optimizer that exists already clip its gradients.
 
     The object stays the same, and so do its state, its parameter groups, its hooks and the schedulers that drive it; its class
-    becomes ``Clipped<Its name>``, with the methods of :class:`Clipped`. Parameter groups that hold clipping arguments keep them.
+    becomes ``Clipped<Its name>``, with the methods of :class:`Clipped`. Clipping arguments that you have written into a
+    parameter group stay as they are.
 
     Args:
-        optimizer: any optimizer whose ``step`` is that of its class (perhaps counted by a learning rate scheduler).
+        optimizer: any optimizer whose ``step`` is that of its class (perhaps counted by a learning rate scheduler). Clipping
+            arguments that a checkpoint has brought into its groups are replaced by these, with a :class:`ClippingWarning`.
         clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in
             :class:`Clipped`.
 
@@ -254,7 +256,8 @@ def clip_optimizer(
         The optimizer.
 
     Raises:
-        TypeError: it is no optimizer.
+        TypeError: it is no optimizer, or one of a class that cannot be clipped: it takes gradients within a step, moves the
+            weights during backward, or has an argument with the name of a clipping argument. The message names the way that works.
         ValueError: an argument is not what it has to be, the optimizer clips already, or something has replaced its ``step``.
 
     Example:

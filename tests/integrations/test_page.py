@@ -17,7 +17,8 @@ def run(title):
 
 def test_every_section_with_code_is_known():
     with_code = [title for title, text in SECTIONS.items() if pages.python_blocks(text)]
-    assert with_code == ["Trainer", "Accelerate", "TensorBoard", "W&B", "Lightning"]  # the last one is run beside its other tests
+    # Lightning's is run beside its other tests
+    assert with_code == ["Trainer", "Accelerate", "TensorBoard", "W&B", "Lightning", "stable-baselines3"]
 
 
 def test_trainer():
@@ -45,3 +46,10 @@ def test_tensorboard():
 def test_wandb():
     run("W&B")
     assert list(Path("wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_stable_baselines3():
+    pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
+    stats = run("stable-baselines3")["agent"].policy.optimizer.clipping_stats()
+    assert stats["steps"] == 100
+    assert 0 < stats["clipped_steps"] < 100

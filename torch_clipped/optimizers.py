@@ -257,7 +257,8 @@ def clip_optimizer(
 
     Raises:
         TypeError: it is no optimizer, or one of a class that cannot be clipped: it takes gradients within a step, moves the
-            weights during backward, or has an argument with the name of a clipping argument. The message names the way that works.
+            weights during backward, or has an argument with the name of a clipping argument. The message names the way that
+            works.
         ValueError: an argument is not what it has to be, the optimizer clips already, or something has replaced its ``step``.
 
     Example:

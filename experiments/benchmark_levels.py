@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from torch_clipped import ClippedSGD
-from torch_clipped.arguments import MEMORY
+from torch_clipped._engine.arguments import MEMORY
+from torch_clipped._engine.state import is_memory
 from torch_clipped.clipping import CLIPPING_TYPES, Clipping
 from torch_clipped.decisions import Always
-from torch_clipped.memory import is_memory
 from torch_clipped.thresholds import MeanStd, Quantile, RatioToWeights
 
 from .benchmark_problem import GRADIENT_STD, Problem

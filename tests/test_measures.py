@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import p_norm
 
-from torch_clipped.measures import combine, entries, largest_entries, tensor_norms
+from torch_clipped._engine.norms import combine, entries, largest_entries, tensor_norms
 
 HOST = torch.device("cpu")
 

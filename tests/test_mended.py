@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-import torch_clipped.measures as measures
+import torch_clipped._engine.norms as measures
 from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, GradientClipper, LevelScheduler, linear_warmup
 
 

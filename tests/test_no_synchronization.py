@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_clipped import ClippedAdamW, ClippedSGD
+from torch_clipped._engine.step import clip_
 from torch_clipped.clipping import CLIPPING_TYPES
-from torch_clipped.engine import clip_
 
 aten = torch.ops.aten
 LOOKS = {

@@ -10,7 +10,7 @@ from pages import page, python_blocks, run, sections
 from experiments import compare_table
 from experiments.benchmark_rows import read_rows
 from experiments.benchmark_table import readme_table
-from torch_clipped.arguments import Arguments
+from torch_clipped._engine.arguments import Arguments
 from torch_clipped.clipping import CLIPPING_TYPES, OLDER_SPELLINGS
 
 README = page("README.md")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_clipped import ClippedSGD, ClippingWarning, GradientClipper
-from torch_clipped.suspicions import Watch
+from torch_clipped._engine.monitor import Watch
 
 
 def train(optimizer, param, gradient, steps=650):

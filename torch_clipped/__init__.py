@@ -1,16 +1,15 @@
 """Gradient clipping inside the optimizer: replace ``torch.optim.SGD`` by ``ClippedSGD``, and nothing else changes."""
 
+from ._engine.monitor import ClippingWarning
 from .clipping import Clipping, register_clipping
 from .decisions import Always, Randomly
 from .functional import GradientClipper, clip_gradients_
-from .level_scheduler import LevelScheduler, linear_warmup, multiple_at_start
-from .level_suggestion import suggest_level
+from .levels import LevelScheduler, linear_warmup, multiple_at_start, suggest_level
 from .lipschitz import estimate_lipschitz
 from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
 from .optimizers_collector import ModelProperties, OptimizerProperties, OptimizersCollector, RestartProperties
 from .restarter import Restarter
 from .sstm import ClippedSSTM
-from .suspicions import ClippingWarning
 from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, ZClip
 
 __all__ = [

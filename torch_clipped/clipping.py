@@ -8,38 +8,17 @@ in the module of that name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from . import measures, scaling
 from .decisions import Always, Decision, Randomly
 from .history import where
+from .measures import MEASURES, Measure
 from .thresholds import AdaGC, Blocks, Constant, MeanStd, Quantile, RatioToWeights, Threshold, ZClip
 
 __all__ = ["CLIPPING_TYPES", "MEASURES", "OLDER_SPELLINGS", "Clipping", "Measure", "register_clipping"]
-
-
-class Measure(NamedTuple):
-    """How one kind of block is measured and shortened."""
-
-    norms: Callable[[Sequence[Tensor | None], Sequence[int], float, torch.device], Any]
-    blocks_in: Callable[[Tensor], int] | None  # how many blocks a parameter has; None: all parameters are one block
-    gives_norm: bool  # whether the norm of the whole gradient follows from the lengths
-    shrink_: Callable[[Sequence[Tensor | None], Sequence[int], Any, Any], None]
-    by_entry: bool = False  # whether entries are shortened one by one, so that an infinite one can be
-
-
-MEASURES: dict[str, Measure] = {
-    "global": Measure(measures.tensor_norms, None, True, scaling.scale_all_),
-    "layer": Measure(measures.tensor_norms, lambda parameter: 1, True, scaling.scale_each_),
-    "unit": Measure(measures.unit_norms, measures.unit_count, True, scaling.scale_units_),
-    "coordinate": Measure(measures.largest_entries, lambda parameter: 1, False, scaling.clamp_entries_, by_entry=True),
-}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .arguments import integer, number
+from ._engine.validation import integer, number
 
 __all__ = [
     "Array",

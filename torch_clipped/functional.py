@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import ARGUMENT_NAMES, Arguments
-from .clip_sets import ClipSet, CurrentSets
+from ._engine.arguments import ARGUMENT_NAMES, Arguments
+from ._engine.checks import refuse_pieces
+from ._engine.clip_sets import ClipSet, CurrentSets
+from ._engine.records import Totals, grad_norms, statistics
+from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
+from ._engine.step import clip_
+from ._engine.validation import hinted
 from .clipping import CLIPPING_TYPES
 from .decisions import Always
-from .distributed_checks import refuse_pieces
-from .engine import clip_
-from .hints import hinted
 from .history import as_tensor
-from .memory import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
-from .records import Totals
-from .statistics import grad_norms, statistics
 
 __all__ = ["GradientClipper", "clip_gradients_"]
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .arguments import integer
-from .measures import combine, tensor_norms
-from .memory import common_device
+from ._engine.norms import combine, tensor_norms
+from ._engine.state import common_device
+from ._engine.validation import integer
 
 __all__ = ["gradient_lengths", "noise_lengths"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import number
+from ._engine.validation import number
 from .confidence import Array, Estimate, Samples, checked, estimates, inverse, quantile, relative, scipy_stats
 from .gradient_lengths import gradient_lengths, noise_lengths
 from .outliers import NORMAL_SHARES, OutlierShare, beyond_fences, outlier_shares, outliers

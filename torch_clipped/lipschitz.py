@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sharding import is_sharded
+from ._engine.sharding import is_sharded
 
 __all__ = ["estimate_lipschitz"]
 

@@ -11,17 +11,16 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once, which takes a second
 from torch.optim import Optimizer
 
-from .arguments import ARGUMENT_NAMES, Arguments, group_arguments
-from .clip_sets import ClipSet, CurrentSets
-from .closures import evaluates_closure_first, requires_closure, step_with_clipping_closure
-from .engine import clip_
-from .fused import FusedPlan, scaler_factors, undecorated
-from .hints import is_like_clipping, refuse_unknown
-from .memory import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
-from .optimizer_checks import refuse_class, refuse_optimizer_inside, refuse_own_arguments, refuse_wrapper
-from .records import Totals
-from .statistics import grad_norms, statistics
-from .suspicions import warn_of_loaded_arguments
+from ._engine.arguments import ARGUMENT_NAMES, Arguments, group_arguments
+from ._engine.checks import refuse_class, refuse_optimizer_inside, refuse_own_arguments, refuse_wrapper
+from ._engine.clip_sets import ClipSet, CurrentSets
+from ._engine.closures import evaluates_closure_first, requires_closure, step_with_clipping_closure
+from ._engine.fused import FusedPlan, scaler_factors, undecorated
+from ._engine.monitor import warn_of_loaded_arguments
+from ._engine.records import Totals, grad_norms, statistics
+from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
+from ._engine.step import clip_
+from ._engine.validation import is_like_clipping, refuse_unknown
 
 __all__ = ["Clipped"]
 

@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
-from .distributed_checks import refuse_overlap, refuse_pieces
-from .hints import hinted
-from .memory import Group, is_memory
+from ._engine.arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
+from ._engine.checks import refuse_overlap, refuse_own_arguments, refuse_pieces, refuse_wrapper
+from ._engine.monitor import warn
+from ._engine.state import Group, is_memory
+from ._engine.validation import hinted
 from .mixin import Clipped
-from .optimizer_checks import refuse_own_arguments, refuse_wrapper
-from .suspicions import warn
 
 __all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD", "clip_optimizer"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from .arguments import integer
+from ._engine.validation import integer
 from .mixin import Clipped
 from .properties import ModelProperties, OptimizerProperties, RestartProperties
 

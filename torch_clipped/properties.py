@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from .arguments import integer, number
-from .hints import refuse_unknown
+from ._engine.validation import integer, number, refuse_unknown
 
 if TYPE_CHECKING:
     from .restarter import Restarter

@@ -12,10 +12,9 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from .arguments import integer
-from .parameter_state import check_keys
+from ._engine.validation import check_keys, integer
+from ._running_means import RunningMeans
 from .properties import OptimizerProperties, RestartProperties
-from .running_means import RunningMeans
 
 __all__ = ["Restarter"]
 

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .arguments import integer
-from .clip_sets import ClipSet
+from ._engine.clip_sets import ClipSet
+from ._engine.sharding import lay_out_gradients, local
+from ._engine.validation import check_fits, check_keys, integer
+from ._sstm_state import check_hyperparameters, checked_state_dict
 from .mixin import Clipped
-from .parameter_state import check_fits, check_keys
-from .sharding import lay_out_gradients, local
-from .sstm_state import check_hyperparameters, checked_state_dict
 from .thresholds import Constant
 
 __all__ = ["ClippedSSTM"]

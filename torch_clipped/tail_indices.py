@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import integer
+from ._engine.validation import integer
 from .confidence import Array, Estimate, Samples, checked, estimates, inverse, relative, scipy_stats, share_between
 
 __all__ = ["Curve", "hill_curve", "hill_index", "stable_index", "tail_count", "tail_weight"]

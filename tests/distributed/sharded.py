@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from torch_clipped.sharding import is_sharded
+from torch_clipped._engine.sharding import is_sharded
 
 SHAPES = ((7, 5), (5,), (), (3, 4, 2), (1, 6), (8, 8))
 

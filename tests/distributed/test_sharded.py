@@ -25,8 +25,8 @@ from torch_clipped import (
     clip_optimizer,
     sharding,
 )
+from torch_clipped._engine.sharding import _reduced, local
 from torch_clipped.clipping import CLIPPING_TYPES
-from torch_clipped.sharding import _reduced, local
 
 
 def close(one, other):

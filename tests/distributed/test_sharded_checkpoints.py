@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from torch_clipped import ClippedAdamW, ClippedSGD
-from torch_clipped.arguments import ARGUMENT_NAMES
+from torch_clipped._engine.arguments import ARGUMENT_NAMES
 from torch_clipped.clipping import CLIPPING_TYPES
 
 TYPES = [*CLIPPING_TYPES]

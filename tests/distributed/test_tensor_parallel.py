@@ -15,8 +15,8 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 from torch_clipped import ClippedSGD
+from torch_clipped._engine.sharding import is_sharded
 from torch_clipped.clipping import CLIPPING_TYPES
-from torch_clipped.sharding import is_sharded
 
 FIRST = 13  # steps from here on begin with small gradients
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch_clipped.mixin import Clipped
-from torch_clipped.suspicions import warn
+from torch_clipped._engine.monitor import warn
 
 __all__ = ["clipped_optimizer", "clipping_values", "warn_of_double_clipping"]
 

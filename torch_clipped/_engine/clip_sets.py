@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..clipping import CLIPPING_TYPES, MEASURES, Clipping
+from ..decisions import uniform
+from ..history import namespace
+from ..thresholds import Blocks, Constant
 from .arguments import ARGUMENT_NAMES, MEMORY, Arguments, clipping_arguments
-from .clipping import CLIPPING_TYPES, MEASURES, Clipping
-from .decisions import uniform
-from .distributed_checks import refuse_pieces
-from .history import namespace
-from .measures import combine
-from .memory import Arrays, Group, common_device, install, is_real, measured_counts, prepared_memory
+from .checks import refuse_pieces
+from .monitor import Watch, warn_of_kept_level
+from .norms import combine
 from .records import Record, Totals, median
 from .sharding import Shards, lay_out_gradients, local, process_groups
-from .suspicions import Watch, warn_of_kept_level
-from .thresholds import Blocks, Constant
+from .state import Arrays, Group, common_device, install, is_real, measured_counts, prepared_memory
 
 __all__ = ["ClipSet", "CurrentSets"]
 

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..clipping import CLIPPING_TYPES, MEASURES, Clipping
+from ..history import accumulation_dtype, on_host, resized
+from ..thresholds import Shape, Threshold
 from .arguments import MEMORY, Arguments
-from .clipping import CLIPPING_TYPES, MEASURES, Clipping
-from .history import accumulation_dtype, on_host, resized
-from .thresholds import Shape, Threshold
 
 __all__ = [
     "Arrays",

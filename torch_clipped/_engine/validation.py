@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+import math
+import numbers
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-__all__ = ["RENAMED", "hinted", "is_like_clipping", "refuse_unknown", "unknown_argument"]
+import numpy as np
+from torch import Tensor
+
+__all__ = [
+    "RENAMED",
+    "check_fits",
+    "check_keys",
+    "fits",
+    "hinted",
+    "integer",
+    "is_like_clipping",
+    "number",
+    "refuse_unknown",
+    "unknown_argument",
+]
 
 _LEVELS = {  # clipping type: what the libraries that clip in this way call its level
     "norm": (
@@ -79,3 +95,62 @@ def hinted(function: F) -> F:
             raise
 
     return cast(F, call)
+
+
+def fits(kept: Tensor, param: Tensor) -> bool:
+    """Return whether a tensor can be state of this parameter as it is now, after a conversion of type or device at most."""
+    return (
+        kept.shape == param.shape
+        and kept.layout == param.layout
+        and kept.is_floating_point() == param.is_floating_point()
+        and kept.is_complex() == param.is_complex()
+        and getattr(kept, "placements", None) == getattr(param, "placements", None)  # a DTensor's
+        and (param.is_meta or not kept.is_meta)
+    )
+
+
+def check_fits(name: str, kept: Any, param: Tensor) -> None:
+    """Raise ValueError if this is no tensor that can be state of the parameter."""
+    if not isinstance(kept, Tensor):
+        raise ValueError(f"{name} must be a tensor of shape {tuple(param.shape)}, got {kept!r}")
+    if not fits(kept, param):
+        raise ValueError(f"{name} must fit its parameter, {_described(param)}, got {_described(kept)}")
+
+
+def check_keys(name: str, state: Any, keys: Collection[str], owner: str, exact: bool = True) -> None:
+    """Raise ValueError if this is no dict with these keys, or if it has others where the keys are to be exact."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{name} must be one of a {owner}, got a {type(state).__name__}")
+    for key in keys:
+        if key not in state:
+            raise ValueError(f"{name} must be one of a {owner}, but has no {key!r}")
+    for key in state if exact else ():
+        if key not in keys:
+            raise ValueError(f"{name} must be one of a {owner}, which has no {key!r}")
+
+
+def _described(tensor: Tensor) -> str:
+    layout = str(tensor.layout).removeprefix("torch.")
+    placements = f" placed {tensor.placements}" if hasattr(tensor, "placements") else ""
+    return f"a {layout} tensor of shape {tuple(tensor.shape)} and {tensor.dtype} on {tensor.device}{placements}"
+
+
+def number(argument: str, value: Any, wanted: str) -> float:
+    """A real number as a float: also numpy's, and tensors and arrays without dimensions."""
+    plain = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
+    if not isinstance(plain, numbers.Real) or isinstance(plain, (bool, np.bool_)):
+        raise ValueError(f"{argument} must be {wanted}, got {value!r}")
+    try:
+        found = float(plain)
+    except OverflowError:
+        raise ValueError(f"{argument} must be {wanted} that a float can hold, got {value!r}") from None
+    if math.isnan(found):
+        raise ValueError(f"{argument} must be {wanted}, got {value!r}")
+    return found
+
+
+def integer(argument: str, value: Any, smallest: int) -> int:
+    """An integer that fits 64 bits and is not smaller than ``smallest``; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) < 2**63:
+        raise ValueError(f"{argument} must be an integer >= {smallest}, got {value!r}")
+    return int(value)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .history import as_tensor, namespace, on_host
+from ..history import as_tensor, namespace, on_host
 
 __all__ = ["Shards", "is_sharded", "lay_out_gradients", "local", "process_groups"]
 

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..clipping import CLIPPING_TYPES
 from .arguments import Arguments
-from .clipping import CLIPPING_TYPES
 
 __all__ = ["ClippingWarning", "Watch", "warn", "warn_of_kept_level"]
 

@@ -15,8 +15,8 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from .history import on_host
-from .measures import stored
+from ..history import on_host
+from .norms import stored
 from .sharding import is_sharded, local
 
 __all__ = ["FusedPlan", "scaler_factors", "undecorated"]

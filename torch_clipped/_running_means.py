@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import integer
-from .parameter_state import check_fits, fits
+from ._engine.validation import check_fits, fits, integer
 
 __all__ = ["RunningMeans"]
 

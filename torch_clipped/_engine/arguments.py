@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import numbers
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-from .clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
-from .hints import RENAMED, unknown_argument
+from ..clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
+from .validation import RENAMED, integer, number, unknown_argument
 
 __all__ = [
     "ARGUMENT_NAMES",
@@ -123,24 +119,3 @@ def _level(name: str, rule: Clipping | None, level: Any) -> float | None:
     except ValueError as error:
         raise ValueError(f"{error} (clipping_type={name!r})") from None
     return found
-
-
-def number(argument: str, value: Any, wanted: str) -> float:
-    """A real number as a float: also numpy's, and tensors and arrays without dimensions."""
-    plain = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
-    if not isinstance(plain, numbers.Real) or isinstance(plain, (bool, np.bool_)):
-        raise ValueError(f"{argument} must be {wanted}, got {value!r}")
-    try:
-        found = float(plain)
-    except OverflowError:
-        raise ValueError(f"{argument} must be {wanted} that a float can hold, got {value!r}") from None
-    if math.isnan(found):
-        raise ValueError(f"{argument} must be {wanted}, got {value!r}")
-    return found
-
-
-def integer(argument: str, value: Any, smallest: int) -> int:
-    """An integer that fits 64 bits and is not smaller than ``smallest``; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) < 2**63:
-        raise ValueError(f"{argument} must be an integer >= {smallest}, got {value!r}")
-    return int(value)

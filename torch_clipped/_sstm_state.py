@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .arguments import integer, number
-from .parameter_state import check_fits, check_keys
+from ._engine.validation import check_fits, check_keys, integer, number
 
 __all__ = ["check_hyperparameters", "checked_state_dict"]
 

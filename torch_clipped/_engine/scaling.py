@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .history import as_tensor
-from .measures import stored
+from ..history import as_tensor
+from .norms import stored
 
 __all__ = ["clamp_entries_", "scale_all_", "scale_each_", "scale_units_"]
 

@@ -11,12 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .history import namespace, push
-from .measures import combine
-from .memory import Arrays, Group
-from .suspicions import Watch
+from ..history import as_tensor, chronological, namespace, push
+from .monitor import Watch
+from .norms import combine
+from .state import Arrays, Group
 
-__all__ = ["Record", "Totals", "median"]
+__all__ = [
+    "Record",
+    "Totals",
+    "grad_norms",
+    "median",
+    "statistics",
+]
 
 
 NORM, CLIPPED_NORM, THRESHOLD, COEFFICIENT = range(4)  # the places in the values of a step
@@ -102,3 +108,24 @@ def median(values: Any, chosen: Any) -> Any:
         middle = [values.nanquantile(0.5, interpolation=side) for side in ("lower", "higher")]  # "linear" makes NaN of two infs
         return (middle[0] + middle[1]) / 2
     return np.median(values[chosen]) if chosen.any() else np.float64(math.nan)
+
+
+def grad_norms(totals: Totals) -> Tensor:
+    """The recorded norms of the whole gradient, oldest first."""
+    return as_tensor(chronological(totals.norms)).clone()
+
+
+def statistics(record: Record) -> dict[str, float]:
+    """The statistics of a clip set or of the whole gradient."""
+    grad_norm, clipped_norm, threshold, coefficient = record.last.tolist()
+    steps, clipped_steps, skipped_steps = (float(count) for count in record.counts.tolist())
+    return {
+        "grad_norm": grad_norm,
+        "clipped_norm": clipped_norm,
+        "threshold": threshold,
+        "coefficient": coefficient,
+        "clip_rate": clipped_steps / steps if steps else math.nan,
+        "steps": steps,
+        "clipped_steps": clipped_steps,
+        "skipped_steps": skipped_steps,
+    }

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..history import as_tensor, every, namespace, on_host, some, where
 from .clip_sets import ClipSet
-from .history import as_tensor, every, namespace, on_host, some, where
-from .measures import stored
+from .norms import stored
 from .records import Totals
 
 __all__ = ["Verdict", "clip_"]

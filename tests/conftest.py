@@ -2,12 +2,16 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from problems import Problem
 
+from torch_clipped import functional, mixin
+from torch_clipped._engine.arrays import ACCELERATOR
+from torch_clipped._engine.current_sets import CurrentSets
 from torch_clipped.clipping import CLIPPING_TYPES
 
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other take five times as long on a busy machine
@@ -37,10 +41,9 @@ def problem():
 
 @pytest.fixture
 def no_host(monkeypatch):
-    """Takes the tensor arithmetic of accelerators on the CPU, by denying that the CPU is the host."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("torch_clipped.") and hasattr(module, "on_host"):
-            monkeypatch.setattr(module, "on_host", lambda device: False)
+    """Makes clip sets with the arithmetic of accelerators, on the CPU."""
+    for module in (mixin, functional):
+        monkeypatch.setattr(module, "CurrentSets", partial(CurrentSets, ACCELERATOR))
 
 
 @pytest.fixture

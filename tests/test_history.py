@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from torch_clipped.history import chronological, history_shapes, mean_and_std, push, quantile, resized
+from torch_clipped._engine.arrays import chronological, resized
+from torch_clipped.history import history_shapes, mean_and_std, push, quantile
 
 
 def host(window, blocks):

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-import torch_clipped._engine.norms as measures
 from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, GradientClipper, LevelScheduler, linear_warmup
+from torch_clipped._engine import clip_sets, norms
 
 
 def parameter(*values):
@@ -36,7 +36,7 @@ def test_model_that_becomes_channels_last_in_the_middle_of_a_run(clipped, plain,
 
 def test_lengths_between_what_float32_squares_hold_and_what_they_lose():
     values = torch.full((7,), 3e-22)
-    norm = measures.tensor_norms([values], [1], 2.0, torch.device("cpu"))[0]
+    norm = norms.host_norms([values], (1,), 2.0)[0]
     assert norm == pytest.approx(3e-22 * math.sqrt(7), rel=1e-5)
 
 
@@ -44,24 +44,24 @@ def test_zero_tensors_are_not_measured_twice(monkeypatch):
     def refuse(*args):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(measures, "_careful_norm", refuse)
-    params = [parameter(1.0, 2.0), parameter(3.0)]
+    monkeypatch.setattr(norms, "_norm_by_chunks", refuse)
+    params = [torch.nn.Parameter(torch.ones(9000)), parameter(3.0)]
     optimizer = ClippedSGD(params)
-    params[0].grad, params[1].grad = torch.zeros(2), torch.ones(1)
+    params[0].grad, params[1].grad = torch.zeros(9000), torch.ones(1)
     optimizer.step()
     assert optimizer.clipping_stats()["grad_norm"] == 1.0
 
 
 def test_weights_are_measured_once_a_step_however_they_are_grouped(monkeypatch):
     calls = []
-    unit_norms = measures._unit_norms
-    monkeypatch.setattr(measures, "_unit_norms", lambda *args: calls.append(1) or unit_norms(*args))
+    host_norms = clip_sets.host_norms
+    monkeypatch.setattr(clip_sets, "host_norms", lambda *args: calls.append(1) or host_norms(*args))
     params = [torch.nn.Parameter(torch.ones(2, 3)) for _ in range(6)]
     optimizer = ClippedSGD([{"params": [p], "weight_decay": 0.1 * i} for i, p in enumerate(params)], clipping_type="adaptive")
     for p in params:
         p.grad = torch.ones(2, 3)
     optimizer.step()
-    assert len(calls) == 2 * len(params)  # gradients and weights
+    assert len(calls) == 2  # gradients and weights
 
 
 def test_norms_of_different_kinds_are_not_combined():
@@ -196,10 +196,10 @@ def test_sparse_gradient_without_entries(options):
 
 
 @pytest.mark.parametrize("size", [8_000, 65_000, 2**20])
-@pytest.mark.parametrize("measure", [measures.tensor_norms, measures.unit_norms])
-def test_long_vectors_keep_their_digits(measure, size):
+@pytest.mark.parametrize("counts", [(1,), None])
+def test_long_vectors_keep_their_digits(counts, size):
     values = torch.full((size,), 0.3)
-    norm = float(measure([values], [1], 2.0, torch.device("cpu"))[0])
+    (norm,) = norms.host_norms([values], counts, 2.0)
     assert norm == pytest.approx(values.double().norm().item(), rel=1e-5)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_clipped import ClippedSGD, ClippingWarning, GradientClipper
-from torch_clipped._engine.monitor import Watch
+from torch_clipped._engine.monitor import StepMonitor
 
 
 def train(optimizer, param, gradient, steps=650):
@@ -75,7 +75,7 @@ def test_one_gradient_again_and_again_but_for_rounding_is_not_told(scale):
     param, optimizer = make(clipping_level=1e9)
     assert train(optimizer, param, lambda step: noise(0, scale) * (1 + 5e-7 * noise(step)), steps=200) == []
     norms = optimizer.grad_norms()
-    assert norms.max() < (1 + Watch.SAME) * norms.min()
+    assert norms.max() < (1 + StepMonitor.SAME) * norms.min()
     assert (norms.diff()[1:] * norms.diff()[:-1] < 0).sum() > 50
 
 
@@ -111,7 +111,7 @@ def test_watch_needs_more_than_99_percent():
     for crushed, told in ((198, 0), (199, 1)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            watch = Watch()
+            watch = StepMonitor()
             for step in range(200):
-                watch.see(1.0 + step % 7, 1e-4 if step < crushed else 1.0)
+                watch.observe(1.0 + step % 7, 1e-4 if step < crushed else 1.0)
         assert len(caught) == told

@@ -1,4 +1,4 @@
-"""The rule of clipping and the table of its named types (``engine`` carries it out).
+"""The rule of clipping and the table of its named types (``_engine/step.py`` carries it out).
 
     alpha = threshold / length          g <- g * min(1, alpha)   where the decision says so
 
@@ -8,15 +8,11 @@ in the module of that name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 from .decisions import Always, Decision, Randomly
-from .history import where
 from .measures import MEASURES, Measure
-from .thresholds import AdaGC, Blocks, Constant, MeanStd, Quantile, RatioToWeights, Threshold, ZClip
+from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, Threshold, ZClip
 
 __all__ = ["CLIPPING_TYPES", "MEASURES", "OLDER_SPELLINGS", "Clipping", "Measure", "register_clipping"]
 
@@ -50,15 +46,10 @@ class Clipping:
         if isinstance(self.decision, type) or not callable(self.decision):
             raise TypeError(f"decision must be one like Always() or Randomly(power=1), got {self.decision!r}")
 
-    def __call__(
-        self, blocks: Blocks, level: float, beta: float, memory: SimpleNamespace, draw: Callable[[], Any]
-    ) -> tuple[Any, Any]:
-        """The threshold and the coefficient of each block; a block that is not valid is left alone."""
-        thresholds = self.threshold(blocks, level, memory)
-        alpha = thresholds / where(blocks.valid, blocks.lengths, 1.0)
-        coefficients = where(blocks.valid & (alpha < 1) & self.decision(alpha, beta, draw), alpha, 1.0)
-        self.threshold.remember(blocks, blocks.lengths * coefficients, memory)
-        return thresholds, coefficients
+    @property
+    def measured(self) -> Measure:
+        """The measure that its name stands for."""
+        return MEASURES[self.measure]
 
 
 CLIPPING_TYPES: dict[str, Clipping | None] = {

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from ._engine.arguments import ARGUMENT_NAMES, Arguments
+from ._engine.arrays import as_tensor
 from ._engine.checks import refuse_pieces
-from ._engine.clip_sets import ClipSet, CurrentSets
-from ._engine.records import Totals, grad_norms, statistics
+from ._engine.clip_sets import ClipSet
+from ._engine.current_sets import CurrentSets
+from ._engine.records import Totals
 from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
 from ._engine.step import clip_
 from ._engine.validation import hinted
 from .clipping import CLIPPING_TYPES
 from .decisions import Always
-from .history import as_tensor
 
 __all__ = ["GradientClipper", "clip_gradients_"]
 
@@ -80,11 +81,11 @@ class GradientClipper:
 
     def clipping_stats(self) -> dict[str, float]:
         """What clipping did: see :meth:`torch_clipped.Clipped.clipping_stats`."""
-        return statistics(self._current_sets.of([self._group])[1])
+        return self._current_sets.of([self._group])[1].statistics()
 
     def grad_norms(self) -> Tensor:
         """The norms before clipping, oldest first: see :meth:`torch_clipped.Clipped.grad_norms`."""
-        return grad_norms(self._current_sets.of([self._group])[1])
+        return self._current_sets.of([self._group])[1].grad_norms()
 
     def state_dict(self) -> dict[str, Any]:
         """The arguments and the memory of this clipper: plain names, numbers and tensors."""

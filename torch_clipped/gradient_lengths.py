@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._engine.norms import combine, tensor_norms
-from ._engine.state import common_device
+from ._engine.norms import total_norm
 from ._engine.validation import integer
 
 __all__ = ["gradient_lengths", "noise_lengths"]
@@ -54,7 +53,7 @@ def gradient_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batche
     if batches is not None:
         integer("batches", batches, smallest=1)
     lengths: list[float] = []
-    _visit(model, loss, loader, batches, lambda value, gradient: lengths.append(_length(gradient)))
+    _visit(model, loss, loader, batches, lambda value, gradient: lengths.append(total_norm(gradient)))
     return torch.tensor(lengths, dtype=torch.float64, device="cpu")
 
 
@@ -103,7 +102,7 @@ def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: 
     lengths: list[float] = []
 
     def first_time(value: float, gradient: list[Tensor]) -> None:
-        seen.append((value, _length(gradient)))
+        seen.append((value, total_norm(gradient)))
         if not all(map(math.isfinite, seen[-1])):
             raise ValueError(f"gradients must be finite, but batch {len(seen) - 1} has {_described(seen[-1])}")
         if not mean:
@@ -112,7 +111,7 @@ def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: 
             average.mul_(1 - 1 / len(seen)).add_(g, alpha=1 / len(seen))
 
     def second_time(value: float, gradient: list[Tensor]) -> None:
-        _compare(len(lengths), seen[len(lengths)] if len(lengths) < len(seen) else None, (value, _length(gradient)))
+        _compare(len(lengths), seen[len(lengths)] if len(lengths) < len(seen) else None, (value, total_norm(gradient)))
         lengths.append(_distance(gradient, mean))
 
     _visit(model, loss, loader, batches, first_time)
@@ -173,11 +172,6 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _length(gradient: Sequence[Tensor]) -> float:
-    device = common_device([{"params": gradient}])
-    return float(combine(tensor_norms(gradient, [], 2.0, device), 2.0))
-
-
 def _distance(gradient: Sequence[Tensor], mean: Sequence[Tensor]) -> float:
     """A part at a time: the difference of all would be a third gradient in memory."""
     parts = []
@@ -185,8 +179,8 @@ def _distance(gradient: Sequence[Tensor], mean: Sequence[Tensor]) -> float:
         shape = g.shape or (1,)
         rows = max(1, _CHUNK * shape[0] // max(1, g.numel()))
         pairs = zip(torch.split(g.reshape(shape), rows), torch.split(average.reshape(shape), rows), strict=True)
-        parts += [_length([one - other]) for one, other in pairs]
-    return float(combine(np.array(parts), 2.0))
+        parts += [total_norm([one - other]) for one, other in pairs]
+    return math.hypot(*parts)
 
 
 def _described(found: tuple[float, float] | None) -> str:

@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ._engine import norms, scaling
+from ._engine.scaling import Scaling, clamp_entries_, scale_all_, scale_each_, scale_units_
 
 __all__ = ["MEASURES", "Measure"]
 
 
-class Measure(NamedTuple):
-    """How one kind of block is measured and shortened."""
+@dataclass(frozen=True)
+class Measure:
+    """How one kind of block is measured and shortened.
 
-    norms: Callable[[Sequence[Tensor | None], Sequence[int], float, torch.device], Any]
-    blocks_in: Callable[[Tensor], int] | None  # how many blocks a parameter has; None: all parameters are one block
-    gives_norm: bool  # whether the norm of the whole gradient follows from the lengths
-    shrink_: Callable[[Sequence[Tensor | None], Sequence[int], Any, Any], None]
-    by_entry: bool = False  # whether entries are shortened one by one, so that an infinite one can be
+    Args:
+        blocks: takes a parameter and returns how many blocks it has: 1, or one for each of its rows. None: all parameters of a
+            clip set are one block.
+        scale_: shortens the blocks of gradients in place, see ``torch_clipped/_engine/scaling.py``.
+        norm_type (float): the p of the p-norm of a block, also over the ranks that hold parts of it. Default: None, the argument
+            ``norm_type`` of the optimizer.
+        divisor: takes a parameter and returns the number by which the norms of its blocks are divided. Default: None, 1.
+        gives_norm (bool): whether the norm of the whole gradient follows from the lengths of the blocks. Default: True.
+        reports_coefficient (bool): whether coefficients are among the statistics. Default: True.
+        clamps_entries (bool): whether entries are shortened one by one, so that one that is inf can be. Default: False.
+    """
+
+    blocks: Callable[[Tensor], int] | None
+    scale_: Scaling
+    norm_type: float | None = None
+    divisor: Callable[[Tensor], float] | None = None
+    gives_norm: bool = True
+    reports_coefficient: bool = True
+    clamps_entries: bool = False
+
+    @property
+    def is_one_block(self) -> bool:
+        """Whether all parameters of a clip set are one block."""
+        return self.blocks is None
+
+
+def one_block(parameter: Tensor) -> int:
+    """Return 1: each parameter is a block."""
+    return 1
+
+
+def units(parameter: Tensor) -> int:
+    """Return how many units a parameter has: the rows of a matrix, the filters of a convolution; else one."""
+    return parameter.shape[0] if parameter.dim() > 1 else 1
 
 
 MEASURES: dict[str, Measure] = {
-    "global": Measure(norms.tensor_norms, None, True, scaling.scale_all_),
-    "layer": Measure(norms.tensor_norms, lambda parameter: 1, True, scaling.scale_each_),
-    "unit": Measure(norms.unit_norms, norms.unit_count, True, scaling.scale_units_),
-    "coordinate": Measure(norms.largest_entries, lambda parameter: 1, False, scaling.clamp_entries_, by_entry=True),
+    "global": Measure(None, scale_all_),
+    "layer": Measure(one_block, scale_each_),
+    "unit": Measure(units, scale_units_),
+    "coordinate": Measure(
+        one_block, clamp_entries_, norm_type=math.inf, gives_norm=False, reports_coefficient=False, clamps_entries=True
+    ),
 }

@@ -13,11 +13,12 @@ from torch.optim import Optimizer
 
 from ._engine.arguments import ARGUMENT_NAMES, Arguments, group_arguments
 from ._engine.checks import refuse_class, refuse_optimizer_inside, refuse_own_arguments, refuse_wrapper
-from ._engine.clip_sets import ClipSet, CurrentSets
+from ._engine.clip_sets import ClipSet
 from ._engine.closures import evaluates_closure_first, requires_closure, step_with_clipping_closure
+from ._engine.current_sets import CurrentSets
 from ._engine.fused import FusedPlan, scaler_factors, undecorated
 from ._engine.monitor import warn_of_loaded_arguments
-from ._engine.records import Totals, grad_norms, statistics
+from ._engine.records import Totals
 from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
 from ._engine.step import clip_
 from ._engine.validation import is_like_clipping, refuse_unknown
@@ -236,13 +237,18 @@ class Clipped(Optimizer):
         if any(clip_set.is_dry_run for clip_set in sets):
             parent_step(self)
             return loss
-        grad_scale, found_inf = scaler_factors(self, sets[0].device)
+        grad_scale, found_inf = scaler_factors(self, sets[0])
         plan = FusedPlan(self, clipped, parent_step)
         if plan.takes_over_unscaling(found_inf):
             grad_scale = plan.unscale_(grad_scale)
-        fold = plan.can_fold and len(sets) == 1 and len(clipped) == len(self.param_groups) and sets[0].is_one_block
-        skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, fold)
-        if not plan.can_fold:
+        in_kernel = (
+            plan.can_scale_in_kernel
+            and len(sets) == 1
+            and len(clipped) == len(self.param_groups)
+            and sets[0].measure.is_one_block
+        )
+        skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, in_kernel)
+        if not plan.can_scale_in_kernel:
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
         if skip is not True:
             plan.step(grad_scale, coefficient, skip)
@@ -278,7 +284,7 @@ class Clipped(Optimizer):
             (5.0, 1.0, 1.0)
         """
         sets, totals = self._clip_sets()
-        return [statistics(clip_set) for clip_set in sets] if per_set else statistics(totals)
+        return [clip_set.record.statistics() for clip_set in sets] if per_set else totals.statistics()
 
     def grad_norms(self) -> Tensor:
         """The norms of the whole gradient before clipping, oldest first: float64 of shape (at most ``clipping_window``,).
@@ -286,4 +292,4 @@ class Clipped(Optimizer):
         Zero gradients and gradients that are not finite are not recorded. It stays empty where the norm of the whole gradient
         is not known: with types that do not measure it (``none``, ``coord_wise``) or norm types that differ between groups.
         """
-        return grad_norms(self._clip_sets()[1])
+        return self._clip_sets()[1].grad_norms()

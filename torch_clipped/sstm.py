@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -197,39 +196,22 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         for p in chain.from_iterable(stepped):
             _refuse_what_cannot_be_averaged(p)  # before anything is changed
         self._follow(stepped)
-        with self._thresholds_of_next_iteration():
-            super().step()
+        for clip_set in self._clip_sets()[0]:
+            clip_set.threshold_scale = self._threshold_scale(clip_set)
+        super().step()
         return loss
 
-    @contextmanager
-    def _thresholds_of_next_iteration(self) -> Iterator[None]:
-        """Divide the levels by alpha. The groups keep theirs: written there, different levels might become equal and merge."""
-        sets, _ = self._clip_sets()
-        before = [(clip_set.arguments, clip_set.rule) for clip_set in sets]
-        try:
-            for clip_set in sets:
-                self._prepare(clip_set)
-            yield
-        finally:
-            for clip_set, (arguments, rule) in zip(sets, before, strict=True):
-                clip_set.arguments, clip_set.rule = arguments, rule
-
-    def _prepare(self, clip_set: ClipSet) -> None:
+    def _threshold_scale(self, clip_set: ClipSet) -> float:
+        """Return 1 / alpha of the next iteration where the level is a length; inf before the first iteration that is clipped."""
         done = [(group, self.state.get(p, {}).get("step", 0)) for group in clip_set.groups for p in _with_gradient(group)]
         if all(k + 1 < group["first_clipped_iteration"] for group, k in done):
-            clip_set.rule = replace(clip_set.rule, decision=_never)
+            return math.inf
         alpha = max((_step_size(group, k) for group, k in done), default=0.0)
-        if alpha > 0 and isinstance(clip_set.rule.threshold, Constant):
-            level = clip_set.arguments.clipping_level / alpha
-            clip_set.arguments = replace(clip_set.arguments, clipping_level=level)
+        return 1 / alpha if alpha > 0 and isinstance(clip_set.rule.threshold, Constant) else 1.0
 
 
 def _with_gradient(group: Group) -> list[Tensor]:
     return [p for p in group["params"] if p.grad is not None]
-
-
-def _never(alpha: Any, beta: float, draw: Callable[[], Any]) -> Any:
-    return alpha < 0
 
 
 def _step_size(group: Group, k: int) -> float:

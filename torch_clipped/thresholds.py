@@ -1,7 +1,7 @@
 """Thresholds: how long is too long?
 
 A threshold is frozen; what it remembers is an argument. ``memory`` names the tensors it wants kept in the parameter group, by
-block; in a step these come back as numpy arrays on the host and as tensors on an accelerator (see ``history``), to be written
+block; in a step these come back as numpy arrays on the host and as tensors on an accelerator, to be written
 in place. Where the whole clip set is one block, its values have no dimension where others have (blocks,). Blocks that are not
 ``valid`` (zero or not finite) must leave no trace in the memory.
 """
@@ -12,15 +12,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
-from . import history
+from ._engine.arrays import HOST, Array, Arrays
 
 __all__ = ["AdaGC", "Blocks", "Constant", "MeanStd", "Quantile", "RatioToWeights", "Threshold", "ZClip"]
 
 Shape = tuple[tuple[int, ...], torch.dtype]
+
+
+def history_shapes(window: int, blocks: int) -> dict[str, Shape]:
+    """Return what a history keeps in a parameter group, for :meth:`Threshold.memory`; it starts with zeros."""
+    return {"lengths": ((window, blocks), torch.float64), "count": ((blocks,), torch.int64)}
 
 
 class Blocks(NamedTuple):
@@ -32,18 +37,21 @@ class Blocks(NamedTuple):
         norm: of the whole clip set.
         step: how many steps of the optimizer came before.
         weight_lengths: call it for the lengths of the weights of the same blocks, (blocks,).
+        arrays: the arithmetic for all of these: numpy's on the host, torch's on an accelerator.
     """
 
-    lengths: Any
-    valid: Any
-    norm: Any
-    step: Any
-    weight_lengths: Callable[[], Any]
+    lengths: Array
+    valid: Array
+    norm: Array
+    step: Array
+    weight_lengths: Callable[[], Array]
+    arrays: Arrays = HOST
 
     def part(self, blocks: slice) -> Blocks:
-        """Some of them."""
-        lengths, valid, norm, step, weight_lengths = self
-        return Blocks(lengths[blocks], valid[blocks], norm, step, lambda: weight_lengths()[blocks])
+        """Return some of them."""
+        weights = self.weight_lengths
+        lengths, valid = self.lengths[blocks], self.valid[blocks]
+        return self._replace(lengths=lengths, valid=valid, weight_lengths=lambda: weights()[blocks])
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Threshold:
         self.check(self.default_level)
 
     def check(self, level: float) -> None:
-        """Raise ValueError if this is no level for me."""
+        """Raise ValueError if ``level`` is invalid for this threshold."""
         if not level > 0:
             raise ValueError(f"clipping_level must be > 0, got {level}")
 
@@ -69,11 +77,11 @@ class Threshold:
         """The shapes and types of the tensors to be kept in the parameter group, by name; they start with zeros."""
         return {}
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
         """The thresholds (blocks,); inf where nothing is to be clipped."""
         raise NotImplementedError
 
-    def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
+    def remember(self, blocks: Blocks, clipped_lengths: Array, memory: SimpleNamespace) -> None:
         """Take notice of the step after the decision."""
 
 
@@ -81,8 +89,8 @@ class Threshold:
 class Constant(Threshold):
     """threshold = level, in the unit of the length; ``inf`` measures and never clips."""
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        return history.filled(blocks.lengths, level)
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+        return blocks.arrays.full_like(blocks.lengths, level)
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,11 @@ class Quantile(Threshold):
             raise ValueError(f"clipping_level is a quantile and must be in (0, 1], got {level}")
 
     def memory(self, blocks: int, window: int) -> dict[str, Shape]:
-        return history.history_shapes(window, blocks)
+        return history_shapes(window, blocks)
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        history.push(memory, blocks.lengths, blocks.valid)
-        return history.quantile(memory, level)
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+        blocks.arrays.push(memory, blocks.lengths, blocks.valid)
+        return blocks.arrays.quantile(memory, level)
 
 
 @dataclass(frozen=True)
@@ -120,14 +128,14 @@ class MeanStd(Threshold):
             raise ValueError(f"clipping_level is a number of standard deviations and must be >= 0 and finite, got {level}")
 
     def memory(self, blocks: int, window: int) -> dict[str, Shape]:
-        return history.history_shapes(window, blocks)
+        return history_shapes(window, blocks)
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        known, mean, std = history.mean_and_std(memory)
-        return history.where(known >= 2, mean + level * std, float("inf"))
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+        known, mean, std = blocks.arrays.mean_and_std(memory)
+        return blocks.arrays.where(known >= 2, mean + level * std, math.inf)
 
-    def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
-        history.push(memory, blocks.lengths, blocks.valid)
+    def remember(self, blocks: Blocks, clipped_lengths: Array, memory: SimpleNamespace) -> None:
+        blocks.arrays.push(memory, blocks.lengths, blocks.valid)
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,8 @@ class RatioToWeights(Threshold):
         Normalization, 2021, https://arxiv.org/abs/2102.06171 (adaptive gradient clipping).
     """
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        return level * blocks.weight_lengths().clip(min=1e-3)
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+        return level * blocks.arrays.at_least(blocks.weight_lengths(), 1e-3)
 
 
 @dataclass(frozen=True)
@@ -164,21 +172,21 @@ class ZClip(Threshold):
         floats: Shape = ((blocks,), torch.float64)
         return {"average": floats, "variance": floats, "seen": ((blocks,), torch.int64)}
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        distance = blocks.lengths - memory.average
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+        where, distance = blocks.arrays.where, blocks.lengths - memory.average
         spike = (memory.seen >= self.warm_up) & (distance > level * memory.variance**0.5)
-        threshold = memory.average + level**2 * memory.variance / history.where(spike, distance, 1.0)
-        return history.where(spike, threshold, float("inf"))
+        threshold = memory.average + level**2 * memory.variance / where(spike, distance, 1.0)
+        return where(spike, threshold, math.inf)
 
-    def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
-        equal_share = history.filled(memory.average, 1.0) / (memory.seen + 1)
-        share = history.where(memory.seen < self.warm_up, equal_share, 1 - self.averaging)
+    def remember(self, blocks: Blocks, clipped_lengths: Array, memory: SimpleNamespace) -> None:
+        where, equal_share = blocks.arrays.where, blocks.arrays.full_like(memory.average, 1.0) / (memory.seen + 1)
+        share = where(memory.seen < self.warm_up, equal_share, 1 - self.averaging)
         before = clipped_lengths - memory.average
         mean = memory.average + share * before
         after = clipped_lengths - mean
-        spread = history.where(memory.seen < self.warm_up, before * after, after * after)
-        memory.variance[...] = history.where(blocks.valid, (1 - share) * memory.variance + share * spread, memory.variance)
-        memory.average[...] = history.where(blocks.valid, mean, memory.average)
+        spread = where(memory.seen < self.warm_up, before * after, after * after)
+        memory.variance[...] = where(blocks.valid, (1 - share) * memory.variance + share * spread, memory.variance)
+        memory.average[...] = where(blocks.valid, mean, memory.average)
         memory.seen += blocks.valid
 
 
@@ -202,23 +210,24 @@ class AdaGC(Threshold):
     def memory(self, blocks: int, window: int) -> dict[str, Shape]:
         return {"average": ((blocks,), torch.float64), "seen": ((blocks,), torch.int64)}
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Any:
-        warm_up = blocks.lengths * history.where(self._knows(blocks), self.warm_up_norm / blocks.norm, math.inf)
-        return history.where(blocks.step < self.warm_up, warm_up, level * self._average(blocks, memory))
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+        where = blocks.arrays.where
+        warm_up = blocks.lengths * where(self._knows(blocks), self.warm_up_norm / blocks.norm, math.inf)
+        return where(blocks.step < self.warm_up, warm_up, level * self._average(blocks, memory))
 
-    def remember(self, blocks: Blocks, clipped_lengths: Any, memory: SimpleNamespace) -> None:
-        minimum = history.namespace(blocks.lengths).minimum
+    def remember(self, blocks: Blocks, clipped_lengths: Array, memory: SimpleNamespace) -> None:
+        where, minimum = blocks.arrays.where, blocks.arrays.minimum
         average = self._average(blocks, memory)
-        smallest = history.where(memory.seen > 0, minimum(average, clipped_lengths), clipped_lengths)
+        smallest = where(memory.seen > 0, minimum(average, clipped_lengths), clipped_lengths)
         running = self.averaging * average + (1 - self.averaging) * clipped_lengths
-        average = history.where(blocks.step < self.warm_up, smallest, running)
+        average = where(blocks.step < self.warm_up, smallest, running)
         valid = blocks.valid & ((blocks.step >= self.warm_up) | self._knows(blocks))
-        memory.average[...] = history.where(valid, average, memory.average)
+        memory.average[...] = where(valid, average, memory.average)
         memory.seen += valid
 
-    def _knows(self, blocks: Blocks) -> Any:
+    def _knows(self, blocks: Blocks) -> Array:
         """Return whether the norm of the whole gradient is finite, so that the warm-up can clip to it."""
-        return history.namespace(blocks.norm).isfinite(blocks.norm)
+        return blocks.arrays.isfinite(blocks.norm)
 
-    def _average(self, blocks: Blocks, memory: SimpleNamespace) -> Any:
-        return history.where(memory.seen > 0, memory.average, blocks.lengths)
+    def _average(self, blocks: Blocks, memory: SimpleNamespace) -> Array:
+        return blocks.arrays.where(memory.seen > 0, memory.average, blocks.lengths)

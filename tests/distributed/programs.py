@@ -1,8 +1,7 @@
 """What functions need that run in the processes of a group: a model, data with heavy tails, training under DDP."""
 
-import sys
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
 from unittest.mock import patch
 
 import torch
@@ -10,17 +9,15 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+from torch_clipped import mixin
+from torch_clipped._engine.arrays import ACCELERATOR
+from torch_clipped._engine.current_sets import CurrentSets
+
 
 @contextmanager
 def device_arithmetic():
-    """Takes the tensor arithmetic of accelerators on the CPU, by denying that the CPU is the host.
-
-    Optimizers must be made within: the memory that they prepare depends on it.
-    """
-    with ExitStack() as stack:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("torch_clipped.") and hasattr(module, "on_host"):
-                stack.enter_context(patch.object(module, "on_host", lambda device: False))
+    """Gives optimizers that are made within the arithmetic of accelerators, on the CPU."""
+    with patch.object(mixin, "CurrentSets", partial(CurrentSets, ACCELERATOR)):
         yield
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from processes import Processes
 from programs import device_arithmetic
 
-from torch_clipped import ClippedSGD, engine
+from torch_clipped import ClippedSGD
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def warning_or_dying():
 def clipped_without_host():
     weight = torch.nn.Parameter(torch.zeros(2))
     with device_arithmetic():
-        denied = engine.on_host(torch.device("cpu"))
         optimizer = ClippedSGD([weight], lr=1.0)
         weight.grad = torch.tensor([3.0, 4.0])
         optimizer.step()
-    return denied, engine.on_host(torch.device("cpu")), weight.detach()
+    (within,), (outside,) = (o._clip_sets()[0] for o in (optimizer, ClippedSGD([weight])))
+    return within.arrays.is_host, outside.arrays.is_host, weight.detach()
 
 
 def test_each_rank_returns_its_own_result_by_rank(two):
@@ -73,8 +73,8 @@ def test_the_same_processes_carry_out_the_next_function_with_the_same_seed(two):
 
 
 def test_device_arithmetic_in_a_process(two):
-    for denied, host, weight in two.run(clipped_without_host):
-        assert (denied, host) == (False, True)
+    for is_host_within, is_host, weight in two.run(clipped_without_host):
+        assert (is_host_within, is_host) == (False, True)
         torch.testing.assert_close(weight, torch.tensor([-0.6, -0.8]))
 
 

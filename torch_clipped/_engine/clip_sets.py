@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
-from functools import cache, partial
-from operator import is_
+from collections.abc import Iterable, Sequence
+from functools import cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..clipping import CLIPPING_TYPES, MEASURES, Clipping
+from ..clipping import Clipping
 from ..decisions import uniform
-from ..history import namespace
 from ..thresholds import Blocks, Constant
-from .arguments import ARGUMENT_NAMES, MEMORY, Arguments, clipping_arguments
-from .checks import refuse_pieces
-from .monitor import Watch, warn_of_kept_level
-from .norms import combine
-from .records import Record, Totals, median
-from .sharding import Shards, lay_out_gradients, local, process_groups
-from .state import Arrays, Group, common_device, install, is_real, measured_counts, prepared_memory
+from .arguments import Arguments
+from .arrays import Array, Arrays
+from .norms import accelerator_norms, host_norms
+from .records import Record, StepValues
+from .sharding import Shards, lay_out_gradients, local
+from .state import Group, StateArrays, block_counts, is_real
 
-__all__ = ["ClipSet", "CurrentSets"]
+__all__ = ["ClipSet", "Gradients", "StatePart", "parameters", "parts_of", "source_of"]
 
 
-class Cell(NamedTuple):
+class Gradients(NamedTuple):
+    """The gradients of a clip set in one step, in the order of its parameters: of sharded ones the rank's own part."""
+
+    tensors: Sequence[Tensor | None]
+    are_plain: bool  # all are there, contiguous and of torch's own class
+
+
+class StatePart(NamedTuple):
     """The blocks of a clip set whose state stands in one parameter group."""
 
     blocks: slice
     memory: SimpleNamespace
     group: Group
-    source: tuple[Any, ...]  # of the norms: see _source
+    source: tuple[Any, ...]  # of the norms: see source_of
 
 
-class ClipSet(Record):
-    """The parameter groups that are clipped together, and their memory."""
+class ClipSet:
+    """The parameter groups that are clipped together, and their state."""
 
     def __init__(
         self,
@@ -47,247 +51,184 @@ class ClipSet(Record):
         groups: Sequence[Group],
         indices: Sequence[int],
         device: torch.device,
-        ranks: Sequence[Any] | None,
         arrays: Arrays,
-        before: Sequence[ClipSet],
+        ranks: Sequence[Any] | None,
+        state: StateArrays,
+        former: Sequence[ClipSet],
     ) -> None:
-        self.arguments, self.rule, self.groups, self.indices, self.device = arguments, rule, groups, indices, device
-        self.measure = MEASURES[rule.measure]
-        self.is_one_block = self.measure.blocks_in is None
-        self.crush = math.nan  # the last coefficient, where the level is a length
-        super().__init__(arrays.of(groups[0], "set_steps"), arrays.of(groups[0], "set_last"))
-        memories = [cell.memory for clip_set in before for cell in clip_set.cells]
-        self.cells: list[Cell] = []
-        self.norm_counts: list[int] = []  # how many norms are measured in each parameter
-        for part in _parts(rule, groups):
-            start = sum(self.norm_counts)
-            self.norm_counts += measured_counts(rule, _params(part))
-            memory = _threshold_memory(part[0], rule, arrays, memories)
-            self.cells.append(Cell(slice(start, sum(self.norm_counts)), memory, part[0], _source(arguments, rule, part)))
-        self.shards = None if ranks is None else self._find_shards(ranks, before)
-        self._own_counts = self.shards.counts if self.shards else self.norm_counts
-        self._without_numbers = [p for p in self.weights() if not is_real(p)]
+        self.arguments, self.rule, self.groups, self.indices = arguments, rule, groups, indices
+        self.device, self.arrays, self.measure = device, arrays, rule.measured
+        self.params = parameters(groups)
+        self.threshold_scale = 1.0  # by which thresholds are multiplied; inf: nothing is clipped
+        self.record = Record(groups[0], state, "set_", arrays)
+        memories = [part.memory for clip_set in former for part in clip_set.parts]
+        self.parts: list[StatePart] = []
+        counts: list[int] = []  # how many norms are measured in each parameter
+        for members in parts_of(rule, groups):
+            start = sum(counts)
+            counts += block_counts(rule, parameters(members))
+            memory = _threshold_memory(members[0], rule, state, memories)
+            self.parts.append(StatePart(slice(start, sum(counts)), memory, members[0], source_of(arguments, rule, members)))
+        self.counts = tuple(counts)
+        self.norm_type = arguments.norm_type if self.measure.norm_type is None else self.measure.norm_type
+        self.shards = None if ranks is None else self._find_shards(ranks, former)
+        self._own_counts = self.shards.counts if self.shards else self.counts
+        self._divisors = self._find_divisors()
+        is_plain = self.measure.is_one_block or (self._divisors is None and {*self.counts} <= {1})
+        self._shapes = None if is_plain else [p.shape for p in self.params]  # on which the counts depend
+        self._without_numbers = [p for p in self.params if not is_real(p)]
 
     @property
     def is_dry_run(self) -> bool:
         """Whether there are gradients without numbers, on the meta device or in FakeTensorMode: they cannot be clipped."""
-        return any(p.grad is not None for p in self._without_numbers)
+        return bool(self._without_numbers) and any(p.grad is not None for p in self._without_numbers)
 
     def has_grown(self) -> bool:
-        """Return whether parameters have other numbers of blocks than before, since their shapes have changed."""
-        return self.rule.measure == "unit" and measured_counts(self.rule, self.weights()) != self.norm_counts
+        """Return whether parameters have other numbers of blocks or of entries in them than before."""
+        return self._shapes is not None and [p.shape for p in self.params] != self._shapes
 
-    def _find_shards(self, ranks: Sequence[Any], before: Sequence[ClipSet]) -> Shards:
-        made_of = self.weights(), self.norm_counts, ranks, self.device
-        known = (clip_set.shards for clip_set in before if clip_set.shards and clip_set.shards.are_of(*made_of))
+    def _find_shards(self, ranks: Sequence[Any], former: Sequence[ClipSet]) -> Shards:
+        made_of = self.params, self.counts, ranks, self.device, self.arrays
+        known = (clip_set.shards for clip_set in former if clip_set.shards and clip_set.shards.are_of(*made_of))
         return next(known, None) or Shards(*made_of)
 
-    def weights(self) -> list[Tensor]:
-        """The parameters, as they stand in the groups now."""
-        return _params(self.groups)
+    def _find_divisors(self) -> Array | None:
+        if self.measure.divisor is None:
+            return None
+        values = torch.from_numpy(np.repeat([float(self.measure.divisor(p)) for p in self.params], self.counts))
+        return cast(Array, values.numpy() if self.arrays.is_host else values.to(self.device))
 
-    def gradients(self) -> list[Tensor | None]:
-        """Return the gradients in the order of the parameters, of sharded ones the rank's own part, ready to be changed in place.
+    def gradients(self) -> Gradients:
+        """Return the gradients, ready to be changed in place.
 
         Sparse ones are coalesced. One whose entries share memory, as those of ``torch.autograd.grad`` may, becomes dense.
         """
-        weights = self.weights()
         if self.shards:
-            lay_out_gradients(weights)
-        grads = [p.grad for p in weights]
+            lay_out_gradients(self.params)
+        grads = [p.grad for p in self.params]
+        are_dense = {*map(type, grads)} == {Tensor} and {g.layout for g in grads} == {torch.strided}  # type: ignore[union-attr]
+        if are_dense and all(map(Tensor.is_contiguous, cast(list[Tensor], grads))):
+            return Gradients(grads, are_plain=True)
         for i, grad in enumerate(grads):
             if grad is None:
                 continue
             if grad.is_sparse:
                 if not grad.is_coalesced():
-                    grads[i] = weights[i].grad = grad.coalesce()
+                    grads[i] = self.params[i].grad = grad.coalesce()
             elif not grad.is_contiguous() and _overlaps(grad):
-                grads[i] = weights[i].grad = grad.contiguous()
-        return [None if grad is None else local(grad) for grad in grads] if self.shards else grads
+                grads[i] = self.params[i].grad = grad.contiguous()
+        return Gradients([None if grad is None else local(grad) for grad in grads] if self.shards else grads, are_plain=False)
 
-    def norms(self, tensors: Sequence[Tensor | None]) -> Any:
-        """What is measured: the norm of each block, or of each tensor where all are one block."""
-        norms = self.measure.norms(tensors, self._own_counts, self.arguments.norm_type, self.device)
-        if self.shards is None:
-            return norms
-        return self.shards.lengths(norms, self.arguments.norm_type if self.measure.gives_norm else math.inf)
+    def norms(self, tensors: Sequence[Tensor | None], are_plain: bool = False) -> Array:
+        """Return the norm of each block, or of each tensor where all are one block."""
+        if self.arrays.is_host:
+            norms: Array = host_norms(tensors, self._own_counts, self.norm_type, are_plain)
+        else:
+            norms = cast(Array, accelerator_norms(tensors, self._own_counts, self.norm_type, self.device))
+        if self.shards:
+            norms = self.shards.lengths(norms, self.norm_type)
+        return norms if self._divisors is None else norms / self._divisors
 
-    def lengths(self, tensors: Sequence[Tensor | None]) -> Any:
-        """The length of each block of these tensors (blocks,), without a dimension where all is one block."""
-        norms = self.norms(tensors)
-        return combine(norms, self.arguments.norm_type) if self.is_one_block else norms
+    def lengths(self, grads: Gradients) -> Array:
+        """Return the length of each block (blocks,), without a dimension where all is one block."""
+        if not self.measure.is_one_block:
+            return self.norms(*grads)
+        if self.shards or not self.arrays.is_host:
+            return self.arrays.norm(self.norms(*grads), self.norm_type)
+        return self.arrays.norm(host_norms(grads.tensors, None, self.norm_type, grads.are_plain), self.norm_type)
 
-    def shrink_(self, grads: Sequence[Tensor | None], coefficients: Any, thresholds: Any) -> None:
-        """Make the blocks of the gradients as short as these values of each block say."""
-        if self.shards and not self.is_one_block:
-            coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
-        self.measure.shrink_(grads, self._own_counts, coefficients, thresholds)
-
-    def norm(self, lengths: Any) -> Any:
-        """The norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
+    def norm(self, lengths: Array) -> Array:
+        """Return the norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
         if not self.measure.gives_norm:
             return lengths.sum() * math.nan
-        if lengths.ndim == 0:
-            return lengths
-        return lengths[0] if len(lengths) == 1 else combine(lengths, self.arguments.norm_type)
+        return lengths if lengths.ndim == 0 else self.arrays.norm(lengths, self.norm_type)
 
-    def apply_rule(self, lengths: Any, valid: Any, step: Any) -> tuple[Any, Any]:
-        """The threshold and the coefficient of each block."""
-        whole = Blocks(lengths, valid, self.norm(lengths), step, self._weight_lengths)
-        if len(self.cells) == 1:
-            return self._rule_of_cell(self.cells[0], whole)
-        whole = whole._replace(weight_lengths=cache(self._weight_lengths))
-        parts = [self._rule_of_cell(cell, whole.part(cell.blocks)) for cell in self.cells]
-        thresholds, coefficients = zip(*parts, strict=True)
-        concatenate = namespace(lengths).concatenate
-        return concatenate(thresholds), concatenate(coefficients)
+    def blocks(self, lengths: Array, valid: Array, step: Any, skip: Any) -> Blocks:
+        """Return what thresholds may look at."""
+        if skip is not False:
+            valid = valid & ~skip
+        return Blocks(lengths, valid, self.norm(lengths), step, self._weight_lengths, self.arrays)
 
-    def _rule_of_cell(self, cell: Cell, blocks: Blocks) -> tuple[Any, Any]:
+    def thresholds(self, blocks: Blocks) -> Array:
+        """Return the threshold of each block."""
+        rule, level = self.rule.threshold, self.arguments.clipping_level
+        if len(self.parts) == 1:
+            thresholds: Array = rule(blocks, level, self.parts[0].memory)
+        else:
+            whole = blocks._replace(weight_lengths=cache(self._weight_lengths))
+            thresholds = self.arrays.concatenate([rule(whole.part(p.blocks), level, p.memory) for p in self.parts])
+        return thresholds if self.threshold_scale == 1 else thresholds * self.threshold_scale
+
+    def decide(self, alpha: Array, blocks: Blocks) -> Array:
+        """Return which blocks are clipped."""
         arguments = self.arguments
-        draw = partial(uniform, arguments.clipping_seed, self.indices[0], blocks.step)
-        return self.rule(blocks, arguments.clipping_level, arguments.clipping_beta, cell.memory, draw)
 
-    def _weight_lengths(self) -> Any:
-        return self.lengths([local(p) if is_real(p) else None for p in self.weights()])
+        def draw() -> Any:
+            return uniform(arguments.clipping_seed, self.indices[0], blocks.step)
 
-    def remember(self, lengths: Any, valid: Any, thresholds: Any, coefficients: Any, recorded: Any, clipped: Any) -> list[Any]:
-        """Count a step and keep its values, which are returned."""
-        self.count(recorded, clipped)
-        norm = self.norm(lengths)
-        coefficient = median(coefficients, valid) if self.measure.gives_norm else norm
-        last = [norm, self.norm(lengths * coefficients), median(thresholds, valid), coefficient]
-        self.keep(last, recorded)
-        if isinstance(self.rule.threshold, Constant) and isinstance(recorded, np.bool_):
-            self.crush = float(median(coefficients, valid))
-        return last
+        decided: Array = self.rule.decision(alpha, arguments.clipping_beta, draw)
+        return blocks.valid & decided
 
+    def scale_(self, grads: Gradients, coefficients: Array, thresholds: Array) -> None:
+        """Make the blocks of the gradients as short as these values of each block say."""
+        if self.shards and not self.measure.is_one_block:
+            coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
+        self.measure.scale_(grads.tensors, self._own_counts, coefficients, thresholds, self.arrays.is_host)
 
-class CurrentSets:
-    """The clip sets of parameter groups as these are now, made anew only where something was edited or moved."""
+    def remember(self, blocks: Blocks, thresholds: Array, coefficients: Array, skip: Any) -> StepValues:
+        """Let the threshold take notice of the step, and record it."""
+        arrays, clipped_lengths = self.arrays, blocks.lengths * coefficients
+        if len(self.parts) == 1:
+            self.rule.threshold.remember(blocks, clipped_lengths, self.parts[0].memory)
+        else:
+            for part in self.parts:
+                self.rule.threshold.remember(blocks.part(part.blocks), clipped_lengths[part.blocks], part.memory)
+        recorded = arrays.any((blocks.lengths > 0) | (blocks.lengths != blocks.lengths))
+        if skip is not False:
+            recorded = recorded & ~skip
+        reported = coefficients if self.measure.reports_coefficient else blocks.norm
+        values = StepValues(blocks.norm, self.norm(clipped_lengths), thresholds, reported, blocks.valid, recorded)
+        self.record.remember(values, arrays.any(coefficients < 1))
+        return values
 
-    def __init__(self) -> None:
-        self._sets: list[ClipSet] = []
-        self._totals: Totals | None = None
-        self._arrays = Arrays()
-        self._watch = Watch()
-        self._shape: list[tuple[int, list[torch.device]]] = []
-        self._written: list[Any] = []
-        self._arguments: list[Arguments] = []  # of the groups at the beginning of what was written
+    def shrinkage(self, values: StepValues, coefficients: Array) -> float:
+        """Return by how much the gradient was multiplied, on the host; NaN where the level is not in its unit."""
+        if not isinstance(self.rule.threshold, Constant):
+            return math.nan
+        if self.measure.gives_norm:
+            return float(values.clipped_norm / values.norm)
+        return float(self.arrays.median(coefficients, values.valid))
 
-    def of(self, groups: Sequence[Group], own: Container[str] = ()) -> tuple[list[ClipSet], Totals]:
-        """Return the clip sets of these groups, in which the keys ``own`` are the optimizer's.
-
-        Raises:
-            ValueError: a group holds a value that is wrong.
-            TypeError: a group has a key that looks like a clipping argument and is none.
-        """
-        if self._totals is None or _shape(groups) != self._shape or not self._is_current(groups):
-            self._make(groups, own)
-            self._shape, self._written = _shape(groups), _written(groups)
-        assert self._totals is not None
-        return self._sets, self._totals
-
-    def put_back(self) -> None:
-        """Make the groups hold the state as it is, also where torch has moved their tensors."""
-        self._arrays.put_back()
-
-    def _is_current(self, groups: Sequence[Group]) -> bool:
-        return (
-            all(map(is_, _written(groups), self._written))
-            and self._arrays.are_current()
-            and not any(clip_set.has_grown() for clip_set in self._sets)
-        )
-
-    def _make(self, groups: Sequence[Group], own: Container[str]) -> None:
-        self.put_back()
-        device = common_device(groups)
-        found = [clipping_arguments(group, group, i, own) for i, group in enumerate(groups)]
-        refuse_pieces([group | arguments.as_dict() for group, arguments in zip(groups, found, strict=True)])
-        members: dict[Arguments, list[int]] = {}
-        for i, arguments in enumerate(found):
-            members.setdefault(arguments, []).append(i)
-        rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
-        if self._totals is not None:
-            home = groups[0] if groups else self._totals.group
-            _move_state(self._totals.group, home, ("steps", "last", "norms", "norms_count"))
-            for rule, arguments, indices in rules:
-                if rule is not None:
-                    self._move_or_forget(rule, arguments, [groups[i] for i in indices])
-        memories = [prepared_memory(group, arguments, device) for group, arguments in zip(groups, found, strict=True)]
-        for group, arguments, memory in zip(groups, found, memories, strict=True):
-            group.update(arguments.as_dict())
-            install(group, memory)
-        ranks = process_groups(_params(groups))  # for all sets alike, to agree on a skip
-        arrays = Arrays(self._arrays)
-        sets = [
-            ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, ranks, arrays, self._sets)
-            for rule, arguments, indices in rules
-            if rule is not None
-        ]
-        complete = (
-            len(sets) == len(members)
-            and all(clip_set.measure.gives_norm for clip_set in sets)
-            and len({clip_set.arguments.norm_type for clip_set in sets}) == 1
-        )
-        if groups or self._totals is None:
-            self._totals = Totals(groups[0] if groups else _home(), arrays, complete, self._watch)
-            self._arrays = arrays
-        self._sets = sets
-        written, self._arguments = list(zip(self._written, self._arguments, strict=False)), found
-        for i, (group, arguments) in enumerate(zip(groups, found, strict=True)):
-            former = next((former for known, former in written if known is group), arguments)
-            warn_of_kept_level(i, former, arguments)
-
-    def _move_or_forget(self, rule: Clipping, arguments: Arguments, groups: Sequence[Group]) -> None:
-        """Find the state of a clip set where it was, or start it anew where its norms would be those of another gradient."""
-        cells = [cell for clip_set in self._sets for cell in clip_set.cells]
-        names = rule.threshold.memory(1, 2)
-        for part in _parts(rule, groups) if names else ():
-            source = _source(arguments, rule, part)
-            former = next((cell for cell in cells if cell.source == source), None)
-            for group in part[1:] if former else part:
-                for name in names:
-                    if former is None or group is not former.group:
-                        group.pop(MEMORY + name, None)
-            if former:
-                _move_state(former.group, part[0], names)
+    def _weight_lengths(self) -> Array:
+        return self.lengths(Gradients([local(p) if is_real(p) else None for p in self.params], are_plain=False))
 
 
-def _params(groups: Iterable[Group]) -> list[Tensor]:
+def parameters(groups: Iterable[Group]) -> list[Tensor]:
+    """Return the parameters of some groups."""
     return [p for group in groups for p in group["params"]]
 
 
-def _parts(rule: Clipping, groups: Sequence[Group]) -> list[Sequence[Group]]:
+def parts_of(rule: Clipping, groups: Sequence[Group]) -> list[Sequence[Group]]:
     """Return the groups of a clip set that keep one state between them, in the first: all, or each its own."""
-    return [groups] if MEASURES[rule.measure].blocks_in is None else [[group] for group in groups]
+    return [groups] if rule.measured.is_one_block else [[group] for group in groups]
 
 
-def _source(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> tuple[Any, ...]:
+def source_of(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> tuple[Any, ...]:
     """Return what norms are taken of, and how: only norms that agree in it make one history."""
-    measure, params = MEASURES[rule.measure], [id(p) for p in _params(part)]
-    blocks = frozenset(params) if measure.blocks_in is None and len(params) > 1 else tuple(params)
-    return measure.norms, arguments.norm_type, blocks
+    measure, members = rule.measured, parameters(part)
+    ids = [id(p) for p in members]
+    blocks = frozenset(ids) if measure.is_one_block and len(ids) > 1 else tuple(ids)
+    norm_type = arguments.norm_type if measure.norm_type is None else measure.norm_type
+    return norm_type, measure.divisor, tuple(block_counts(rule, members)), blocks
 
 
-def _move_state(former: Group, group: Group, names: Iterable[str]) -> None:
-    if former is not group:
-        for name in names:
-            if MEMORY + name in former:
-                group[MEMORY + name] = former.pop(MEMORY + name)
-
-
-def _home() -> Group:
-    """Return a place for the totals of an optimizer without parameter groups."""
-    return dict(prepared_memory({"params": []}, Arguments("none"), torch.device("cpu")))
-
-
-def _threshold_memory(group: Group, rule: Clipping, arrays: Arrays, memories: Sequence[SimpleNamespace]) -> SimpleNamespace:
+def _threshold_memory(group: Group, rule: Clipping, state: StateArrays, memories: Sequence[SimpleNamespace]) -> SimpleNamespace:
     """Return the state of a threshold in this group: if its arrays are the same, the same object, with what was derived.
 
     Where the clip set is one block, its dimension is left out.
     """
-    own = {name: arrays.of(group, name) for name in rule.threshold.memory(1, 2)}
-    one_block = MEASURES[rule.measure].blocks_in is None
+    own = {name: state.of(group, name) for name in rule.threshold.memory(1, 2)}
+    one_block = rule.measured.is_one_block
     for memory in memories:
         same = memory.one_block == one_block and memory.arrays.keys() == own.keys()
         if same and all(memory.arrays[name] is own[name] for name in own):
@@ -300,16 +241,3 @@ def _threshold_memory(group: Group, rule: Clipping, arrays: Arrays, memories: Se
 def _overlaps(tensor: Tensor) -> bool:
     """Return whether entries surely share memory, so that torch refuses to change them in place."""
     return bool(torch._debug_has_internal_overlap(tensor) == 1)
-
-
-def _shape(groups: Sequence[Group]) -> list[tuple[int, list[torch.device]]]:
-    """Return how many keys each group has, and where its parameters are."""
-    return [(len(group), [p.device for p in group["params"]]) for group in groups]
-
-
-def _written(groups: Sequence[Group]) -> list[Any]:
-    """Return the objects that decide about clip sets: the groups, the clipping arguments and the parameters in them."""
-    written = [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
-    for group in groups:
-        written += group["params"]
-    return written

@@ -15,16 +15,17 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from ..history import on_host
-from .norms import stored
+from .clip_sets import ClipSet
+from .norms import PLAIN, stored
 from .sharding import is_sharded, local
 
 __all__ = ["FusedPlan", "scaler_factors", "undecorated"]
 
 _DEVICES = frozenset(_get_fused_kernels_supported_devices())
-_HALVES = (torch.bfloat16, torch.float16)
+_HALVES = {torch.bfloat16, torch.float16}
 State = dict[Any, dict[str, Any]]
 Group = dict[str, Any]
+_NOTHING: dict[str, Any] = {}
 
 
 def undecorated(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,26 +34,26 @@ def undecorated(step: Callable[..., Any]) -> Callable[..., Any]:
     return function.__wrapped__ if getattr(function, "hooked", False) else function  # type: ignore[no-any-return]
 
 
-_FOLDING_STEPS = {undecorated(SGD.step), undecorated(Adam.step)}
-_FUSED_STEPS = {*_FOLDING_STEPS, undecorated(Adagrad.step)}  # all that torch has
+_SCALING_STEPS = {undecorated(SGD.step), undecorated(Adam.step)}
+_FUSED_STEPS = {*_SCALING_STEPS, undecorated(Adagrad.step)}  # all that torch has
 
 
-def scaler_factors(optimizer: Optimizer, device: torch.device) -> tuple[Any, Any]:
+def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Any, Any]:
     """What a gradient scaler hands to a fused optimizer: the factor in the gradients, and whether it found an infinity."""
     grad_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-    if on_host(device):
+    if clip_set.arrays.is_host:
         return 1.0 if grad_scale is None else float(grad_scale), found_inf is not None and bool(found_inf)
     return (
-        1.0 if grad_scale is None else grad_scale.to(device, non_blocking=True),
-        False if found_inf is None else found_inf.to(device, non_blocking=True) != 0,
+        1.0 if grad_scale is None else grad_scale.to(clip_set.device),
+        False if found_inf is None else found_inf.to(clip_set.device) != 0,
     )
 
 
 class FusedPlan:
     """Which groups take torch's fused kernel in this step.
 
-    ``can_fold`` says that all groups do: only then may the kernel be told to scale or to skip, for it is told so for the
-    whole optimizer.
+    ``can_scale_in_kernel`` says that all groups do: only then may the kernel be told to scale or to skip, for it is told so for
+    the whole optimizer.
     """
 
     def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Callable[..., Any]) -> None:
@@ -61,19 +62,19 @@ class FusedPlan:
         self.flags: list[bool | None] = [group.get("fused") for group in optimizer.param_groups]  # as they are to be in this step
         self.is_refusing = False  # fused kernels that the user asked for
         self.is_unscaled = False
-        self.can_fold = parent_step in _FOLDING_STEPS
+        self.can_scale_in_kernel = parent_step in _SCALING_STEPS
         for place, group in enumerate(optimizer.param_groups if parent_step in _FUSED_STEPS else []):
             fused, members = bool(group["fused"]), _Members(group, optimizer.state)
             if any(group is other for other in clipped):
-                free = group["fused"] is None and group["foreach"] is None and self.can_fold
+                free = group["fused"] is None and group["foreach"] is None and self.can_scale_in_kernel
                 if fused or free:
-                    fused = not members.go_wrong() and members.lie_alike()
+                    fused = members.can_be_fused()
             if fused != bool(group["fused"]):
                 self.flags[place] = fused
                 self.is_refusing = self.is_refusing or not fused
             if fused:
                 self.fused.append(members)
-        self.can_fold = self.can_fold and len(self.fused) == len(optimizer.param_groups)
+        self.can_scale_in_kernel = self.can_scale_in_kernel and len(self.fused) == len(optimizer.param_groups)
 
     def takes_over_unscaling(self, found_inf: Any) -> bool:
         """Return whether a gradient scaler has left its factor to fused kernels that are refused; other ones ignore it."""
@@ -122,55 +123,57 @@ class _Members:
 
     def __init__(self, group: Group, state: State) -> None:
         self.group, self.state = group, state
-        self.params = [p for p in group["params"] if p.grad is not None]
-        self.grads = [p.grad for p in self.params]
-        self.kept: list[tuple[Tensor, Tensor]] = []
-        self.steps: list[tuple[Tensor, Tensor]] = []  # counts, which need not lie as the parameter does
-        for p in self.params:
-            for key, value in state.get(p, {}).items():
-                if isinstance(value, Tensor):
-                    (self.steps if key == "step" else self.kept).append((p, value))
+        self.params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+        self.grads: list[Tensor] = [p.grad for p in self.params]  # type: ignore[misc]
+        owned = [
+            (p, key, value) for p in self.params for key, value in state.get(p, _NOTHING).items() if isinstance(value, Tensor)
+        ]
+        self.kept = [(p, value) for p, key, value in owned if key != "step"]
+        self.steps = [(p, value) for p, key, value in owned if key == "step"]  # counts, which need not lie as the parameter does
         self.devices = {p.device for p in self.params}
-        self.on_host = all(map(on_host, self.devices))
+        self.are_on_host = {device.type for device in self.devices} <= {"cpu"}
 
-    def go_wrong(self) -> bool:
-        """Whether torch's fused kernel fails in this group's next step, or does something else than torch's other ones."""
+    def can_be_fused(self) -> bool:
+        """Return whether torch's fused kernel takes this group's next step as its other implementations do."""
+        return not self._is_unsupported() and self._are_laid_out_alike()
+
+    def _is_unsupported(self) -> bool:
         group = self.group
         if group["differentiable"] or isinstance(group["weight_decay"], Tensor):
             return True
-        if group.get("capturable") and any(on_host(p.device) for p in group["params"]):
+        if group.get("capturable") and any(p.is_cpu for p in group["params"]):
             return True
         if "dampening" not in group:
             return False
         # SGD. Its kernel on the CPU leaves most entries of low-precision parameters as they are (pytorch issue 191763), and it
         # dampens a first gradient, unless it is the first of all parameters.
-        halves = any(p.is_cpu and p.dtype in _HALVES for p in self.params)
+        halves = self.are_on_host and not _HALVES.isdisjoint([p.dtype for p in self.params])
         return halves or (bool(group["dampening"]) and self._lack_buffers())
 
-    def lie_alike(self) -> bool:
-        """The kernels walk through memory: parameter, gradient and state must lie there alike and without holes."""
+    def _are_laid_out_alike(self) -> bool:
+        """Return whether parameter, gradient and state lie in memory alike and without holes: the kernels walk through it."""
         if self._are_plain():
             return True
         kinds = {*map(is_sharded, self.params)}
         if len(kinds) > 1 or (kinds == {True} and "dampening" in self.group):
             return False  # torch has no rule for DTensors beside others, and none for them in its fused SGD
         with torch.no_grad():
-            alike = all(map(_lie_alike, map(local, self.params), map(local, self.grads)))
+            alike = all(map(_are_alike, map(local, self.params), map(local, self.grads)))
             return alike and all(local(v).stride() == local(p).stride() and v.dtype is p.dtype for p, v in self.kept)
 
     def _are_plain(self) -> bool:
-        """What nearly all are, looked at quickly: all contiguous, of one type, on devices with a fused kernel."""
+        """Return whether all are contiguous, of one type and on devices with a fused kernel, as nearly always: a quick look."""
         others = [*self.grads, *[v for _, v in self.kept]]
         tensors = self.params + others
         return (
-            {*map(type, self.params)} <= {Parameter, Tensor}
+            {*map(type, self.params)} <= PLAIN
             and {*map(type, others)} <= {Tensor}
             and {t.layout for t in self.grads} <= {torch.strided}
             and len({t.dtype for t in tensors}) == 1
             and tensors[0].is_floating_point()
             and all(map(Tensor.is_contiguous, tensors))
             and {device.type for device in self.devices} <= _DEVICES
-            and all(v.numel() == p.numel() for p, v in self.kept)
+            and [v.numel() for _, v in self.kept] == [p.numel() for p, _ in self.kept]
         )
 
     def fill_momentum_buffers(self) -> None:
@@ -182,22 +185,22 @@ class _Members:
         if not self.group.get("dampening") and self._lack_buffers():
             for p in self.params:
                 if self.state[p].get("momentum_buffer") is None:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)  # type: ignore[arg-type]
 
     def _lack_buffers(self) -> bool:
         if not self.group.get("momentum") or len(self.kept) == len(self.params):
             return False
         missing = sum(self.state.get(p, {}).get("momentum_buffer") is None for p in self.params)
-        return missing > 0 and (missing < len(self.params) or not self.on_host)
+        return missing > 0 and (missing < len(self.params) or not self.are_on_host)
 
     def mend_step_counts(self) -> None:
         """Give the step counts of a checkpoint the type and the device that the kernel wants."""
         for p, step in self.steps:
-            if step.dtype is not torch.float32 or (not self.on_host and step.device != p.device):
+            if step.dtype is not torch.float32 or (not self.are_on_host and step.device != p.device):
                 self.state[p]["step"] = step.to(p.device, torch.float32)
 
 
-def _lie_alike(param: Tensor, grad: Tensor) -> bool:
+def _are_alike(param: Tensor, grad: Tensor) -> bool:
     if type(param) not in (Parameter, Tensor) or type(grad) is not Tensor or grad.layout is not torch.strided:
         return False
     if grad.dtype is not param.dtype or not grad.is_floating_point():

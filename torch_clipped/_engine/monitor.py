@@ -11,7 +11,7 @@ from typing import Any
 from ..clipping import CLIPPING_TYPES
 from .arguments import Arguments
 
-__all__ = ["ClippingWarning", "Watch", "warn", "warn_of_kept_level"]
+__all__ = ["ClippingWarning", "StepMonitor", "warn", "warn_of_kept_level"]
 
 
 class ClippingWarning(RuntimeWarning):
@@ -55,19 +55,19 @@ def warn_of_loaded_arguments(former: Sequence[Mapping[str, Any]], loaded: Sequen
         )
 
 
-class Watch:
-    """Looks at the steps of one optimizer, 200 at a time, and warns once of each thing that looks wrong."""
+class StepMonitor:
+    """Observes the steps of one optimizer, 200 at a time, and warns once of each thing that looks wrong."""
 
     STEPS = 200
-    CRUSHING = 1e-3  # a coefficient as small as this is the wrong unit, not clipping
+    TINY = 1e-3  # a coefficient as small as this is the wrong unit, not clipping
     SAME = 2e-6  # lengths as close as this were made so: relative to them, or, as clip_grad_norm_ adds 1e-6 to a norm, absolute
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._skipped = 0
         self._start()
 
-    def see_skipped(self, skipped: bool) -> None:
+    def observe_skip(self, skipped: bool) -> None:
         """Count a step that was skipped or not; warn of the 1st, 10th, 100th, ... that is skipped in a row."""
         self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped and str(self._skipped).strip("0") == "1":
@@ -79,30 +79,30 @@ class Watch:
             )
 
     def _start(self) -> None:
-        self._steps = self._crushed = self._turns = 0
+        self._steps = self._tiny = self._turns = 0
         self._shortest, self._longest, self._last, self._change = math.inf, 0.0, math.nan, math.nan
 
-    def see(self, norm: float, coefficient: float) -> None:
-        """Take notice of one step: the norm of the gradient before clipping, and its coefficient (NaN: of no interest)."""
+    def observe(self, norm: float, coefficient: float) -> None:
+        """Observe a step: the norm of the gradient, and by how much clipping multiplied it (NaN where the level is no norm)."""
         self._steps += 1
-        self._crushed += coefficient < self.CRUSHING
+        self._tiny += coefficient < self.TINY
         change = norm - self._last
         self._turns += change * self._change < 0
         self._last, self._change = norm, change
         self._shortest, self._longest = min(self._shortest, norm), max(self._longest, norm)
         if self._steps == self.STEPS:
-            self._judge()
+            self._check()
             self._start()
 
-    def _judge(self) -> None:
-        if self._crushed > 0.99 * self.STEPS:
+    def _check(self) -> None:
+        if self._tiny > 0.99 * self.STEPS:
             self._warn(
                 "level",
-                f"{self._crushed} of the last {self.STEPS} steps were clipped to less than a thousandth of their length: is "
+                f"{self._tiny} of the last {self.STEPS} steps were clipped to less than a thousandth of their length: is "
                 "clipping_level in the unit of the gradient? clipping_stats() shows both",
             )
-        # Norms that are equal but for rounding, at a number as people write it (of two digits), were made so by somebody. Without
-        # rounding, or at another number, they belong to one gradient again and again, and if they drift to a slow training.
+        # If the norms agree up to rounding and have two significant digits, the loop has clipped them already. Without rounding,
+        # or with other digits, one gradient came again and again; if they drift, training is slow.
         tolerance = self.SAME * max(self._longest, min(1.0, 100 * self._longest))
         close = 0 < self._longest - self._shortest < tolerance
         written = abs(self._longest - float(f"{self._longest:.2g}")) < tolerance
@@ -115,6 +115,6 @@ class Watch:
             )
 
     def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             warn(message)

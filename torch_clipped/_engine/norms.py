@@ -1,9 +1,9 @@
-"""Measures: how long is which block of the gradient?
+"""Norms of the blocks of some tensors, with all their digits and without a copy of a gradient.
 
-The norms of all tensors are taken once, without copying a gradient, and combined in float64. On the CPU torch's own norms
-run on one thread and lose digits over millions of numbers; norms of rows do neither. Results that float32 could not hold,
-and norm types other than 2 and inf, are measured carefully in float64. No sum is split by the number of threads: norms are
-the same to the last bit with any number of them.
+On the host the tensors of few entries are copied beside each other, and the blocks of all of them are summed in float64 by one
+call. Of longer ones torch takes the norms of rows in float32, which is fast and loses no digits; these are combined in float64.
+What float32 cannot hold, and norm types other than 2 and inf, are measured in float64. No sum is split by the number of threads:
+norms are the same to the last bit with any number of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -20,246 +21,266 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..history import accumulation_dtype, as_tensor, namespace, on_host
+from .arrays import ACCELERATOR, HOST, Array, accumulation_dtype
 
-__all__ = ["combine", "entries", "largest_entries", "stored", "tensor_norms", "unit_count", "unit_norms"]
+__all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "stored", "total_norm"]
 
+PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
+_LARGE = 8192  # tensors of so many entries are measured where they are
 _ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
-_SPLIT = 8192  # tensors from here on are measured by rows, in parallel
-_TOGETHER = 256  # shorter ones of one shape are copied beside each other, so many at a time: a call for each takes longer
-_CHUNK = 1 << 20  # entries that are converted at a time, from low precision or to float64
-_LOWEST = 1e-15  # shorter than this, float32 squares lose digits
-_PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
-_CAREFUL_ROW = 16384  # entries a row in float64: torch sums longer ones in a part for each thread, which changes the last bits
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
+_CHUNK = 1 << 16  # entries that are copied beside each other at a time: they stay in the cache
+_CONVERTED = 1 << 20  # entries of low precision that are converted to float32 at a time
+_LOWEST = 1e-15  # a norm below this may have lost digits of its squares in float32
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+_WHOLE = np.zeros(1, np.int64)  # where the only block starts
 _local = threading.local()
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """What a tensor stores: the values of a sparse one, else itself."""
+    """Return what a tensor stores: the values of a sparse one, else itself."""
     return tensor._values() if tensor.is_sparse else tensor
 
 
 def entries(tensor: Tensor) -> Tensor:
-    """The numbers of a dense tensor as one dimension; a view wherever one stride leads through them."""
+    """Return the numbers of a dense tensor as one dimension; a view wherever one stride leads through them."""
     if not tensor.is_contiguous() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     return tensor.reshape(-1)
 
 
-def tensor_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
-    """The p-norm of each tensor, 0 for None: float64 of shape (tensors,), numpy on the host and else a tensor on device."""
-    values = [t if t is None or not t.is_sparse else t._values() for t in tensors]
-    places = [i for i, v in enumerate(values) if v is not None and v.numel()]
-    present = [v for v in values if v is not None and v.numel()] if len(places) < len(values) else cast(list[Tensor], values)
-    if not on_host(device):
-        return _device_norms(places, present, len(tensors), norm_type, device)
-    if not present:
-        return np.zeros(len(tensors))
-    if not {*map(type, present)} <= _PLAIN:
-        found = np.array([_norm_of_any_kind(v, norm_type).item() for v in present])
-    else:
-        found = _euclidean_norms(present) if norm_type == 2 else np.array([_host_norm(v, norm_type) for v in present])
-    if len(found) == len(tensors):
-        return found
-    norms = np.zeros(len(tensors))
-    norms[places] = found
-    return norms
+def host_norms(
+    tensors: Sequence[Tensor | None], counts: tuple[int, ...] | None, norm_type: float, are_plain: bool = False
+) -> Any:
+    """Return the p-norm of each block of each tensor on the CPU, 0 where there is none: float64 of shape (sum of counts,).
+
+    A tensor has ``counts`` blocks, of equal numbers of its rows. Without counts the norms are those of any parts that make up all
+    tensors. ``are_plain``: they are known to be dense tensors of torch's own class.
+    """
+    if are_plain:
+        return _plain_norms(tensors, counts, norm_type)  # type: ignore[arg-type]
+    plain = [type(t) in PLAIN and not t.is_sparse for t in tensors]  # type: ignore[union-attr]
+    if all(plain):
+        return _plain_norms(tensors, counts, norm_type)  # type: ignore[arg-type]
+    blocks = counts or (1,) * len(tensors)
+    parts = [np.zeros(count) for count in blocks]
+    if any(plain):
+        chosen = [i for i, is_plain in enumerate(plain) if is_plain]
+        own = tuple([blocks[i] for i in chosen])
+        found = np.split(_plain_norms([tensors[i] for i in chosen], own, norm_type), np.cumsum(own)[:-1])  # type: ignore[misc]
+        for i, part in zip(chosen, found, strict=True):
+            parts[i] = part
+    for i, tensor in enumerate(tensors):
+        if not plain[i] and tensor is not None and tensor.numel():
+            parts[i] = _odd_norms(tensor, blocks[i], norm_type)
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def largest_entries(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
-    """The largest absolute value of each tensor; ``norm_type`` plays no part."""
-    return tensor_norms(tensors, counts, math.inf, device)
-
-
-def unit_count(tensor: Tensor) -> int:
-    """How many units a parameter has: the rows of a matrix, the filters of a convolution; else one."""
-    return tensor.shape[0] if tensor.dim() > 1 else 1
-
-
-def unit_norms(tensors: Sequence[Tensor | None], counts: Sequence[int], norm_type: float, device: torch.device) -> Any:
-    """The p-norm of each unit of each tensor, in order: float64 of shape (sum of counts,)."""
-    if not tensors:
-        return tensor_norms(tensors, counts, norm_type, device)
-    nothing = torch.empty(0, device="cpu")
-    pieces = [nothing] * len(tensors)
-    single: list[tuple[int, Tensor]] = []
-    for i, (tensor, count) in enumerate(zip(tensors, counts, strict=True)):
-        if tensor is None or stored(tensor).numel() == 0:
-            pieces[i] = torch.zeros(count, dtype=accumulation_dtype(device), device=device)
-        elif count == 1:
-            single.append((i, tensor))
-        elif tensor.is_sparse:
-            pieces[i] = _sparse_unit_norms(tensor, count, norm_type)
-        else:
-            pieces[i] = _unit_norms(tensor, norm_type)
-    found = as_tensor(tensor_norms([tensor for _, tensor in single], [], norm_type, device)) if single else nothing
-    for (i, _), norm in zip(single, torch.split(found, 1), strict=False):
-        pieces[i] = norm
-    if not on_host(device):
-        return torch.cat([piece.to(device, accumulation_dtype(device), non_blocking=True) for piece in pieces])
-    return torch.cat(pieces).to(torch.float64).numpy()
-
-
-def combine(norms: Any, norm_type: float) -> Any:
-    """The p-norm of a vector whose parts have these p-norms; 0 of no parts."""
-    if len(norms) == 0:
-        return norms.sum()
-    if norm_type == 2 and not isinstance(norms, Tensor):
-        norm = np.sqrt(np.add.reduce(norms * norms))  # not @, whose threads take milliseconds to wake up
-        if 1e-150 < norm < 1e150:  # no square overflowed or vanished
-            return norm
-    largest = norms.max()
-    if norm_type == math.inf:
-        return largest
-    xp = namespace(norms)
-    unit = xp.where(xp.isfinite(largest) & (largest > 0), largest, 1.0)  # powers of the ratios cannot overflow
-    return ((norms / unit) ** norm_type).sum() ** (1 / norm_type) * unit
+def total_norm(tensors: Sequence[Tensor]) -> float:
+    """Return the Euclidean norm of all entries of some tensors."""
+    device = next((t.device for t in tensors if not t.is_cpu), None)
+    if device is None:
+        return float(HOST.norm(host_norms(tensors, None, 2.0), 2.0))
+    return float(ACCELERATOR.norm(cast(Array, accelerator_norms(tensors, None, 2.0, device)), 2.0))
 
 
 class _Layout(NamedTuple):
-    """In which order tensors of some shapes are measured, and how many norms each gives."""
+    """In which order tensors of some shapes are measured."""
 
-    long: list[int]
-    short: list[list[int]]  # alike, so that they can be measured together
-    starts: Any  # of the norms of each tensor among all, in the order of measuring
-    order: Any  # the places of the tensors in that order
-
-
-@lru_cache(maxsize=32)
-def _layout(shapes: tuple[torch.Size, ...]) -> _Layout:
-    long = [i for i, shape in enumerate(shapes) if shape.numel() >= _SPLIT]
-    alike: defaultdict[torch.Size, list[int]] = defaultdict(list)
-    for i, shape in enumerate(shapes):
-        if shape.numel() < _SPLIT:
-            alike[shape].append(i)
-    short = [members[start : start + _TOGETHER] for members in alike.values() for start in range(0, len(members), _TOGETHER)]
-    norms = [math.ceil(shapes[i].numel() / _ROW) for i in long] + [1] * (len(shapes) - len(long))
-    return _Layout(long, short, np.cumsum([0, *norms[:-1]]), np.argsort([*long, *(i for members in short for i in members)]))
+    large: list[int]
+    starts: Any  # of the blocks of large tensors among the norms of their rows
+    chunks: list[tuple[list[int], Any]]  # small tensors of one type, and where their blocks start
+    places: Any  # of the measured blocks among all; None: they are in order
+    blocks: int
 
 
-def _euclidean_norms(tensors: Sequence[Tensor]) -> Any:
-    layout = _layout(tuple([t.shape for t in tensors]))
-    norms = [norms for i in layout.long for norms in _norms_by_rows(entries(tensors[i]))]
-    norms += [_norms_of_rows(torch.stack([tensors[i] for i in members])) for members in layout.short]
-    doubles = (torch.cat(norms) if len(norms) > 1 else norms[0]).numpy().astype(np.float64)
-    lengths = np.sqrt(np.add.reduceat(doubles * doubles, layout.starts))[layout.order]
-    numbers = lengths.tolist()
-    if not (min(numbers) > _LOWEST and max(numbers) < math.inf):
-        for i, tensor in enumerate(tensors):
-            if not _LOWEST < numbers[i] < math.inf and (numbers[i] != 0 or tensor.any()):
-                lengths[i] = _careful_norm(tensor, 2)
-    return lengths
+@lru_cache(maxsize=64)
+def _layout(shapes: tuple[torch.Size, ...], dtypes: tuple[torch.dtype, ...], counts: tuple[int, ...] | None) -> _Layout:
+    sizes = [shape.numel() for shape in shapes]
+    large = [i for i, size in enumerate(sizes) if size >= _LARGE]
+    blocks = counts or (1,) * len(sizes)
+    firsts = np.cumsum([0, *blocks])
+    rows = [_row_count(sizes[i], blocks[i]) for i in large for _ in range(blocks[i])]
+    members: defaultdict[torch.dtype, list[list[int]]] = defaultdict(lambda: [[]])
+    for i, size in enumerate(sizes):
+        if 0 < size < _LARGE:
+            lists = members[dtypes[i]]
+            if sum(sizes[j] for j in lists[-1]) + size > _CHUNK:
+                lists.append([])
+            lists[-1].append(i)
+    small = [chosen for lists in members.values() for chosen in lists]
+    chunks = []
+    for chosen in small:
+        lengths = [sizes[i] // blocks[i] for i in chosen for _ in range(blocks[i])]
+        chunks.append((chosen, np.cumsum([0, *lengths[:-1]]) if counts else _WHOLE))
+    order = [*large, *chain.from_iterable(small)]
+    places: Any = np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in order]) if order else np.zeros(0, np.int64)
+    if counts is None or (len(places) == firsts[-1] and (places == np.arange(firsts[-1])).all()):
+        places = None
+    return _Layout(large, np.cumsum([0, *rows[:-1]]), chunks, places, int(firsts[-1]))
 
 
-def _norms_by_rows(values: Tensor) -> list[Tensor]:
-    tail = len(values) % _ROW
-    if tail == 0:
-        return [_norms_of_rows(values.view(-1, _ROW))]
-    return [_norms_of_rows(values[:-tail].view(-1, _ROW)), _norms_of_rows(values[-tail:][None])]
+def _row_count(size: int, blocks: int) -> int:
+    """Return how many norms :func:`_row_norms` takes of a block of a large tensor."""
+    return math.ceil(size / blocks / _ROW) if blocks == 1 or size // blocks >= _LARGE else 1
 
 
-def _norms_of_rows(rows: Tensor, norm_type: float = 2) -> Tensor:
-    """The norm of each row, in float32 at least; what torch returns in low precision would be rounded to it."""
-    rows = rows.view(len(rows), -1) if rows.is_contiguous() else rows  # one dimension is the fastest
+def _plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm_type: float) -> Any:
+    layout = _layout(tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors]), counts)
+    parts = []
+    large = [(tensors[i], counts[i] if counts else 1) for i in layout.large]
+    if large and norm_type == 2:
+        parts.append(_large_euclidean_norms(large, layout.starts))
+    elif large:
+        parts += [_large_norms(tensor, count, norm_type) for tensor, count in large]
+    for chosen, starts in layout.chunks:
+        parts.append(_small_norms([tensors[i] for i in chosen], starts, norm_type))
+    found = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0)
+    if layout.places is None:
+        return found
+    norms = np.zeros(layout.blocks)
+    norms[layout.places] = found
+    return norms
+
+
+def _small_norms(tensors: Sequence[Tensor], starts: Any, norm_type: float) -> Any:
+    flat: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    if flat.is_complex() and norm_type == 2:
+        flat, starts = torch.view_as_real(flat).view(-1), 2 * starts
+    elif flat.is_complex():
+        flat = flat.to(torch.complex128).abs()  # a modulus can overflow the type of its parts
+    values = flat.double().numpy()
+    if norm_type != 2:
+        return _careful_norms(values, starts, norm_type)
+    squares = values * values
+    norms = np.sqrt(np.add.reduceat(squares, starts))
+    if flat.dtype is torch.float64 and not (norms.min() > 1e-140 and norms.max() < 1e150):  # squares of other types fit
+        return _careful_norms(values, starts, 2)
+    return norms
+
+
+def _careful_norms(values: Any, starts: Any, norm_type: float) -> Any:
+    """Return norms relative to the largest value of each block, so that no power overflows or vanishes."""
+    magnitudes = np.abs(values)
+    largest = np.maximum.reduceat(magnitudes, starts)
+    if norm_type == math.inf:
+        return largest
+    unit = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
+    magnitudes /= np.repeat(unit, np.diff(starts, append=len(values)))
+    return np.add.reduceat(magnitudes**norm_type, starts) ** (1 / norm_type) * unit
+
+
+def _large_euclidean_norms(large: Sequence[tuple[Tensor, int]], starts: Any) -> Any:
+    rows = [norms for tensor, count in large for norms in _row_norms(tensor, count)]
+    doubles = (torch.cat(rows) if len(rows) > 1 else rows[0]).numpy().astype(np.float64)
+    norms = np.sqrt(np.add.reduceat(doubles * doubles, starts))
+    if not (norms.min() > _LOWEST and norms.max() < math.inf):
+        blocks = [block for tensor, count in large for block in (tensor.unbind() if count > 1 else [tensor])]
+        for i, block in enumerate(blocks):
+            if not _LOWEST < norms[i] < math.inf and (norms[i] != 0 or block.any()):
+                norms[i] = _norm_by_chunks(entries(block), 2)
+    return norms
+
+
+def _row_norms(tensor: Tensor, count: int) -> list[Tensor]:
+    if count > 1 and tensor.numel() // count < _LARGE:
+        return [_norms_of_rows(tensor.view(count, -1) if tensor.is_contiguous() else tensor)]
+    found = []
+    for block in tensor.unbind() if count > 1 else [tensor]:
+        values = entries(block)
+        whole = len(values) // _ROW * _ROW
+        found += [_norms_of_rows(values[:whole].view(-1, _ROW))]
+        if whole < len(values):
+            found += [_norms_of_rows(values[whole:][None])]
+    return found
+
+
+def _norms_of_rows(rows: Tensor) -> Tensor:
+    """Return the norm of each row in float32 at least; what torch returns in low precision would be rounded to it."""
     dimensions = tuple(range(1, rows.dim()))
-    if rows.dtype not in _LOW_PRECISION:
-        norms: Tensor = torch.linalg.vector_norm(rows, norm_type, dim=dimensions)
+    if rows.dtype not in LOW_PRECISION:
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=dimensions)
         return norms
     buffer = _float_buffer()
-    parts = torch.split(rows, max(1, _CHUNK // rows[0].numel()))
+    parts = torch.split(rows, max(1, _CONVERTED // rows[0].numel()))
     copies = (buffer[: part.numel()].view(part.shape).copy_(part) for part in parts)
-    return torch.cat([torch.linalg.vector_norm(copy, norm_type, dim=dimensions) for copy in copies])
+    return torch.cat([torch.linalg.vector_norm(copy, dim=dimensions) for copy in copies])
 
 
 def _float_buffer() -> Tensor:
-    """Room for a part of a tensor, one for each thread: fresh memory would cost more time than the norms."""
+    """Return room for a part of a tensor, one for each thread: fresh memory would cost more time than the norms."""
     if not hasattr(_local, "buffer"):
         with torch.inference_mode(False):
-            _local.buffer = torch.empty(_CHUNK, dtype=torch.float32, device="cpu")
+            _local.buffer = torch.empty(_CONVERTED, dtype=torch.float32, device="cpu")
     buffer: Tensor = _local.buffer
     return buffer
 
 
-def _norm_of_any_kind(tensor: Tensor, norm_type: float, dimensions: tuple[int, ...] | None = None) -> Tensor:
-    """Return the norm of a tensor of a class that is not torch's own, by what such classes have to know."""
-    moduli = tensor.abs() if tensor.is_complex() else tensor
-    norm: Tensor = torch.linalg.vector_norm(moduli.detach(), norm_type, dim=dimensions, dtype=torch.float64)
-    return norm
+def _large_norms(tensor: Tensor, count: int, norm_type: float) -> Any:
+    """Return p-norms of the blocks of a large tensor; p is not 2."""
+    if count == 1 and norm_type == math.inf and not tensor.is_complex():
+        low, high = (float(x) for x in torch.aminmax(tensor))
+        return np.array([max(-low, high)])
+    rows = tensor.reshape(count, -1) if count > 1 else entries(tensor)[None]
+    if rows.shape[1] > _CHUNK:
+        return np.array([_norm_by_chunks(row, norm_type) for row in rows])
+    parts = torch.split(rows, _CHUNK // rows.shape[1])
+    return np.concatenate([_small_norms([part], np.arange(len(part)) * rows.shape[1], norm_type) for part in parts])
 
 
-def _host_norm(values: Tensor, norm_type: float) -> float:
-    return _largest(values) if norm_type == math.inf else _careful_norm(values, norm_type)
+def _norm_by_chunks(values: Tensor, norm_type: float) -> Any:
+    parts = [_small_norms([chunk], _WHOLE, norm_type) for chunk in torch.split(values, _CHUNK)]
+    return HOST.norm(cast(Array, np.concatenate(parts)), norm_type)
 
 
-def _largest(values: Tensor) -> float:
-    low, high = torch.aminmax(values.abs() if values.is_complex() else values)
-    if high == math.inf and values.dtype is torch.complex64:  # a modulus that float32 cannot hold, or an inf
-        high = _moduli(values).max()
-    return max(-float(low), float(high)) if low == low else math.nan
-
-
-def _moduli(values: Tensor) -> Tensor:
-    """The absolute values, in float64; a modulus can overflow the type of its parts."""
-    return (values.to(torch.complex128) if values.is_complex() else values).abs().double()
-
-
-def _unit_norms(units: Tensor, norm_type: float) -> Tensor:
-    norms: Tensor
-    if not on_host(units.device):
-        moduli = units.abs() if units.is_complex() else units
-        dimensions = tuple(range(1, units.dim()))
-        norms = torch.linalg.vector_norm(moduli, norm_type, dim=dimensions, dtype=accumulation_dtype(units.device))
+def _odd_norms(tensor: Tensor, count: int, norm_type: float) -> Any:
+    """Return the norms of a sparse tensor, or of one of a class that is not torch's own."""
+    if tensor.is_sparse and (count == 1 or tensor.sparse_dim() == 1):
+        values = tensor._values()
+        if count == 1:
+            return np.array([HOST.norm(host_norms([values], None, norm_type), norm_type)])
+        norms = np.zeros(count)
+        norms[tensor._indices()[0].numpy()] = host_norms([values], (len(values),), norm_type)
         return norms
-    if type(units) not in _PLAIN:
-        found = [norm.item() for norm in _norm_of_any_kind(units, norm_type, tuple(range(1, units.dim()))).unbind()]
-        return torch.tensor(found, dtype=torch.float64, device="cpu")
-    if units[0].numel() >= _SPLIT:
-        return torch.from_numpy(tensor_norms(units.unbind(), [], norm_type, units.device))
-    if norm_type not in (2, math.inf):
-        return _careful_unit_norms(units, norm_type)
-    norms = _norms_of_rows(units, norm_type)
-    shortest, longest = (x.item() for x in torch.aminmax(norms))
-    if not (shortest > _LOWEST and longest < math.inf):  # also where one is NaN
-        norms = norms.double()
-        odd = ~((norms > _LOWEST) & (norms < math.inf))
-        norms[odd] = _careful_unit_norms(units[odd], norm_type)
-    return norms
+    if tensor.is_sparse:
+        return host_norms([tensor.to_dense()], (count,), norm_type)
+    moduli = (tensor.abs() if tensor.is_complex() else tensor).detach()
+    dimensions = tuple(range(1, tensor.dim())) if count > 1 else None
+    norms = torch.linalg.vector_norm(moduli, norm_type, dim=dimensions, dtype=torch.float64)
+    return np.array([norm.item() for norm in norms.reshape(-1).unbind()])
 
 
-def _sparse_unit_norms(tensor: Tensor, count: int, norm_type: float) -> Tensor:
-    if tensor.sparse_dim() > 1:
-        return _unit_norms(tensor.to_dense(), norm_type)
-    rows = _unit_norms(tensor._values().reshape(len(tensor._values()), -1), norm_type)
-    return rows.new_zeros(count).index_copy(0, tensor._indices()[0], rows)
+def accelerator_norms(
+    tensors: Sequence[Tensor | None], counts: tuple[int, ...] | None, norm_type: float, device: torch.device
+) -> Tensor:
+    """Return the same as :func:`host_norms` for tensors on any devices, on ``device``, without waiting for one."""
+    dtype = accumulation_dtype(device)
+    blocks = counts or (1,) * len(tensors)
+    alike: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    parts: list[Tensor | None] = [None] * len(tensors)
+    for i, tensor in enumerate(tensors):
+        if tensor is not None and stored(tensor).numel():
+            if blocks[i] == 1:
+                alike[tensor.device, tensor.dtype].append(i)
+            else:
+                parts[i] = _rows_on_accelerator(tensor, blocks[i], norm_type).to(device, dtype)
+    for (home, _), members in alike.items():
+        values = [stored(tensors[i]) for i in members]  # type: ignore[arg-type]
+        values = [v.abs() if v.is_complex() else v for v in values]
+        norms = torch.stack(torch._foreach_norm(values, norm_type, dtype=accumulation_dtype(home))).to(device, dtype)
+        if len(members) == len(tensors) or (counts is None and len(alike) == 1):
+            return norms
+        for i, norm in zip(members, torch.split(norms, 1), strict=True):
+            parts[i] = norm
+    if not tensors:
+        return torch.zeros(0, dtype=dtype, device=device)
+    return torch.cat([torch.zeros(n, dtype=dtype, device=device) if p is None else p for p, n in zip(parts, blocks, strict=True)])
 
 
-def _careful_unit_norms(units: Tensor, norm_type: float) -> Tensor:
-    """Norms in float64, relative to the largest entry of each unit, so that no power overflows or vanishes."""
-    moduli = _moduli(units).flatten(1)
-    largest = moduli.amax(1, keepdim=True)
-    scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
-    norms: Tensor = torch.linalg.vector_norm(moduli.div_(scale), norm_type, dim=1) * scale[:, 0]
-    return norms
-
-
-def _careful_norm(values: Tensor, norm_type: float) -> float:
-    parts = []
-    for chunk in torch.split(entries(values), _CHUNK):
-        in_rows = len(chunk) // _CAREFUL_ROW * _CAREFUL_ROW
-        rows = chunk[:in_rows].view(-1, _CAREFUL_ROW), chunk[in_rows:][None]
-        parts += [_careful_unit_norms(part, norm_type) for part in rows if part.numel()]
-    return float(combine(torch.cat(parts).numpy(), norm_type))
-
-
-def _device_norms(places: Sequence[int], tensors: Sequence[Tensor], count: int, norm_type: float, device: torch.device) -> Tensor:
-    """Without a host synchronization: float64 sums need no second look."""
-    norms = [torch.zeros((), dtype=accumulation_dtype(device), device=device)] * count
-    homes: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
-    for i, tensor in zip(places, tensors, strict=True):
-        homes[tensor.device].append((i, tensor.abs() if tensor.is_complex() else tensor))
-    for home, members in homes.items():
-        found = torch._foreach_norm([tensor for _, tensor in members], norm_type, dtype=accumulation_dtype(home))
-        for (i, _), norm in zip(members, found, strict=True):
-            norms[i] = norm.to(norms[i], non_blocking=True)
-    return torch.stack(norms) if norms else torch.zeros(0, dtype=accumulation_dtype(device), device=device)
+def _rows_on_accelerator(tensor: Tensor, count: int, norm_type: float) -> Tensor:
+    if tensor.is_sparse and tensor.sparse_dim() > 1:
+        tensor = tensor.to_dense()
+    values = stored(tensor)
+    moduli = values.abs() if values.is_complex() else values
+    dtype = torch.float32 if moduli.dtype in LOW_PRECISION else None  # float64 would convert the whole tensor first
+    norms: Tensor = torch.linalg.vector_norm(moduli, norm_type, dim=tuple(range(1, values.dim())), dtype=dtype)
+    return norms.new_zeros(count).index_copy(0, tensor._indices()[0], norms) if tensor.is_sparse else norms

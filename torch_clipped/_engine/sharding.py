@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..history import as_tensor, namespace, on_host
+from .arrays import Arrays, as_tensor
 
 __all__ = ["Shards", "is_sharded", "lay_out_gradients", "local", "process_groups"]
 
@@ -59,29 +59,34 @@ class Shards:
         params: the parameters, sharded or not.
         counts: how many blocks each has: one, or one for each entry of its first dimension.
         groups: the process groups of the ranks that have to agree.
-        device: where lengths are kept.
+        device: where norms are kept.
+        arrays: the arithmetic for them there.
     """
 
-    def __init__(self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device) -> None:
+    def __init__(
+        self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device, arrays: Arrays
+    ) -> None:
         held = [_held_blocks(p, count) for p, count in zip(params, counts, strict=True)]
         starts = np.cumsum([0, *counts])
         places = torch.cat(
             [torch.arange(0, device="cpu"), *(own.cpu() + int(start) for own, start in zip(held, starts, strict=False))]
         )
-        self.counts = [len(own) for own in held]
-        self._params, self._rest = [*params], ([*counts], [*groups], device)
-        self._size, self._device = int(starts[-1]), device
-        self._places: Any = places.numpy() if on_host(device) else places.to(device)
+        self.counts = tuple([len(own) for own in held])
+        self._params, self._rest = [*params], ([*counts], [*groups], device, arrays)
+        self._size, self._is_host = int(starts[-1]), arrays.is_host
+        self._places: Any = places.numpy() if arrays.is_host else places.to(device)
         self._reductions: list[tuple[Any, Any]] = []
         for group in groups:
             shares = [1.0 if _is_split_by(p, group) else 1.0 / group.size() for p in params]
             by_block = torch.from_numpy(np.repeat(shares, counts))
-            self._reductions.append((group, by_block.numpy() if on_host(device) else by_block.to(device)))
+            self._reductions.append((group, by_block.numpy() if arrays.is_host else by_block.to(device)))
 
-    def are_of(self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device) -> bool:
-        """Whether I was made of these. (To make me anew takes longer than a step: level schedules make new clip sets in each.)"""
+    def are_of(
+        self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device, arrays: Arrays
+    ) -> bool:
+        """Return whether this object matches the arguments; to make one takes longer than a step, and schedules edit levels."""
         same_params = len(params) == len(self._params) and all(map(is_, params, self._params))
-        return same_params and self._rest == ([*counts], [*groups], device)
+        return same_params and self._rest == ([*counts], [*groups], device, arrays)
 
     def local(self, by_block: Any) -> Any:
         """The values of the blocks that this rank holds, of values of all blocks."""
@@ -89,7 +94,7 @@ class Shards:
 
     def lengths(self, norms: Any, norm_type: float) -> Any:
         """The p-norms of all blocks (blocks,), the same on every rank, from those of the parts that the ranks hold."""
-        values = np.zeros(self._size) if on_host(self._device) else norms.new_zeros(self._size)
+        values = np.zeros(self._size) if self._is_host else norms.new_zeros(self._size)
         values[self._places] = norms
         if norm_type == math.inf:
             return self._largest(values)
@@ -103,7 +108,7 @@ class Shards:
     def _combined(self, values: Any, norm_type: float) -> tuple[Any, bool]:
         """The p-norms of values on several ranks, and whether all powers were within the range of float64 (on the host)."""
         powers = values**norm_type
-        if not on_host(self._device):
+        if not self._is_host:
             for group, shares in self._reductions:
                 powers = _reduced(powers * shares, "SUM", group)
             return powers ** (1 / norm_type), True
@@ -114,7 +119,7 @@ class Shards:
         return powers ** (1 / norm_type), lost == 0 and bool(np.isfinite(powers).all())
 
     def _largest(self, values: Any) -> Any:
-        xp = namespace(values)
+        xp: Any = np if self._is_host else torch
         values = xp.where(xp.isnan(values), math.inf, values)  # the largest of NaN and a number is left open
         for group, _ in self._reductions:
             values = _reduced(values, "MAX", group)

@@ -25,21 +25,21 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..clipping import CLIPPING_TYPES, MEASURES, Clipping
-from ..history import accumulation_dtype, on_host, resized
+from ..clipping import CLIPPING_TYPES, Clipping
 from ..thresholds import Shape, Threshold
 from .arguments import MEMORY, Arguments
+from .arrays import accumulation_dtype, resized
 
 __all__ = [
-    "Arrays",
     "Group",
+    "StateArrays",
+    "block_counts",
     "check_memory",
     "common_device",
     "copied",
     "install",
     "is_memory",
     "is_real",
-    "measured_counts",
     "prepared_memory",
 ]
 
@@ -75,13 +75,13 @@ def is_real(tensor: Tensor) -> bool:
 def common_device(groups: Sequence[Group]) -> torch.device:
     """Return where norms are combined: on the device of the first parameter that has numbers and is not on the host."""
     params = (p for group in groups for p in group["params"])
-    return next((p.device for p in params if not on_host(p.device) and is_real(p)), torch.device("cpu"))
+    return next((p.device for p in params if p.device.type != "cpu" and is_real(p)), torch.device("cpu"))
 
 
-def measured_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
+def block_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
     """Return how many norms are measured in each parameter: its blocks, or one where all parameters are one block."""
-    blocks_in = MEASURES[rule.measure].blocks_in
-    return [1 if blocks_in is None else blocks_in(p) for p in params]
+    blocks = rule.measured.blocks
+    return [1 if blocks is None else blocks(p) for p in params]
 
 
 def prepared_memory(group: Group, arguments: Arguments, device: torch.device) -> dict[str, Tensor]:
@@ -95,8 +95,8 @@ def prepared_memory(group: Group, arguments: Arguments, device: torch.device) ->
     rule, window = CLIPPING_TYPES[arguments.clipping_type], arguments.clipping_window
     shapes = _unused_memory(len(CLIPPING_TYPES)) | COMMON | {"norms": ((window, 1), torch.float64)}
     if rule is not None:
-        one_block = MEASURES[rule.measure].blocks_in is None
-        shapes |= rule.threshold.memory(1 if one_block else sum(measured_counts(rule, group["params"])), window)
+        one_block = rule.measured.is_one_block
+        shapes |= rule.threshold.memory(1 if one_block else sum(block_counts(rule, group["params"])), window)
     found = {name: group[MEMORY + name] for name in shapes if MEMORY + name in group}
     for name, kept in found.items():
         if not isinstance(kept, Tensor) or kept.dim() != len(shapes[name][0]):
@@ -117,7 +117,7 @@ def _fitting(kept: Tensor | None, name: str, shape: tuple[int, ...], dtype: torc
     if kept is not None and kept.shape == shape and is_real(kept):
         return kept if kept.device == device and kept.dtype is dtype else kept.to(device, dtype)
     start = math.nan if name in ("last", "set_last") else 0
-    if not on_host(device):
+    if device.type != "cpu":
         return torch.full(shape, start, dtype=dtype, device=device)
     with _disable_current_modes():  # FakeTensorMode, in which numpy has nothing to read
         fresh = torch.from_numpy(np.zeros(shape, np.float64 if dtype.is_floating_point else np.int64))  # not touched until used
@@ -173,32 +173,35 @@ class _Kept(NamedTuple):
     array: Any
 
 
-class Arrays:
+class StateArrays:
     """What the engine works on, for the tensors of the state in the parameter groups.
 
     Args:
+        is_host: whether these are arrays of numpy; on an accelerator they are the tensors themselves.
         before: those in use so far, which are used again for the tensors that are still there.
     """
 
-    def __init__(self, before: Arrays | None = None) -> None:
+    def __init__(self, is_host: bool = True, before: StateArrays | None = None) -> None:
+        self._is_host = is_host
         self._kept: dict[int, _Kept] = {}
         self._before = before._kept if before is not None else {}
 
     def of(self, group: Group, name: str) -> Any:
-        """Return the array that belongs to a tensor of the state; on an accelerator, the tensor itself."""
+        """Return what the engine works on for a tensor of the state."""
         key = MEMORY + name
         tensor: Tensor = group[key]
         kept = self._before.get(id(tensor))
         if kept is None or kept.tensor is not tensor or (kept.address and tensor.data_ptr() != kept.address):
-            kept = _owned(group, key, _numbers(tensor)) if on_host(tensor.device) else _Kept(group, key, tensor, 0, tensor)
+            kept = _owned(group, key, _numbers(tensor)) if self._is_host else _Kept(group, key, tensor, 0, tensor)
         self._kept[id(kept.tensor)] = kept._replace(group=group)
         return kept.array
 
     def are_current(self) -> bool:
         """Return whether the groups still hold these tensors, and where they were."""
-        return all(
-            k.group.get(k.key) is k.tensor and (not k.address or k.tensor.data_ptr() == k.address) for k in self._kept.values()
-        )
+        for group, key, tensor, address, _ in self._kept.values():
+            if group.get(key) is not tensor or (address and tensor.data_ptr() != address):
+                return False
+        return True
 
     def put_back(self) -> None:
         """Put tensors of the arrays into the groups in place of those that torch has moved into shared memory."""

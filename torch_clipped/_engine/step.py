@@ -1,6 +1,6 @@
-"""The engine: measure -> threshold -> decide -> scale, for every clip set of an optimizer.
+"""A step: measure, threshold, decide, scale, remember, for every clip set of an optimizer.
 
-The host never looks at a number that lives on an accelerator: what is a float or a bool on the CPU is a tensor there.
+The host never looks at a number that lives on an accelerator: what is a float or a bool on the host is a tensor there.
 """
 
 from __future__ import annotations
@@ -13,87 +13,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..history import as_tensor, every, namespace, on_host, some, where
-from .clip_sets import ClipSet
+from .arrays import Array, as_tensor
+from .clip_sets import ClipSet, Gradients
 from .norms import stored
 from .records import Totals
 
-__all__ = ["Verdict", "clip_"]
+__all__ = ["ClipResult", "clip_"]
 
 
-class Verdict(NamedTuple):
+class ClipResult(NamedTuple):
     """What is left for the optimizer to do."""
 
     skip: Any  # leave this step out: a bool, or a bool tensor on an accelerator
-    norms: Sequence[Any] = ()  # of the clip sets, before clipping
+    norms: Sequence[Array] = ()  # of the clip sets, before clipping
     coefficient: Any = None  # still to be multiplied with all gradients; None if they are scaled already
 
 
 class Measured(NamedTuple):
     """The gradients of a clip set and the lengths of its blocks (blocks,), without the gradient scaler's factor."""
 
-    grads: Sequence[Tensor | None]
-    lengths: Any
-    finite: Any  # of each block
-    all_finite: Any
+    grads: Gradients
+    lengths: Array
+    is_finite: Array  # of each block
+    all_finite: Array
 
 
 @torch.no_grad()
-def clip_(sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_inf: Any = False, fold: bool = False) -> Verdict:
+def clip_(
+    sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_inf: Any = False, in_kernel: bool = False
+) -> ClipResult:
     """Clip the gradients of all clip sets in place and remember what was seen.
 
     ``grad_scale`` is the factor by which a gradient scaler has multiplied them, ``found_inf`` what it found: true means
-    that it leaves this step out by itself. With ``fold`` the coefficient of the only set is returned for the optimizer's
+    that it leaves this step out by itself. With ``in_kernel`` the coefficient of the only set is returned for the optimizer's
     own kernel to apply, so that no pass over the gradients is spent on it.
     """
-    if found_inf is True or any(clip_set.is_dry_run for clip_set in sets):
-        return Verdict(found_inf)
+    if found_inf is True or True in [clip_set.is_dry_run for clip_set in sets]:
+        return ClipResult(found_inf)
     with np.errstate(all="ignore"):
         measured = [_measure(clip_set, grad_scale) for clip_set in sets]
         skip = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
         if skip is True:
-            return Verdict(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
-        kept = ~skip if isinstance(skip, Tensor) else True
-        coefficient: Any = None
-        any_recorded: Any = False
-        any_clipped: Any = False
-        records: list[tuple[list[Any], Any]] = []
-        for clip_set, (grads, lengths, finite, all_finite) in zip(sets, measured, strict=True):
-            valid = (lengths > 0) & finite & kept
-            thresholds, coefficients = clip_set.apply_rule(lengths, valid, totals.step)
-            if clip_set.measure.by_entry and all_finite is not np.True_:  # inf is clamped, and what is too long beside NaN
-                coefficients = where(finite | skip, coefficients, 0.0)
-            if fold and _can_fold(clip_set, grads, coefficients):
-                coefficient = coefficients
-            else:
-                clip_set.shrink_(grads, coefficients, thresholds * grad_scale)
-            recorded, clipped = some(lengths != 0) & kept, some(coefficients < 1)
-            records.append((clip_set.remember(lengths, valid, thresholds, coefficients, recorded, clipped), recorded))
-            any_recorded, any_clipped = any_recorded | recorded, any_clipped | clipped
-        totals.remember(records, sets[0].arguments.norm_type, any_recorded, any_clipped, min(s.crush for s in sets))
-        return Verdict(skip, [last[0] for last, _ in records], coefficient)
+            return ClipResult(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
+        values, clipped, coefficients, shrinkage = [], [], None, math.nan
+        for clip_set, (grads, lengths, is_finite, all_finite) in zip(sets, measured, strict=True):
+            arrays = clip_set.arrays
+            blocks = clip_set.blocks(lengths, (lengths > 0) & is_finite, totals.step, skip)
+            thresholds = clip_set.thresholds(blocks)  # how long is too long
+            alpha = thresholds / lengths
+            coefficients = arrays.where(clip_set.decide(alpha, blocks), arrays.at_most(alpha, 1.0), 1.0)
+            if clip_set.measure.clamps_entries and not arrays.surely(
+                all_finite
+            ):  # inf is clamped, and so is what stands beside NaN
+                coefficients = arrays.where(is_finite | skip, coefficients, 0.0)
+            if not (in_kernel and _is_for_kernel(clip_set, grads, coefficients)):
+                clip_set.scale_(grads, coefficients, thresholds * grad_scale)
+                in_kernel = False
+            values.append(clip_set.remember(blocks, thresholds, coefficients, skip))
+            clipped.append(arrays.any(coefficients < 1))
+            if arrays.surely(values[-1].recorded):
+                shrinkage = float(np.fmin(shrinkage, clip_set.shrinkage(values[-1], coefficients)))
+        totals.remember_all(values, clipped, shrinkage)
+        return ClipResult(skip, [v.norm for v in values], coefficients if in_kernel else None)
 
 
-def _can_fold(clip_set: ClipSet, grads: Sequence[Tensor | None], coefficient: Any) -> bool:
-    """Whether the factor of torch's kernels, the inverse of the coefficient in float32, is exact enough."""
-    if on_host(clip_set.device) and (coefficient == 1 or coefficient < 1e-30):
-        return bool(coefficient == 1)
-    return all(grad is None or grad.dtype is not torch.float64 for grad in grads)
+def _is_for_kernel(clip_set: ClipSet, grads: Gradients, coefficient: Array) -> bool:
+    """Return whether the factor of torch's kernels, the inverse of the coefficient in float32, is exact enough."""
+    if clip_set.arrays.is_host and not 1e-30 <= float(coefficient) < 1:
+        return float(coefficient) == 1
+    return torch.float64 not in [grad.dtype for grad in grads.tensors if grad is not None]
 
 
 def _measure(clip_set: ClipSet, grad_scale: Any) -> Measured:
-    grads = clip_set.gradients()
-    if clip_set.arguments.nonfinite == "zero" and not on_host(clip_set.device):
+    grads, arrays = clip_set.gradients(), clip_set.arrays
+    if clip_set.arguments.nonfinite == "zero" and not arrays.is_host:
         _zero_nonfinite_(grads)  # the host cannot look whether it is needed
-    lengths = clip_set.lengths(grads) / grad_scale
-    finite = namespace(lengths).isfinite(lengths)
-    return Measured(grads, lengths, finite, every(finite))
+    lengths = clip_set.lengths(grads)
+    if isinstance(grad_scale, Tensor) or grad_scale != 1:
+        lengths = lengths / grad_scale
+    is_finite = arrays.isfinite(lengths)
+    return Measured(grads, lengths, is_finite, arrays.all(is_finite))
 
 
 def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: Totals, grad_scale: Any, found_inf: Any) -> Any:
     """Do what the sets' policies say about gradients that are not finite; returns whether to skip the step."""
-    if all(m.all_finite is np.True_ for m in measured):
-        totals.watch.see_skipped(False)
+    if False not in [totals.arrays.surely(m.all_finite) for m in measured]:
+        totals.monitor.observe_skip(False)
         return False
     for clip_set, m in zip(sets, measured, strict=True):
         if clip_set.arguments.nonfinite == "error" and not m.all_finite:  # has to look, also on an accelerator
@@ -105,12 +110,12 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
     for clip_set, m in zip(sets, measured, strict=True):
         if clip_set.arguments.nonfinite == "skip":
             bad = ~(m.all_finite | found_inf)
-            clip_set.count_skipped(bad)
+            clip_set.record.count_skipped(bad)
             skip = skip | bad
-    if not on_host(sets[0].device):
+    if not totals.arrays.is_host:
         totals.count_skipped(skip)
         return skip | found_inf
-    totals.watch.see_skipped(bool(skip))
+    totals.monitor.observe_skip(bool(skip))
     if skip:
         totals.count_skipped(skip)
         return True
@@ -121,14 +126,15 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
     return False
 
 
-def _zero_nonfinite_(grads: Sequence[Tensor | None]) -> None:
-    for grad in grads:
+def _zero_nonfinite_(grads: Gradients) -> None:
+    for grad in grads.tensors:
         if grad is not None:
             stored(grad).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _first_nonfinite(clip_set: ClipSet, grads: Sequence[Tensor | None]) -> int:
-    norms = as_tensor(clip_set.norms(grads)).tolist()
+def _first_nonfinite(clip_set: ClipSet, grads: Gradients) -> int:
+    """Return the index of the first parameter group with a gradient that is not finite."""
+    norms = as_tensor(clip_set.norms(grads.tensors)).tolist()
     groups = [index for index, group in zip(clip_set.indices, clip_set.groups, strict=True) for _ in group["params"]]
-    owners = [index for index, count in zip(groups, clip_set.norm_counts, strict=True) for _ in range(count)]
+    owners = [index for index, count in zip(groups, clip_set.counts, strict=True) for _ in range(count)]
     return next((index for index, norm in zip(owners, norms, strict=True) if not math.isfinite(norm)), clip_set.indices[0])

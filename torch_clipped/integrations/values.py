@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch_clipped.mixin import Clipped
 from torch_clipped._engine.monitor import warn
+from torch_clipped.mixin import Clipped
 
 __all__ = ["clipped_optimizer", "clipping_values", "warn_of_double_clipping"]
 

@@ -1,0 +1,380 @@
+"""The arithmetic of a step's few numbers: numpy's on the host, torch's on an accelerator, where the host must not look.
+
+A clip set has one :class:`Arrays` for all its numbers. On the host these are arrays of numpy, or its scalars where the clip set
+is one block; on an accelerator they are tensors, and no operation here makes the host wait for them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ACCELERATOR",
+    "HOST",
+    "Array",
+    "Arrays",
+    "accumulation_dtype",
+    "arrays_of",
+    "arrays_on",
+    "as_tensor",
+    "chronological",
+    "resized",
+]
+
+
+class Array(Protocol):
+    """Numbers or truth values: an array or a scalar of numpy, or a tensor."""
+
+    @property
+    def ndim(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: object, /) -> Array: ...
+    def __setitem__(self, key: object, value: Array | float, /) -> None: ...
+    def __add__(self, other: Array | float, /) -> Array: ...
+    def __sub__(self, other: Array | float, /) -> Array: ...
+    def __rsub__(self, other: float, /) -> Array: ...
+    def __mul__(self, other: Array | float, /) -> Array: ...
+    def __rmul__(self, other: float, /) -> Array: ...
+    def __truediv__(self, other: Array | float, /) -> Array: ...
+    def __rtruediv__(self, other: float, /) -> Array: ...
+    def __pow__(self, other: Array | float, /) -> Array: ...
+    def __rpow__(self, other: float, /) -> Array: ...
+    def __mod__(self, other: int, /) -> Array: ...
+    def __rshift__(self, other: int, /) -> Array: ...
+    def __lt__(self, other: Array | float, /) -> Array: ...
+    def __le__(self, other: Array | float, /) -> Array: ...
+    def __gt__(self, other: Array | float, /) -> Array: ...
+    def __ge__(self, other: Array | float, /) -> Array: ...
+    def __and__(self, other: Array | bool, /) -> Array: ...
+    def __or__(self, other: Array | bool, /) -> Array: ...
+    def __xor__(self, other: Array | int, /) -> Array: ...
+    def __invert__(self) -> Array: ...
+    def __float__(self) -> float: ...
+    def __bool__(self) -> bool: ...
+    def sum(self, axis: int = ..., /) -> Array: ...
+    def tolist(self) -> Any: ...
+
+
+Moments = tuple[Array, Array, Array]
+
+
+class Arrays(ABC):
+    """What is done differently on the host and on an accelerator."""
+
+    is_host: bool
+
+    @abstractmethod
+    def where(self, condition: Array, one: Array | float, other: Array | float) -> Array:
+        """Return ``one`` where the condition holds, else ``other``."""
+
+    @abstractmethod
+    def full_like(self, like: Array, number: Array | float) -> Array:
+        """Return the number in the shape of ``like``."""
+
+    @abstractmethod
+    def isfinite(self, values: Array) -> Array:
+        """Return which values are neither inf nor NaN."""
+
+    @abstractmethod
+    def minimum(self, one: Array, other: Array) -> Array:
+        """Return the smaller of two values, one by one."""
+
+    @abstractmethod
+    def at_least(self, values: Array, smallest: float) -> Array:
+        """Return the values, smaller ones replaced by ``smallest``."""
+
+    @abstractmethod
+    def at_most(self, values: Array, largest: float) -> Array:
+        """Return the values, larger ones replaced by ``largest``."""
+
+    @abstractmethod
+    def surely(self, condition: Array) -> bool:
+        """Return whether the condition holds, as far as that is known without waiting: on an accelerator never."""
+
+    @abstractmethod
+    def concatenate(self, parts: Sequence[Array]) -> Array:
+        """Return the values of all parts in a row."""
+
+    @abstractmethod
+    def stack(self, values: Sequence[Array]) -> Array:
+        """Return the values as the entries of one array."""
+
+    @abstractmethod
+    def any(self, condition: Array) -> Array:
+        """Return whether the condition holds anywhere."""
+
+    @abstractmethod
+    def all(self, condition: Array) -> Array:
+        """Return whether the condition holds everywhere."""
+
+    @abstractmethod
+    def norm(self, norms: Array, norm_type: float) -> Array:
+        """Return the p-norm of a vector whose parts have these p-norms; 0 of no parts."""
+
+    @abstractmethod
+    def median(self, values: Array, chosen: Array) -> Array:
+        """Return the median of the chosen values; NaN if none is chosen."""
+
+    @abstractmethod
+    def push(self, history: SimpleNamespace, values: Array, valid: Array) -> None:
+        """Record the values of the blocks that are ``valid`` in a history."""
+
+    @abstractmethod
+    def quantile(self, history: SimpleNamespace, probability: float) -> Array:
+        """Return the quantile of each block's recorded values, linear between order statistics; inf where there are none."""
+
+    @abstractmethod
+    def mean_and_std(self, history: SimpleNamespace) -> Moments:
+        """Return how many values of each block are recorded, their mean and their sample standard deviation."""
+
+
+class HostArrays(Arrays):
+    """Numpy's arithmetic. Of scalars without the detour over arrays, which takes ten times as long."""
+
+    is_host = True
+
+    def where(self, condition: Array, one: Array | float, other: Array | float) -> Array:
+        if isinstance(condition, (np.bool_, bool)):
+            chosen = one if condition else other
+            return cast(Array, np.float64(chosen) if isinstance(chosen, (float, int)) else chosen)
+        return cast(Array, np.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
+
+    def full_like(self, like: Array, number: Array | float) -> Array:
+        return cast(Array, np.float64(cast(float, number)) if isinstance(like, np.float64) else np.full_like(like, number))
+
+    def isfinite(self, values: Array) -> Array:
+        return cast(Array, np.isfinite(cast(Any, values)))
+
+    def minimum(self, one: Array, other: Array) -> Array:
+        return cast(Array, np.minimum(cast(Any, one), cast(Any, other)))
+
+    def at_least(self, values: Array, smallest: float) -> Array:
+        return cast(Array, np.maximum(cast(Any, values), smallest))
+
+    def at_most(self, values: Array, largest: float) -> Array:
+        return cast(Array, np.minimum(cast(Any, values), largest))
+
+    def surely(self, condition: Array) -> bool:
+        return bool(condition)
+
+    def concatenate(self, parts: Sequence[Array]) -> Array:
+        return cast(Array, np.concatenate(cast(Any, parts)))
+
+    def stack(self, values: Sequence[Array]) -> Array:
+        return cast(Array, np.array(values))
+
+    def any(self, condition: Array) -> Array:
+        return cast(Array, condition if condition.ndim == 0 else np.logical_or.reduce(cast(Any, condition)))
+
+    def all(self, condition: Array) -> Array:
+        return cast(Array, condition if condition.ndim == 0 else np.logical_and.reduce(cast(Any, condition)))
+
+    def norm(self, norms: Array, norm_type: float) -> Array:
+        parts = cast(Any, norms)
+        if len(parts) == 1:
+            return cast(Array, parts[0])
+        if norm_type == 2:
+            norm = np.sqrt(np.add.reduce(parts * parts))  # not @, whose threads take milliseconds to wake up
+            if 1e-150 < norm < 1e150:  # no square overflowed or vanished
+                return cast(Array, norm)
+        largest = np.max(parts, initial=0.0)
+        if norm_type == math.inf or not 0 < largest < math.inf:
+            return cast(Array, largest)
+        return cast(Array, ((parts / largest) ** norm_type).sum() ** (1 / norm_type) * largest)
+
+    def median(self, values: Array, chosen: Array) -> Array:
+        if values.ndim == 0:
+            return values
+        kept = cast(Any, values)[chosen] if len(values) > 1 else values
+        return cast(Array, np.median(cast(Any, kept)) if len(kept) else np.float64(math.nan))
+
+    def push(self, history: SimpleNamespace, values: Array, valid: Array) -> None:
+        window = len(history.lengths)
+        ring, count = history.lengths.reshape(window, -1), history.count.reshape(-1)
+        ordered = getattr(history, "ordered", None)
+        pairs = zip(values.tolist(), valid.tolist(), strict=True) if values.ndim else [(float(values), valid)]
+        for block, (value, known) in enumerate(pairs):
+            if not known:
+                continue
+            recorded = int(count[block])
+            row = recorded % window
+            if ordered is not None:
+                if recorded >= window:
+                    del ordered[block][bisect_left(ordered[block], ring[row, block])]
+                insort(ordered[block], value)
+            ring[row, block] = value
+            count[block] = recorded + 1
+
+    def quantile(self, history: SimpleNamespace, probability: float) -> Array:
+        if not hasattr(history, "ordered"):  # sorted once after a start or a load, kept sorted by push
+            history.ordered = [array("d", np.sort(chronological(history, block))) for block in range(history.count.size)]
+        quantiles = [_sorted_quantile(values, probability) for values in history.ordered]
+        return cast(Array, np.array(quantiles) if history.count.ndim else np.float64(quantiles[0]))
+
+    def mean_and_std(self, history: SimpleNamespace) -> Moments:
+        window, known = len(history.lengths), np.minimum(history.count, len(history.lengths))
+        if known.min() == known.max():
+            values = history.lengths[: int(known.max())]
+            mean = values.sum(0) / np.maximum(known, 1)
+            squares = ((values - mean) ** 2).sum(0)
+        else:
+            is_known = np.arange(window).reshape(-1, *[1] * known.ndim) < known
+            mean = np.where(is_known, history.lengths, 0.0).sum(0) / np.maximum(known, 1)
+            squares = np.where(is_known, (history.lengths - mean) ** 2, 0.0).sum(0)
+        return cast(Moments, (known, mean, (squares / np.maximum(known - 1, 1)) ** 0.5))
+
+
+class AcceleratorArrays(Arrays):
+    """Torch's arithmetic, for numbers at which the host cannot look without waiting."""
+
+    is_host = False
+
+    def where(self, condition: Array, one: Array | float, other: Array | float) -> Array:
+        return cast(Array, torch.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
+
+    def full_like(self, like: Array, number: Array | float) -> Array:
+        shape = cast(Tensor, like)
+        return cast(Array, number.expand_as(shape) if isinstance(number, Tensor) else torch.full_like(shape, cast(float, number)))
+
+    def isfinite(self, values: Array) -> Array:
+        return values < math.inf  # of what is not negative; one kernel where torch.isfinite has four
+
+    def minimum(self, one: Array, other: Array) -> Array:
+        return cast(Array, torch.minimum(cast(Tensor, one), cast(Tensor, other)))
+
+    def at_least(self, values: Array, smallest: float) -> Array:
+        return cast(Array, cast(Tensor, values).clamp(min=smallest))
+
+    def at_most(self, values: Array, largest: float) -> Array:
+        return cast(Array, cast(Tensor, values).clamp(max=largest))
+
+    def surely(self, condition: Array) -> bool:
+        return False
+
+    def concatenate(self, parts: Sequence[Array]) -> Array:
+        return cast(Array, torch.cat(cast(Any, parts)))
+
+    def stack(self, values: Sequence[Array]) -> Array:
+        return cast(Array, torch.stack(cast(Any, values)))
+
+    def any(self, condition: Array) -> Array:
+        return condition if condition.ndim == 0 else cast(Array, cast(Tensor, condition).any())
+
+    def all(self, condition: Array) -> Array:
+        return condition if condition.ndim == 0 else cast(Array, cast(Tensor, condition).all())
+
+    def norm(self, norms: Array, norm_type: float) -> Array:
+        parts = cast(Tensor, norms)
+        if len(parts) == 0:
+            return cast(Array, parts.sum())
+        # squares of float32 fit float64; greater powers may leave its range, which only the host notices and mends
+        return cast(Array, parts[0] if len(parts) == 1 else torch.linalg.vector_norm(parts, norm_type))
+
+    def median(self, values: Array, chosen: Array) -> Array:
+        if values.ndim == 0:
+            return values
+        if len(values) < 2:
+            return values[0] if len(values) else values.sum() * math.nan
+        kept = torch.where(cast(Any, chosen), cast(Any, values), math.nan)
+        middle = [kept.nanquantile(0.5, interpolation=side) for side in ("lower", "higher")]  # "linear" makes NaN of two infs
+        return cast(Array, (middle[0] + middle[1]) / 2)
+
+    def push(self, history: SimpleNamespace, values: Array, valid: Array) -> None:
+        window, ordered, new = len(history.lengths), getattr(history, "ordered", None), cast(Tensor, values)
+        row = (history.count % window)[None]
+        oldest = history.lengths.gather(0, row)[0]
+        if ordered is not None:  # take the oldest out of the sorted ones, or an inf from their end, and put the new one in
+            gone = torch.where(history.count >= window, oldest, torch.inf)
+            rest = torch.where(ordered[:-1] >= gone, ordered[1:], ordered[:-1])
+            edge = torch.full_like(ordered[:1], torch.inf)
+            fresh = torch.maximum(torch.cat([-edge, rest]), torch.minimum(torch.cat([rest, edge]), new))
+            ordered.copy_(torch.where(cast(Any, valid), fresh, ordered))
+        history.lengths.scatter_(0, row, torch.where(cast(Any, valid), new.to(oldest.dtype), oldest)[None])
+        history.count += valid
+
+    def quantile(self, history: SimpleNamespace, probability: float) -> Array:
+        window = len(history.lengths)
+        if not hasattr(history, "ordered"):  # sorted once after a start or a load, kept sorted by push
+            history.ordered = history.lengths.masked_fill(~_is_known(history), torch.inf).sort(dim=0).values
+        known, ordered = history.count.clamp(max=window), history.ordered
+        position = (known - 1).clamp(min=0).to(ordered.dtype) * probability
+        lower = position.long()
+        upper = torch.minimum(lower + 1, (known - 1).clamp(min=0))
+        low, high = ordered.gather(0, lower[None])[0], ordered.gather(0, upper[None])[0]
+        return cast(Array, torch.where(known > 0, torch.lerp(low, high, position - lower), torch.inf))
+
+    def mean_and_std(self, history: SimpleNamespace) -> Moments:
+        is_known, known = _is_known(history), history.count.clamp(max=len(history.lengths))
+        mean = torch.where(is_known, history.lengths, 0.0).sum(0) / known.clamp(min=1)
+        squares = torch.where(is_known, (history.lengths - mean) ** 2, 0.0).sum(0)
+        return cast(Moments, (known, mean, (squares / (known - 1).clamp(min=1)) ** 0.5))
+
+
+HOST, ACCELERATOR = HostArrays(), AcceleratorArrays()
+
+
+def arrays_on(device: torch.device) -> Arrays:
+    """Return the arithmetic for numbers on this device."""
+    return HOST if device.type == "cpu" else ACCELERATOR
+
+
+def arrays_of(values: object) -> Arrays:
+    """Return the arithmetic for these numbers."""
+    return ACCELERATOR if isinstance(values, Tensor) else HOST
+
+
+def as_tensor(values: Any) -> Tensor:
+    """Return numbers as a tensor where they are. (``torch.as_tensor`` would put arrays on torch's default device.)"""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """Return the type of norms on a device: float64 wherever the device knows it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def chronological(history: SimpleNamespace, block: int = 0) -> Any:
+    """Return the recorded values of a block, oldest first."""
+    window, count = len(history.lengths), int(history.count.reshape(-1)[block])
+    column = history.lengths.reshape(window, -1)[:, block]
+    if count <= window:
+        return column[:count]
+    parts = column[count % window :], column[: count % window]
+    return torch.cat(parts) if isinstance(column, Tensor) else np.concatenate(parts)
+
+
+def resized(lengths: Tensor, count: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Return the same history with another window: the newest values that fit are kept."""
+    history = SimpleNamespace(lengths=lengths, count=count)
+    fresh_lengths, fresh_count = lengths.new_zeros(window, lengths.shape[1]), torch.zeros_like(count)
+    for block in range(lengths.shape[1]):
+        kept = chronological(history, block)[-window:]
+        fresh_lengths[: len(kept), block] = kept
+        fresh_count[block] = len(kept)
+    return fresh_lengths, fresh_count
+
+
+def _is_known(history: SimpleNamespace) -> Tensor:
+    rows = torch.arange(len(history.lengths), device=history.lengths.device)
+    is_known: Tensor = rows.reshape(-1, *[1] * history.count.ndim) < history.count
+    return is_known
+
+
+def _sorted_quantile(values: array[float], probability: float) -> float:
+    if not values:
+        return math.inf
+    position = probability * (len(values) - 1)
+    lower = int(position)
+    if lower + 1 >= len(values):
+        return values[-1]
+    return values[lower] + (values[lower + 1] - values[lower]) * (position - lower)

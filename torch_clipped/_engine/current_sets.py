@@ -1,0 +1,144 @@
+"""The clip sets of an optimizer's parameter groups, made anew where something was edited or moved."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+
+from ..clipping import CLIPPING_TYPES, Clipping
+from .arguments import ARGUMENT_NAMES, MEMORY, Arguments, clipping_arguments
+from .arrays import Arrays, arrays_on
+from .checks import refuse_pieces
+from .clip_sets import ClipSet, parameters, parts_of, source_of
+from .monitor import StepMonitor, warn_of_kept_level
+from .records import Totals
+from .sharding import process_groups
+from .state import Group, StateArrays, common_device, install, prepared_memory
+
+__all__ = ["CurrentSets"]
+
+
+class CurrentSets:
+    """The clip sets of parameter groups as these are now, made anew only where something was edited or moved.
+
+    Args:
+        arrays: the arithmetic for all their numbers. Default: None, that of the device on which the norms are combined.
+    """
+
+    def __init__(self, arrays: Arrays | None = None) -> None:
+        self._arrays_on = arrays_on if arrays is None else lambda device: arrays
+        self._sets: list[ClipSet] = []
+        self._totals: Totals | None = None
+        self._state = StateArrays()
+        self._monitor = StepMonitor()
+        self._shape: list[tuple[int, list[torch.device]]] = []
+        self._written: list[Any] = []
+        self._arguments: list[Arguments] = []  # of the groups at the beginning of what was written
+
+    def of(self, groups: Sequence[Group], own: Container[str] = ()) -> tuple[list[ClipSet], Totals]:
+        """Return the clip sets of these groups, in which the keys ``own`` are the optimizer's.
+
+        Raises:
+            ValueError: a group holds a value that is wrong.
+            TypeError: a group has a key that looks like a clipping argument and is none.
+        """
+        if self._totals is None or _shape(groups) != self._shape or not self._is_current(groups):
+            self._make(groups, own)
+            self._shape, self._written = _shape(groups), _written(groups)
+        assert self._totals is not None
+        return self._sets, self._totals
+
+    def put_back(self) -> None:
+        """Make the groups hold the state as it is, also where torch has moved their tensors."""
+        for record in [self._totals, *(clip_set.record for clip_set in self._sets)]:
+            if record is not None:
+                record.write_down()
+        self._state.put_back()
+
+    def _is_current(self, groups: Sequence[Group]) -> bool:
+        return (
+            all(map(is_, _written(groups), self._written))
+            and self._state.are_current()
+            and not any(clip_set.has_grown() for clip_set in self._sets)
+        )
+
+    def _make(self, groups: Sequence[Group], own: Container[str]) -> None:
+        self.put_back()
+        device = common_device(groups)
+        found = [clipping_arguments(group, group, i, own) for i, group in enumerate(groups)]
+        refuse_pieces([group | arguments.as_dict() for group, arguments in zip(groups, found, strict=True)])
+        members: dict[Arguments, list[int]] = {}
+        for i, arguments in enumerate(found):
+            members.setdefault(arguments, []).append(i)
+        rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
+        if self._totals is not None:
+            home = groups[0] if groups else self._totals.group
+            _move_state(self._totals.group, home, ("steps", "last", "norms", "norms_count"))
+            for rule, arguments, indices in rules:
+                if rule is not None:
+                    self._move_or_forget(rule, arguments, [groups[i] for i in indices])
+        memories = [prepared_memory(group, arguments, device) for group, arguments in zip(groups, found, strict=True)]
+        for group, arguments, memory in zip(groups, found, memories, strict=True):
+            group.update(arguments.as_dict())
+            install(group, memory)
+        ranks = process_groups(parameters(groups))  # for all sets alike, to agree on a skip
+        arrays = self._arrays_on(device)
+        state = StateArrays(arrays.is_host, self._state)
+        sets = [
+            ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, arrays, ranks, state, self._sets)
+            for rule, arguments, indices in rules
+            if rule is not None
+        ]
+        norm_types = {clip_set.norm_type for clip_set in sets if clip_set.measure.gives_norm}
+        is_complete = len(sets) == len(members) and len(norm_types) == 1 and all(s.measure.gives_norm for s in sets)
+        if groups or self._totals is None:
+            home, norm_type = groups[0] if groups else _home(), norm_types.pop() if is_complete else None
+            self._totals = Totals(home, state, arrays, norm_type, self._monitor)
+            self._state = state
+        self._sets = sets
+        written, self._arguments = list(zip(self._written, self._arguments, strict=False)), found
+        for i, (group, arguments) in enumerate(zip(groups, found, strict=True)):
+            former = next((former for known, former in written if known is group), arguments)
+            warn_of_kept_level(i, former, arguments)
+
+    def _move_or_forget(self, rule: Clipping, arguments: Arguments, groups: Sequence[Group]) -> None:
+        """Find the state of a clip set where it was, or start it anew where its norms would be those of another gradient."""
+        known = [known_part for clip_set in self._sets for known_part in clip_set.parts]
+        names = rule.threshold.memory(1, 2)
+        for part in parts_of(rule, groups) if names else ():
+            source = source_of(arguments, rule, part)
+            former = next((known_part for known_part in known if known_part.source == source), None)
+            for group in part[1:] if former else part:
+                for name in names:
+                    if former is None or group is not former.group:
+                        group.pop(MEMORY + name, None)
+            if former:
+                _move_state(former.group, part[0], names)
+
+
+def _move_state(former: Group, group: Group, names: Iterable[str]) -> None:
+    if former is not group:
+        for name in names:
+            if MEMORY + name in former:
+                group[MEMORY + name] = former.pop(MEMORY + name)
+
+
+def _home() -> Group:
+    """Return a place for the totals of an optimizer without parameter groups."""
+    return dict(prepared_memory({"params": []}, Arguments("none"), torch.device("cpu")))
+
+
+def _shape(groups: Sequence[Group]) -> list[tuple[int, list[torch.device]]]:
+    """Return how many keys each group has, and where its parameters are."""
+    return [(len(group), [p.device for p in group["params"]]) for group in groups]
+
+
+def _written(groups: Sequence[Group]) -> list[Any]:
+    """Return the objects that decide about clip sets: the groups, the clipping arguments and the parameters in them."""
+    written = [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
+    for group in groups:
+        written += group["params"]
+    return written

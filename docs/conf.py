@@ -29,7 +29,8 @@ python_use_unqualified_type_names = True
 napoleon_use_ivar = True
 nitpick_ignore_regex = [("py:.*", r"(collections|types|torch|numpy|matplotlib|transformers|lightning)\..*")]  # not ours
 nitpick_ignore = [  # where a name is imported for type checkers only, Sphinx takes all types of the signature as they are written
-    ("py:class", name) for name in ("Array", "Axes", "NDArray", "Optimizer", "Samples", "Trainer", "np.int64")
+    ("py:class", name)
+    for name in ("Array", "Arrays", "Axes", "NDArray", "Numbers", "Optimizer", "Samples", "Trainer", "np.int64")
 ]
 
 

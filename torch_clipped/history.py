@@ -9,32 +9,32 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from ._engine.arrays import Array, arrays_of
+from ._engine.arrays import Numbers, arrays_of
 from .thresholds import history_shapes
 
 __all__ = ["filled", "history_shapes", "mean_and_std", "push", "quantile", "where"]
 
 
-def push(memory: SimpleNamespace, lengths: Array, valid: Array) -> None:
+def push(memory: SimpleNamespace, lengths: Numbers, valid: Numbers) -> None:
     """Record the lengths of the blocks that are ``valid``."""
     arrays_of(lengths).push(memory, lengths, valid)
 
 
-def quantile(memory: SimpleNamespace, probability: float) -> Array:
+def quantile(memory: SimpleNamespace, probability: float) -> Numbers:
     """Return the quantile of each block's recorded lengths, linear between order statistics; inf where none is known."""
     return arrays_of(memory.lengths).quantile(memory, probability)
 
 
-def mean_and_std(memory: SimpleNamespace) -> tuple[Array, Array, Array]:
+def mean_and_std(memory: SimpleNamespace) -> tuple[Numbers, Numbers, Numbers]:
     """Return how many lengths of each block are known, their mean and their sample standard deviation."""
     return arrays_of(memory.lengths).mean_and_std(memory)
 
 
-def where(condition: Array, one: Array | float, other: Array | float) -> Array:
+def where(condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
     """Return ``one`` where the condition holds, else ``other``."""
     return arrays_of(condition).where(condition, one, other)
 
 
-def filled(like: Array, number: float) -> Array:
+def filled(like: Numbers, number: float) -> Numbers:
     """Return the number, in the shape of ``like``."""
     return arrays_of(like).full_like(like, number)

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from ._engine.arrays import HOST, Array, Arrays
+from ._engine.arrays import HOST, Arrays, Numbers
 
 __all__ = ["AdaGC", "Blocks", "Constant", "MeanStd", "Quantile", "RatioToWeights", "Threshold", "ZClip"]
 
@@ -24,7 +24,7 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 
 
 def history_shapes(window: int, blocks: int) -> dict[str, Shape]:
-    """Return what a history keeps in a parameter group, for :meth:`Threshold.memory`; it starts with zeros."""
+    """Return what a history keeps in a parameter group, for ``Threshold.memory``; it starts with zeros."""
     return {"lengths": ((window, blocks), torch.float64), "count": ((blocks,), torch.int64)}
 
 
@@ -40,11 +40,11 @@ class Blocks(NamedTuple):
         arrays: the arithmetic for all of these: numpy's on the host, torch's on an accelerator.
     """
 
-    lengths: Array
-    valid: Array
-    norm: Array
-    step: Array
-    weight_lengths: Callable[[], Array]
+    lengths: Numbers
+    valid: Numbers
+    norm: Numbers
+    step: Numbers
+    weight_lengths: Callable[[], Numbers]
     arrays: Arrays = HOST
 
     def part(self, blocks: slice) -> Blocks:
@@ -77,11 +77,11 @@ class Threshold:
         """The shapes and types of the tensors to be kept in the parameter group, by name; they start with zeros."""
         return {}
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         """The thresholds (blocks,); inf where nothing is to be clipped."""
         raise NotImplementedError
 
-    def remember(self, blocks: Blocks, clipped_lengths: Array, memory: SimpleNamespace) -> None:
+    def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
         """Take notice of the step after the decision."""
 
 
@@ -89,7 +89,7 @@ class Threshold:
 class Constant(Threshold):
     """threshold = level, in the unit of the length; ``inf`` measures and never clips."""
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         return blocks.arrays.full_like(blocks.lengths, level)
 
 
@@ -111,7 +111,7 @@ class Quantile(Threshold):
     def memory(self, blocks: int, window: int) -> dict[str, Shape]:
         return history_shapes(window, blocks)
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         blocks.arrays.push(memory, blocks.lengths, blocks.valid)
         return blocks.arrays.quantile(memory, level)
 
@@ -130,11 +130,11 @@ class MeanStd(Threshold):
     def memory(self, blocks: int, window: int) -> dict[str, Shape]:
         return history_shapes(window, blocks)
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         known, mean, std = blocks.arrays.mean_and_std(memory)
         return blocks.arrays.where(known >= 2, mean + level * std, math.inf)
 
-    def remember(self, blocks: Blocks, clipped_lengths: Array, memory: SimpleNamespace) -> None:
+    def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
         blocks.arrays.push(memory, blocks.lengths, blocks.valid)
 
 
@@ -149,7 +149,7 @@ class RatioToWeights(Threshold):
         Normalization, 2021, https://arxiv.org/abs/2102.06171 (adaptive gradient clipping).
     """
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         return level * blocks.arrays.at_least(blocks.weight_lengths(), 1e-3)
 
 
@@ -172,13 +172,13 @@ class ZClip(Threshold):
         floats: Shape = ((blocks,), torch.float64)
         return {"average": floats, "variance": floats, "seen": ((blocks,), torch.int64)}
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         where, distance = blocks.arrays.where, blocks.lengths - memory.average
         spike = (memory.seen >= self.warm_up) & (distance > level * memory.variance**0.5)
         threshold = memory.average + level**2 * memory.variance / where(spike, distance, 1.0)
         return where(spike, threshold, math.inf)
 
-    def remember(self, blocks: Blocks, clipped_lengths: Array, memory: SimpleNamespace) -> None:
+    def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
         where, equal_share = blocks.arrays.where, blocks.arrays.full_like(memory.average, 1.0) / (memory.seen + 1)
         share = where(memory.seen < self.warm_up, equal_share, 1 - self.averaging)
         before = clipped_lengths - memory.average
@@ -210,12 +210,12 @@ class AdaGC(Threshold):
     def memory(self, blocks: int, window: int) -> dict[str, Shape]:
         return {"average": ((blocks,), torch.float64), "seen": ((blocks,), torch.int64)}
 
-    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Array:
+    def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         where = blocks.arrays.where
         warm_up = blocks.lengths * where(self._knows(blocks), self.warm_up_norm / blocks.norm, math.inf)
         return where(blocks.step < self.warm_up, warm_up, level * self._average(blocks, memory))
 
-    def remember(self, blocks: Blocks, clipped_lengths: Array, memory: SimpleNamespace) -> None:
+    def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
         where, minimum = blocks.arrays.where, blocks.arrays.minimum
         average = self._average(blocks, memory)
         smallest = where(memory.seen > 0, minimum(average, clipped_lengths), clipped_lengths)
@@ -225,9 +225,9 @@ class AdaGC(Threshold):
         memory.average[...] = where(valid, average, memory.average)
         memory.seen += valid
 
-    def _knows(self, blocks: Blocks) -> Array:
+    def _knows(self, blocks: Blocks) -> Numbers:
         """Return whether the norm of the whole gradient is finite, so that the warm-up can clip to it."""
         return blocks.arrays.isfinite(blocks.norm)
 
-    def _average(self, blocks: Blocks, memory: SimpleNamespace) -> Array:
+    def _average(self, blocks: Blocks, memory: SimpleNamespace) -> Numbers:
         return blocks.arrays.where(memory.seen > 0, memory.average, blocks.lengths)

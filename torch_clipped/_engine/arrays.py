@@ -21,8 +21,8 @@ from torch import Tensor
 __all__ = [
     "ACCELERATOR",
     "HOST",
-    "Array",
     "Arrays",
+    "Numbers",
     "accumulation_dtype",
     "arrays_of",
     "arrays_on",
@@ -32,40 +32,40 @@ __all__ = [
 ]
 
 
-class Array(Protocol):
+class Numbers(Protocol):
     """Numbers or truth values: an array or a scalar of numpy, or a tensor."""
 
     @property
     def ndim(self) -> int: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, key: object, /) -> Array: ...
-    def __setitem__(self, key: object, value: Array | float, /) -> None: ...
-    def __add__(self, other: Array | float, /) -> Array: ...
-    def __sub__(self, other: Array | float, /) -> Array: ...
-    def __rsub__(self, other: float, /) -> Array: ...
-    def __mul__(self, other: Array | float, /) -> Array: ...
-    def __rmul__(self, other: float, /) -> Array: ...
-    def __truediv__(self, other: Array | float, /) -> Array: ...
-    def __rtruediv__(self, other: float, /) -> Array: ...
-    def __pow__(self, other: Array | float, /) -> Array: ...
-    def __rpow__(self, other: float, /) -> Array: ...
-    def __mod__(self, other: int, /) -> Array: ...
-    def __rshift__(self, other: int, /) -> Array: ...
-    def __lt__(self, other: Array | float, /) -> Array: ...
-    def __le__(self, other: Array | float, /) -> Array: ...
-    def __gt__(self, other: Array | float, /) -> Array: ...
-    def __ge__(self, other: Array | float, /) -> Array: ...
-    def __and__(self, other: Array | bool, /) -> Array: ...
-    def __or__(self, other: Array | bool, /) -> Array: ...
-    def __xor__(self, other: Array | int, /) -> Array: ...
-    def __invert__(self) -> Array: ...
+    def __getitem__(self, key: object, /) -> Numbers: ...
+    def __setitem__(self, key: object, value: Numbers | float, /) -> None: ...
+    def __add__(self, other: Numbers | float, /) -> Numbers: ...
+    def __sub__(self, other: Numbers | float, /) -> Numbers: ...
+    def __rsub__(self, other: float, /) -> Numbers: ...
+    def __mul__(self, other: Numbers | float, /) -> Numbers: ...
+    def __rmul__(self, other: float, /) -> Numbers: ...
+    def __truediv__(self, other: Numbers | float, /) -> Numbers: ...
+    def __rtruediv__(self, other: float, /) -> Numbers: ...
+    def __pow__(self, other: Numbers | float, /) -> Numbers: ...
+    def __rpow__(self, other: float, /) -> Numbers: ...
+    def __mod__(self, other: int, /) -> Numbers: ...
+    def __rshift__(self, other: int, /) -> Numbers: ...
+    def __lt__(self, other: Numbers | float, /) -> Numbers: ...
+    def __le__(self, other: Numbers | float, /) -> Numbers: ...
+    def __gt__(self, other: Numbers | float, /) -> Numbers: ...
+    def __ge__(self, other: Numbers | float, /) -> Numbers: ...
+    def __and__(self, other: Numbers | bool, /) -> Numbers: ...
+    def __or__(self, other: Numbers | bool, /) -> Numbers: ...
+    def __xor__(self, other: Numbers | int, /) -> Numbers: ...
+    def __invert__(self) -> Numbers: ...
     def __float__(self) -> float: ...
     def __bool__(self) -> bool: ...
-    def sum(self, axis: int = ..., /) -> Array: ...
+    def sum(self, axis: int = ..., /) -> Numbers: ...
     def tolist(self) -> Any: ...
 
 
-Moments = tuple[Array, Array, Array]
+Moments = tuple[Numbers, Numbers, Numbers]
 
 
 class Arrays(ABC):
@@ -74,63 +74,63 @@ class Arrays(ABC):
     is_host: bool
 
     @abstractmethod
-    def where(self, condition: Array, one: Array | float, other: Array | float) -> Array:
+    def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
         """Return ``one`` where the condition holds, else ``other``."""
 
     @abstractmethod
-    def full_like(self, like: Array, number: Array | float) -> Array:
+    def full_like(self, like: Numbers, number: Numbers | float) -> Numbers:
         """Return the number in the shape of ``like``."""
 
     @abstractmethod
-    def isfinite(self, values: Array) -> Array:
+    def isfinite(self, values: Numbers) -> Numbers:
         """Return which values are neither inf nor NaN."""
 
     @abstractmethod
-    def minimum(self, one: Array, other: Array) -> Array:
+    def minimum(self, one: Numbers, other: Numbers) -> Numbers:
         """Return the smaller of two values, one by one."""
 
     @abstractmethod
-    def at_least(self, values: Array, smallest: float) -> Array:
+    def at_least(self, values: Numbers, smallest: float) -> Numbers:
         """Return the values, smaller ones replaced by ``smallest``."""
 
     @abstractmethod
-    def at_most(self, values: Array, largest: float) -> Array:
+    def at_most(self, values: Numbers, largest: float) -> Numbers:
         """Return the values, larger ones replaced by ``largest``."""
 
     @abstractmethod
-    def surely(self, condition: Array) -> bool:
+    def surely(self, condition: Numbers) -> bool:
         """Return whether the condition holds, as far as that is known without waiting: on an accelerator never."""
 
     @abstractmethod
-    def concatenate(self, parts: Sequence[Array]) -> Array:
+    def concatenate(self, parts: Sequence[Numbers]) -> Numbers:
         """Return the values of all parts in a row."""
 
     @abstractmethod
-    def stack(self, values: Sequence[Array]) -> Array:
+    def stack(self, values: Sequence[Numbers]) -> Numbers:
         """Return the values as the entries of one array."""
 
     @abstractmethod
-    def any(self, condition: Array) -> Array:
+    def any(self, condition: Numbers) -> Numbers:
         """Return whether the condition holds anywhere."""
 
     @abstractmethod
-    def all(self, condition: Array) -> Array:
+    def all(self, condition: Numbers) -> Numbers:
         """Return whether the condition holds everywhere."""
 
     @abstractmethod
-    def norm(self, norms: Array, norm_type: float) -> Array:
+    def norm(self, norms: Numbers, norm_type: float) -> Numbers:
         """Return the p-norm of a vector whose parts have these p-norms; 0 of no parts."""
 
     @abstractmethod
-    def median(self, values: Array, chosen: Array) -> Array:
+    def median(self, values: Numbers, chosen: Numbers) -> Numbers:
         """Return the median of the chosen values; NaN if none is chosen."""
 
     @abstractmethod
-    def push(self, history: SimpleNamespace, values: Array, valid: Array) -> None:
+    def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
         """Record the values of the blocks that are ``valid`` in a history."""
 
     @abstractmethod
-    def quantile(self, history: SimpleNamespace, probability: float) -> Array:
+    def quantile(self, history: SimpleNamespace, probability: float) -> Numbers:
         """Return the quantile of each block's recorded values, linear between order statistics; inf where there are none."""
 
     @abstractmethod
@@ -143,62 +143,62 @@ class HostArrays(Arrays):
 
     is_host = True
 
-    def where(self, condition: Array, one: Array | float, other: Array | float) -> Array:
+    def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
         if isinstance(condition, (np.bool_, bool)):
             chosen = one if condition else other
-            return cast(Array, np.float64(chosen) if isinstance(chosen, (float, int)) else chosen)
-        return cast(Array, np.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
+            return cast(Numbers, np.float64(chosen) if isinstance(chosen, (float, int)) else chosen)
+        return cast(Numbers, np.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
 
-    def full_like(self, like: Array, number: Array | float) -> Array:
-        return cast(Array, np.float64(cast(float, number)) if isinstance(like, np.float64) else np.full_like(like, number))
+    def full_like(self, like: Numbers, number: Numbers | float) -> Numbers:
+        return cast(Numbers, np.float64(cast(float, number)) if isinstance(like, np.float64) else np.full_like(like, number))
 
-    def isfinite(self, values: Array) -> Array:
-        return cast(Array, np.isfinite(cast(Any, values)))
+    def isfinite(self, values: Numbers) -> Numbers:
+        return cast(Numbers, np.isfinite(cast(Any, values)))
 
-    def minimum(self, one: Array, other: Array) -> Array:
-        return cast(Array, np.minimum(cast(Any, one), cast(Any, other)))
+    def minimum(self, one: Numbers, other: Numbers) -> Numbers:
+        return cast(Numbers, np.minimum(cast(Any, one), cast(Any, other)))
 
-    def at_least(self, values: Array, smallest: float) -> Array:
-        return cast(Array, np.maximum(cast(Any, values), smallest))
+    def at_least(self, values: Numbers, smallest: float) -> Numbers:
+        return cast(Numbers, np.maximum(cast(Any, values), smallest))
 
-    def at_most(self, values: Array, largest: float) -> Array:
-        return cast(Array, np.minimum(cast(Any, values), largest))
+    def at_most(self, values: Numbers, largest: float) -> Numbers:
+        return cast(Numbers, np.minimum(cast(Any, values), largest))
 
-    def surely(self, condition: Array) -> bool:
+    def surely(self, condition: Numbers) -> bool:
         return bool(condition)
 
-    def concatenate(self, parts: Sequence[Array]) -> Array:
-        return cast(Array, np.concatenate(cast(Any, parts)))
+    def concatenate(self, parts: Sequence[Numbers]) -> Numbers:
+        return cast(Numbers, np.concatenate(cast(Any, parts)))
 
-    def stack(self, values: Sequence[Array]) -> Array:
-        return cast(Array, np.array(values))
+    def stack(self, values: Sequence[Numbers]) -> Numbers:
+        return cast(Numbers, np.array(values))
 
-    def any(self, condition: Array) -> Array:
-        return cast(Array, condition if condition.ndim == 0 else np.logical_or.reduce(cast(Any, condition)))
+    def any(self, condition: Numbers) -> Numbers:
+        return cast(Numbers, condition if condition.ndim == 0 else np.logical_or.reduce(cast(Any, condition)))
 
-    def all(self, condition: Array) -> Array:
-        return cast(Array, condition if condition.ndim == 0 else np.logical_and.reduce(cast(Any, condition)))
+    def all(self, condition: Numbers) -> Numbers:
+        return cast(Numbers, condition if condition.ndim == 0 else np.logical_and.reduce(cast(Any, condition)))
 
-    def norm(self, norms: Array, norm_type: float) -> Array:
+    def norm(self, norms: Numbers, norm_type: float) -> Numbers:
         parts = cast(Any, norms)
         if len(parts) == 1:
-            return cast(Array, parts[0])
+            return cast(Numbers, parts[0])
         if norm_type == 2:
             norm = np.sqrt(np.add.reduce(parts * parts))  # not @, whose threads take milliseconds to wake up
             if 1e-150 < norm < 1e150:  # no square overflowed or vanished
-                return cast(Array, norm)
+                return cast(Numbers, norm)
         largest = np.max(parts, initial=0.0)
         if norm_type == math.inf or not 0 < largest < math.inf:
-            return cast(Array, largest)
-        return cast(Array, ((parts / largest) ** norm_type).sum() ** (1 / norm_type) * largest)
+            return cast(Numbers, largest)
+        return cast(Numbers, ((parts / largest) ** norm_type).sum() ** (1 / norm_type) * largest)
 
-    def median(self, values: Array, chosen: Array) -> Array:
+    def median(self, values: Numbers, chosen: Numbers) -> Numbers:
         if values.ndim == 0:
             return values
         kept = cast(Any, values)[chosen] if len(values) > 1 else values
-        return cast(Array, np.median(cast(Any, kept)) if len(kept) else np.float64(math.nan))
+        return cast(Numbers, np.median(cast(Any, kept)) if len(kept) else np.float64(math.nan))
 
-    def push(self, history: SimpleNamespace, values: Array, valid: Array) -> None:
+    def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
         window = len(history.lengths)
         ring, count = history.lengths.reshape(window, -1), history.count.reshape(-1)
         ordered = getattr(history, "ordered", None)
@@ -215,11 +215,11 @@ class HostArrays(Arrays):
             ring[row, block] = value
             count[block] = recorded + 1
 
-    def quantile(self, history: SimpleNamespace, probability: float) -> Array:
+    def quantile(self, history: SimpleNamespace, probability: float) -> Numbers:
         if not hasattr(history, "ordered"):  # sorted once after a start or a load, kept sorted by push
             history.ordered = [array("d", np.sort(chronological(history, block))) for block in range(history.count.size)]
         quantiles = [_sorted_quantile(values, probability) for values in history.ordered]
-        return cast(Array, np.array(quantiles) if history.count.ndim else np.float64(quantiles[0]))
+        return cast(Numbers, np.array(quantiles) if history.count.ndim else np.float64(quantiles[0]))
 
     def mean_and_std(self, history: SimpleNamespace) -> Moments:
         window, known = len(history.lengths), np.minimum(history.count, len(history.lengths))
@@ -239,57 +239,59 @@ class AcceleratorArrays(Arrays):
 
     is_host = False
 
-    def where(self, condition: Array, one: Array | float, other: Array | float) -> Array:
-        return cast(Array, torch.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
+    def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
+        return cast(Numbers, torch.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
 
-    def full_like(self, like: Array, number: Array | float) -> Array:
+    def full_like(self, like: Numbers, number: Numbers | float) -> Numbers:
         shape = cast(Tensor, like)
-        return cast(Array, number.expand_as(shape) if isinstance(number, Tensor) else torch.full_like(shape, cast(float, number)))
+        return cast(
+            Numbers, number.expand_as(shape) if isinstance(number, Tensor) else torch.full_like(shape, cast(float, number))
+        )
 
-    def isfinite(self, values: Array) -> Array:
+    def isfinite(self, values: Numbers) -> Numbers:
         return values < math.inf  # of what is not negative; one kernel where torch.isfinite has four
 
-    def minimum(self, one: Array, other: Array) -> Array:
-        return cast(Array, torch.minimum(cast(Tensor, one), cast(Tensor, other)))
+    def minimum(self, one: Numbers, other: Numbers) -> Numbers:
+        return cast(Numbers, torch.minimum(cast(Tensor, one), cast(Tensor, other)))
 
-    def at_least(self, values: Array, smallest: float) -> Array:
-        return cast(Array, cast(Tensor, values).clamp(min=smallest))
+    def at_least(self, values: Numbers, smallest: float) -> Numbers:
+        return cast(Numbers, cast(Tensor, values).clamp(min=smallest))
 
-    def at_most(self, values: Array, largest: float) -> Array:
-        return cast(Array, cast(Tensor, values).clamp(max=largest))
+    def at_most(self, values: Numbers, largest: float) -> Numbers:
+        return cast(Numbers, cast(Tensor, values).clamp(max=largest))
 
-    def surely(self, condition: Array) -> bool:
+    def surely(self, condition: Numbers) -> bool:
         return False
 
-    def concatenate(self, parts: Sequence[Array]) -> Array:
-        return cast(Array, torch.cat(cast(Any, parts)))
+    def concatenate(self, parts: Sequence[Numbers]) -> Numbers:
+        return cast(Numbers, torch.cat(cast(Any, parts)))
 
-    def stack(self, values: Sequence[Array]) -> Array:
-        return cast(Array, torch.stack(cast(Any, values)))
+    def stack(self, values: Sequence[Numbers]) -> Numbers:
+        return cast(Numbers, torch.stack(cast(Any, values)))
 
-    def any(self, condition: Array) -> Array:
-        return condition if condition.ndim == 0 else cast(Array, cast(Tensor, condition).any())
+    def any(self, condition: Numbers) -> Numbers:
+        return condition if condition.ndim == 0 else cast(Numbers, cast(Tensor, condition).any())
 
-    def all(self, condition: Array) -> Array:
-        return condition if condition.ndim == 0 else cast(Array, cast(Tensor, condition).all())
+    def all(self, condition: Numbers) -> Numbers:
+        return condition if condition.ndim == 0 else cast(Numbers, cast(Tensor, condition).all())
 
-    def norm(self, norms: Array, norm_type: float) -> Array:
+    def norm(self, norms: Numbers, norm_type: float) -> Numbers:
         parts = cast(Tensor, norms)
         if len(parts) == 0:
-            return cast(Array, parts.sum())
+            return cast(Numbers, parts.sum())
         # squares of float32 fit float64; greater powers may leave its range, which only the host notices and mends
-        return cast(Array, parts[0] if len(parts) == 1 else torch.linalg.vector_norm(parts, norm_type))
+        return cast(Numbers, parts[0] if len(parts) == 1 else torch.linalg.vector_norm(parts, norm_type))
 
-    def median(self, values: Array, chosen: Array) -> Array:
+    def median(self, values: Numbers, chosen: Numbers) -> Numbers:
         if values.ndim == 0:
             return values
         if len(values) < 2:
             return values[0] if len(values) else values.sum() * math.nan
         kept = torch.where(cast(Any, chosen), cast(Any, values), math.nan)
         middle = [kept.nanquantile(0.5, interpolation=side) for side in ("lower", "higher")]  # "linear" makes NaN of two infs
-        return cast(Array, (middle[0] + middle[1]) / 2)
+        return cast(Numbers, (middle[0] + middle[1]) / 2)
 
-    def push(self, history: SimpleNamespace, values: Array, valid: Array) -> None:
+    def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
         window, ordered, new = len(history.lengths), getattr(history, "ordered", None), cast(Tensor, values)
         row = (history.count % window)[None]
         oldest = history.lengths.gather(0, row)[0]
@@ -302,7 +304,7 @@ class AcceleratorArrays(Arrays):
         history.lengths.scatter_(0, row, torch.where(cast(Any, valid), new.to(oldest.dtype), oldest)[None])
         history.count += valid
 
-    def quantile(self, history: SimpleNamespace, probability: float) -> Array:
+    def quantile(self, history: SimpleNamespace, probability: float) -> Numbers:
         window = len(history.lengths)
         if not hasattr(history, "ordered"):  # sorted once after a start or a load, kept sorted by push
             history.ordered = history.lengths.masked_fill(~_is_known(history), torch.inf).sort(dim=0).values
@@ -311,7 +313,7 @@ class AcceleratorArrays(Arrays):
         lower = position.long()
         upper = torch.minimum(lower + 1, (known - 1).clamp(min=0))
         low, high = ordered.gather(0, lower[None])[0], ordered.gather(0, upper[None])[0]
-        return cast(Array, torch.where(known > 0, torch.lerp(low, high, position - lower), torch.inf))
+        return cast(Numbers, torch.where(known > 0, torch.lerp(low, high, position - lower), torch.inf))
 
     def mean_and_std(self, history: SimpleNamespace) -> Moments:
         is_known, known = _is_known(history), history.count.clamp(max=len(history.lengths))

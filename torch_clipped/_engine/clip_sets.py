@@ -16,7 +16,7 @@ from ..clipping import Clipping
 from ..decisions import uniform
 from ..thresholds import Blocks, Constant
 from .arguments import Arguments
-from .arrays import Array, Arrays
+from .arrays import Arrays, Numbers
 from .norms import accelerator_norms, host_norms
 from .records import Record, StepValues
 from .sharding import Shards, lay_out_gradients, local
@@ -92,11 +92,11 @@ class ClipSet:
         known = (clip_set.shards for clip_set in former if clip_set.shards and clip_set.shards.are_of(*made_of))
         return next(known, None) or Shards(*made_of)
 
-    def _find_divisors(self) -> Array | None:
+    def _find_divisors(self) -> Numbers | None:
         if self.measure.divisor is None:
             return None
         values = torch.from_numpy(np.repeat([float(self.measure.divisor(p)) for p in self.params], self.counts))
-        return cast(Array, values.numpy() if self.arrays.is_host else values.to(self.device))
+        return cast(Numbers, values.numpy() if self.arrays.is_host else values.to(self.device))
 
     def gradients(self) -> Gradients:
         """Return the gradients, ready to be changed in place.
@@ -119,17 +119,17 @@ class ClipSet:
                 grads[i] = self.params[i].grad = grad.contiguous()
         return Gradients([None if grad is None else local(grad) for grad in grads] if self.shards else grads, are_plain=False)
 
-    def norms(self, tensors: Sequence[Tensor | None], are_plain: bool = False) -> Array:
+    def norms(self, tensors: Sequence[Tensor | None], are_plain: bool = False) -> Numbers:
         """Return the norm of each block, or of each tensor where all are one block."""
         if self.arrays.is_host:
-            norms: Array = host_norms(tensors, self._own_counts, self.norm_type, are_plain)
+            norms: Numbers = host_norms(tensors, self._own_counts, self.norm_type, are_plain)
         else:
-            norms = cast(Array, accelerator_norms(tensors, self._own_counts, self.norm_type, self.device))
+            norms = cast(Numbers, accelerator_norms(tensors, self._own_counts, self.norm_type, self.device))
         if self.shards:
             norms = self.shards.lengths(norms, self.norm_type)
         return norms if self._divisors is None else norms / self._divisors
 
-    def lengths(self, grads: Gradients) -> Array:
+    def lengths(self, grads: Gradients) -> Numbers:
         """Return the length of each block (blocks,), without a dimension where all is one block."""
         if not self.measure.is_one_block:
             return self.norms(*grads)
@@ -137,45 +137,45 @@ class ClipSet:
             return self.arrays.norm(self.norms(*grads), self.norm_type)
         return self.arrays.norm(host_norms(grads.tensors, None, self.norm_type, grads.are_plain), self.norm_type)
 
-    def norm(self, lengths: Array) -> Array:
+    def norm(self, lengths: Numbers) -> Numbers:
         """Return the norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
         if not self.measure.gives_norm:
             return lengths.sum() * math.nan
         return lengths if lengths.ndim == 0 else self.arrays.norm(lengths, self.norm_type)
 
-    def blocks(self, lengths: Array, valid: Array, step: Any, skip: Any) -> Blocks:
+    def blocks(self, lengths: Numbers, valid: Numbers, step: Any, skip: Any) -> Blocks:
         """Return what thresholds may look at."""
         if skip is not False:
             valid = valid & ~skip
         return Blocks(lengths, valid, self.norm(lengths), step, self._weight_lengths, self.arrays)
 
-    def thresholds(self, blocks: Blocks) -> Array:
+    def thresholds(self, blocks: Blocks) -> Numbers:
         """Return the threshold of each block."""
         rule, level = self.rule.threshold, self.arguments.clipping_level
         if len(self.parts) == 1:
-            thresholds: Array = rule(blocks, level, self.parts[0].memory)
+            thresholds: Numbers = rule(blocks, level, self.parts[0].memory)
         else:
             whole = blocks._replace(weight_lengths=cache(self._weight_lengths))
             thresholds = self.arrays.concatenate([rule(whole.part(p.blocks), level, p.memory) for p in self.parts])
         return thresholds if self.threshold_scale == 1 else thresholds * self.threshold_scale
 
-    def decide(self, alpha: Array, blocks: Blocks) -> Array:
+    def decide(self, alpha: Numbers, blocks: Blocks) -> Numbers:
         """Return which blocks are clipped."""
         arguments = self.arguments
 
         def draw() -> Any:
             return uniform(arguments.clipping_seed, self.indices[0], blocks.step)
 
-        decided: Array = self.rule.decision(alpha, arguments.clipping_beta, draw)
+        decided: Numbers = self.rule.decision(alpha, arguments.clipping_beta, draw)
         return blocks.valid & decided
 
-    def scale_(self, grads: Gradients, coefficients: Array, thresholds: Array) -> None:
+    def scale_(self, grads: Gradients, coefficients: Numbers, thresholds: Numbers) -> None:
         """Make the blocks of the gradients as short as these values of each block say."""
         if self.shards and not self.measure.is_one_block:
             coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
         self.measure.scale_(grads.tensors, self._own_counts, coefficients, thresholds, self.arrays.is_host)
 
-    def remember(self, blocks: Blocks, thresholds: Array, coefficients: Array, skip: Any) -> StepValues:
+    def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, skip: Any) -> StepValues:
         """Let the threshold take notice of the step, and record it."""
         arrays, clipped_lengths = self.arrays, blocks.lengths * coefficients
         if len(self.parts) == 1:
@@ -191,7 +191,7 @@ class ClipSet:
         self.record.remember(values, arrays.any(coefficients < 1))
         return values
 
-    def shrinkage(self, values: StepValues, coefficients: Array) -> float:
+    def shrinkage(self, values: StepValues, coefficients: Numbers) -> float:
         """Return by how much the gradient was multiplied, on the host; NaN where the level is not in its unit."""
         if not isinstance(self.rule.threshold, Constant):
             return math.nan
@@ -199,7 +199,7 @@ class ClipSet:
             return float(values.clipped_norm / values.norm)
         return float(self.arrays.median(coefficients, values.valid))
 
-    def _weight_lengths(self) -> Array:
+    def _weight_lengths(self) -> Numbers:
         return self.lengths(Gradients([local(p) if is_real(p) else None for p in self.params], are_plain=False))
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .arrays import ACCELERATOR, HOST, Array, accumulation_dtype
+from .arrays import ACCELERATOR, HOST, Numbers, accumulation_dtype
 
 __all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "stored", "total_norm"]
 
@@ -58,6 +58,8 @@ def host_norms(
     """
     if are_plain:
         return _plain_norms(tensors, counts, norm_type)  # type: ignore[arg-type]
+    if counts is None:  # what has no gradient changes nothing, to the last bit
+        tensors = [t for t in tensors if t is not None]
     plain = [type(t) in PLAIN and not t.is_sparse for t in tensors]  # type: ignore[union-attr]
     if all(plain):
         return _plain_norms(tensors, counts, norm_type)  # type: ignore[arg-type]
@@ -80,7 +82,7 @@ def total_norm(tensors: Sequence[Tensor]) -> float:
     device = next((t.device for t in tensors if not t.is_cpu), None)
     if device is None:
         return float(HOST.norm(host_norms(tensors, None, 2.0), 2.0))
-    return float(ACCELERATOR.norm(cast(Array, accelerator_norms(tensors, None, 2.0, device)), 2.0))
+    return float(ACCELERATOR.norm(cast(Numbers, accelerator_norms(tensors, None, 2.0, device)), 2.0))
 
 
 class _Layout(NamedTuple):
@@ -229,7 +231,7 @@ def _large_norms(tensor: Tensor, count: int, norm_type: float) -> Any:
 
 def _norm_by_chunks(values: Tensor, norm_type: float) -> Any:
     parts = [_small_norms([chunk], _WHOLE, norm_type) for chunk in torch.split(values, _CHUNK)]
-    return HOST.norm(cast(Array, np.concatenate(parts)), norm_type)
+    return HOST.norm(cast(Numbers, np.concatenate(parts)), norm_type)
 
 
 def _odd_norms(tensor: Tensor, count: int, norm_type: float) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .arrays import Array, Arrays, as_tensor, chronological
+from .arrays import Arrays, Numbers, as_tensor, chronological
 from .monitor import StepMonitor
 from .state import Group, StateArrays
 
@@ -20,14 +20,14 @@ __all__ = ["Record", "StepValues", "Totals"]
 class StepValues(NamedTuple):
     """What a step has made of a clip set: the norm before and after clipping, and of each block threshold and coefficient."""
 
-    norm: Array
-    clipped_norm: Array
-    thresholds: Array
-    coefficients: Array  # NaN if the measure has none to report
-    valid: Array  # which blocks have a positive, finite length
-    recorded: Array  # whether the gradient is not zero
+    norm: Numbers
+    clipped_norm: Numbers
+    thresholds: Numbers
+    coefficients: Numbers  # NaN if the measure has none to report
+    valid: Numbers  # which blocks have a positive, finite length
+    recorded: Numbers  # whether the gradient is not zero
 
-    def summary(self, arrays: Arrays) -> list[Array]:
+    def summary(self, arrays: Arrays) -> list[Numbers]:
         """Return the four values of ``clipping_stats``; medians where there are many blocks."""
         return [
             self.norm,
@@ -50,21 +50,21 @@ class Record:
         """The number of steps before this one."""
         return int(self.counts[0]) if self.arrays.is_host else self.counts[0]
 
-    def count(self, recorded: Array, clipped: Array) -> None:
+    def count(self, recorded: Numbers, clipped: Numbers) -> None:
         """Count one more step if it was ``recorded``, and as clipped if something was ``clipped``."""
         self.counts[0] += recorded
         self.counts[1] += clipped
 
-    def count_skipped(self, skipped: Array) -> None:
+    def count_skipped(self, skipped: Numbers) -> None:
         """Count one more skipped step if it was."""
         self.counts[2] += skipped
 
-    def remember(self, values: StepValues, clipped: Array) -> None:
+    def remember(self, values: StepValues, clipped: Numbers) -> None:
         """Count a step and keep its values, if it is recorded."""
         self.count(values.recorded, clipped)
         self.keep((values,), values.recorded)
 
-    def keep(self, values: Sequence[StepValues], recorded: Array) -> None:
+    def keep(self, values: Sequence[StepValues], recorded: Numbers) -> None:
         """Keep these values of the step, if it is recorded."""
         if not self.arrays.is_host:
             last = torch.stack(cast(list[Tensor], self._summary(values)))
@@ -78,7 +78,7 @@ class Record:
             self.last[:] = self._summary(self._pending)
             self._pending = ()
 
-    def _summary(self, values: Sequence[StepValues]) -> list[Array]:
+    def _summary(self, values: Sequence[StepValues]) -> list[Numbers]:
         return values[0].summary(self.arrays)
 
     def statistics(self) -> dict[str, float]:
@@ -109,7 +109,7 @@ class Totals(Record):
         self.group, self.norm_type, self.monitor = group, norm_type, monitor
         self.norms = SimpleNamespace(lengths=state.of(group, "norms")[:, 0], count=state.of(group, "norms_count")[..., 0])
 
-    def remember_all(self, values: Sequence[StepValues], clipped: Sequence[Array], shrinkage: float) -> None:
+    def remember_all(self, values: Sequence[StepValues], clipped: Sequence[Numbers], shrinkage: float) -> None:
         """Count a step, and keep the values of the whole gradient from those of its clip sets.
 
         ``shrinkage``: by how much the gradient was multiplied, for the monitor on the host.
@@ -127,10 +127,10 @@ class Totals(Record):
         if self.norm_type is not None:
             arrays.push(self.norms, norm, arrays.isfinite(norm) & recorded)
 
-    def _norm(self, norms: Sequence[Array]) -> Array:
+    def _norm(self, norms: Sequence[Numbers]) -> Numbers:
         return norms[0] * math.nan if self.norm_type is None else self.arrays.norm(self.arrays.stack(norms), self.norm_type)
 
-    def _summary(self, values: Sequence[StepValues]) -> list[Array]:
+    def _summary(self, values: Sequence[StepValues]) -> list[Numbers]:
         if len(values) == 1:
             return values[0].summary(self.arrays)
         norms, clipped_norms, *others = zip(*[v.summary(self.arrays) for v in values], strict=True)

@@ -15,18 +15,18 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .arrays import Array, as_tensor
+from .arrays import Numbers, as_tensor
 from .norms import LOW_PRECISION, stored
 
 __all__ = ["Scaling", "clamp_entries_", "scale_all_", "scale_each_", "scale_units_"]
 
 Gradients = Sequence[Tensor | None]
-Scaling = Callable[[Gradients, Sequence[int], Array, Array, bool], None]
+Scaling = Callable[[Gradients, Sequence[int], Numbers, Numbers, bool], None]
 
 _SMALL = 1e-30  # coefficients below are multiplied in two steps: float32 has few digits left below 1e-38, and ends at 1e-45
 
 
-def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Array, thresholds: Array, is_host: bool) -> None:
+def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
     """Multiply every gradient by the one coefficient."""
     if is_host and coefficients < 1:
         _multiply_([g for g in reversed(grads) if g is not None], [float(coefficients)] * sum(g is not None for g in grads))
@@ -35,7 +35,7 @@ def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Array, thr
             _multiply_on_accelerator_([g for _, g in members], cast(Tensor, coefficients))
 
 
-def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Array, thresholds: Array, is_host: bool) -> None:
+def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
     """Multiply each gradient by its own coefficient."""
     if is_host:
         pairs = zip(reversed(grads), reversed(coefficients.tolist()), strict=True)
@@ -47,7 +47,7 @@ def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Array, th
         torch._foreach_mul_([g for _, g in members], [own[i] for i, _ in members])
 
 
-def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Array, thresholds: Array, is_host: bool) -> None:
+def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
     """Clamp the entries of each gradient whose coefficient says so to plus or minus its threshold.
 
     Complex ones are clamped by modulus; where that is inf, no direction is left to keep, and they stay as they are.
@@ -69,7 +69,7 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Array,
             values.clamp_(-bound, bound)  # type: ignore[arg-type]
 
 
-def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Array, thresholds: Array, is_host: bool) -> None:
+def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
     """Multiply each unit of each gradient by its own coefficient."""
     factors = as_tensor(coefficients)
     if is_host and not (factors.min() < 1 if len(factors) else False):

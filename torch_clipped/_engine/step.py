@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import Array, as_tensor
+from .arrays import Numbers, as_tensor
 from .clip_sets import ClipSet, Gradients
 from .norms import stored
 from .records import Totals
@@ -25,7 +25,7 @@ class ClipResult(NamedTuple):
     """What is left for the optimizer to do."""
 
     skip: Any  # leave this step out: a bool, or a bool tensor on an accelerator
-    norms: Sequence[Array] = ()  # of the clip sets, before clipping
+    norms: Sequence[Numbers] = ()  # of the clip sets, before clipping
     coefficient: Any = None  # still to be multiplied with all gradients; None if they are scaled already
 
 
@@ -33,9 +33,9 @@ class Measured(NamedTuple):
     """The gradients of a clip set and the lengths of its blocks (blocks,), without the gradient scaler's factor."""
 
     grads: Gradients
-    lengths: Array
-    is_finite: Array  # of each block
-    all_finite: Array
+    lengths: Numbers
+    is_finite: Numbers  # of each block
+    all_finite: Numbers
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def clip_(
         return ClipResult(skip, [v.norm for v in values], coefficients if in_kernel else None)
 
 
-def _is_for_kernel(clip_set: ClipSet, grads: Gradients, coefficient: Array) -> bool:
+def _is_for_kernel(clip_set: ClipSet, grads: Gradients, coefficient: Numbers) -> bool:
     """Return whether the factor of torch's kernels, the inverse of the coefficient in float32, is exact enough."""
     if clip_set.arrays.is_host and not 1e-30 <= float(coefficient) < 1:
         return float(coefficient) == 1

@@ -22,12 +22,35 @@ TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 POLICIES = ["skip", "error", "zero", "propagate"]
 BURSTS = {"zclip": 40, "adagc": 115}  # steps that are longer than a warm-up
 LOADS = ["fresh", "file", "in place", "through torch", "plain", "pickle", "deepcopy"]
-MOVES = ["share everything", "share the state_dict", "new storages", "new tensors", "share gradients", "pickle", "read statistics"]
+MOVES = [
+    "share everything",
+    "share the state_dict",
+    "share gradients",
+    "new storages",
+    "new tensors",
+    "pickle",
+    "read statistics",
+]
+ACTIONS = {
+    "step": 60,
+    "many steps": 1,
+    "edit": 14,
+    "add": 4,
+    "pop": 4,
+    "replace all": 1,
+    "reverse": 2,
+    "hand over": 6,
+    "load": 8,
+    "save": 4,
+    "restore": 6,
+    "move": 7,
+    "grow": 3,
+}
 
 
 class Action(NamedTuple):
     kind: str
-    details: Mapping[str, Any] = {}  # noqa: RUF012 (never changed)
+    details: Mapping[str, Any] = {}
 
     def __str__(self):
         return f"{self.kind}({', '.join(f'{key}={value!r}' for key, value in self.details.items())})"
@@ -100,14 +123,15 @@ def random_edit(rng, numbers):
 
 def random_action(rng):
     numbers = [rng.randrange(6) for _ in range(2)]
-    kind = rng.choices(
-        ["step", "edit", "add", "pop", "replace all", "reverse", "load", "save", "restore", "move", "grow"],
-        [60, 14, 4, 4, 1, 2, 8, 2, 3, 7, 3],
-    )[0]
+    kind = rng.choices([*ACTIONS], [*ACTIONS.values()])[0]
     if kind == "step":
         return random_step(rng)
+    if kind == "many steps":
+        return random_step(rng, kind, times=rng.randint(3, 30))
     if kind == "edit":
         return random_edit(rng, numbers)
+    if kind == "hand over":
+        return Action(kind, {"group": numbers[0], "other": numbers[1]})
     if kind in ("add", "replace all"):
         shapes = [rng.choice(SHAPES) for _ in range(rng.randint(1, 2))]
         return Action(kind, {"shapes": shapes, "arguments": random_arguments(rng)})
@@ -127,7 +151,7 @@ def random_sequence(rng, seed):
     optimizer = rng.choice(["sgd", "momentum", "adam", "adamw", "clipper"])
     if optimizer == "clipper":
         groups = [(groups[0][0], {})]
-    actions = [random_action(rng) for _ in range(rng.randint(6, 16))]
+    actions = [random_action(rng) for _ in range(rng.randint(8, 20))]
     if name in BURSTS:
         actions.insert(rng.randint(0, 4), random_step(rng, "many steps", times=BURSTS[name]))
     dtypes = rng.choice([[torch.float32], [torch.float32], [torch.float64], [torch.float32, torch.float64]])

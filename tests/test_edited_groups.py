@@ -187,6 +187,8 @@ def test_clip_sets_keep_their_counts_when_groups_change_places():
     optimizer = ClippedSGD(groups, lr=0.1)
     step(optimizer, 10)
     optimizer.param_groups.reverse()
+    for group in optimizer.param_groups:
+        group["params"][0].grad = parameter(5.0).grad
     step(optimizer)
     first, second = optimizer.clipping_stats(per_set=True)
     assert (first["steps"], second["steps"]) == (11, 11)

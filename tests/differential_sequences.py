@@ -98,7 +98,10 @@ def random_others(rng, most=1.0):
 def random_arguments(rng):
     if rng.random() < 0.4:
         return {}
-    return (random_type(rng) if rng.random() < 0.6 else {}) | (random_others(rng, 0.3) if rng.random() < 0.5 else {})
+    arguments = random_type(rng) if rng.random() < 0.6 else {}
+    if arguments.get("clipping_level", 0) is None:
+        del arguments["clipping_level"]  # a group that names its type takes that type's default
+    return arguments | (random_others(rng, 0.3) if rng.random() < 0.5 else {})
 
 
 def random_step(rng, kind="step", **details):
@@ -140,6 +143,13 @@ def random_action(rng):
     return Action(kind, {"pop": {"group": numbers[0]}, "grow": {"parameter": numbers[0]}}.get(kind, {}))
 
 
+def random_burst(rng, name):
+    """More steps than the warm-up of this type has, then more of the other type that has one."""
+    steps = [random_step(rng, "many steps", times=times) for times in (BURSTS[name], 8)]
+    other = next(one for one in BURSTS if one != name)
+    return [steps[0], Action("edit", {"group": 0} | random_type(rng, other)), steps[1]]
+
+
 def random_sequence(rng, seed):
     """One sequence; its clipping type is used longer than the warm-up that it has."""
     name = TYPES[seed % len(TYPES)]
@@ -153,7 +163,9 @@ def random_sequence(rng, seed):
         groups = [(groups[0][0], {})]
     actions = [random_action(rng) for _ in range(rng.randint(8, 20))]
     if name in BURSTS:
-        actions.insert(rng.randint(0, 4), random_step(rng, "many steps", times=BURSTS[name]))
+        actions[1:1] = random_burst(rng, name)
+        if rng.random() < 0.4:  # one tensor, whose average the other type must not take over
+            groups = [([rng.choice(SHAPES[:5])], {})]
     dtypes = rng.choice([[torch.float32], [torch.float32], [torch.float64], [torch.float32, torch.float64]])
     flags = rng.choice(["chosen", "chosen", "fused", "foreach", "loop"])
     return Sequence(seed, optimizer, flags, dtypes, defaults, groups, actions)

@@ -142,8 +142,7 @@ class Actions:
         if self.clipped_class is None or len(self.model.groups) < 2:
             return False
         group, other = group % len(self.model.groups), other % len(self.model.groups)
-        names = self.model.groups[group].names
-        if group == other or len(names) < 2:
+        if group == other or len(self.model.groups[group].names) < 2:
             return False
         if any(len(block) == 1 for _, _, block in self.model.memories):  # kept by group, not promised to follow one tensor
             return False

@@ -61,26 +61,39 @@ class Run(Actions):
         for offset in range(times):
             self.step(offset=offset, **details)
 
-    def step(self, offset=0, **details):
-        params = self.params()
-        grads = random_gradients(details, [p.shape for p in params], [p.dtype for p in params], offset)
-        left_to_torch = [group.arguments["clipping_type"] == "none" for group in self.model.groups for _ in group.names]
-        for p, g, is_left in zip(params, grads, left_to_torch, strict=True):
-            # torch's fused kernels take a transposed gradient in the wrong order
-            p.grad = g.contiguous() if is_left and g is not None and self.sequence.flags == "fused" else g
+    def step(self, offset=0, closure=False, **details):
+        params, grads = self.params(), self.gradients(details, offset)
+
+        def give_gradients():
+            for p, g in zip(params, grads, strict=True):
+                p.grad = g
+
         before = [p.detach().clone() for p in params]
-        grads = [None if p.grad is None else p.grad.double().numpy().copy() for p in params]
-        wanted = self.model.step(grads)
+        clipped = [None if g is None else g.double().numpy().copy() for g in grads]
+        wanted = self.model.step(clipped)
         try:
-            self.optimizer.step()
+            if closure and self.clipped_class is not None:
+                self.optimizer.step(give_gradients)
+            else:
+                give_gradients()
+                self.optimizer.step()
             if wanted == "error":
                 raise DifferenceError("no error was raised")
         except RuntimeError as error:
             if wanted != "error" or "parameter group" not in str(error):
                 raise
         self.count(wanted, details)
-        self.compare(grads)
+        self.compare(clipped)
         self.heal(before)
+
+    def gradients(self, details, offset):
+        params = self.params()
+        grads = random_gradients(details, [p.shape for p in params], [p.dtype for p in params], offset)
+        if self.sequence.flags != "fused":
+            return grads
+        left_to_torch = [group.arguments["clipping_type"] == "none" for group in self.model.groups for _ in group.names]
+        # torch's fused kernels take a transposed gradient in the wrong order
+        return [g.contiguous() if left and g is not None else g for g, left in zip(grads, left_to_torch, strict=True)]
 
     def count(self, result, details):
         self.counts.update([f"step {result}", *(f"gradient {kind}" for kind in {*details["kinds"]}), *self.model.events])

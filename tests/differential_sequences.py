@@ -108,6 +108,7 @@ def random_step(rng, kind="step", **details):
     kinds = [rng.choice(["usual"] * 6 + ["transposed", "stride 0", "none", "zeros", "spike"]) for _ in range(rng.randint(1, 4))]
     if rng.random() < 0.06:
         kinds = [rng.choice(["none", "zeros"])]
+    details |= {"closure": True} if rng.random() < 0.1 else {}
     details |= {"seed": rng.randrange(2**32), "scale": round(10 ** rng.uniform(-1.5, 0.7), 4), "kinds": kinds}
     if kind == "step" and rng.random() < 0.25:
         places = [rng.randrange(8) for _ in range(rng.randint(1, 2))]

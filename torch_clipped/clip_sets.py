@@ -212,7 +212,9 @@ class CurrentSets:
             _move_state(self._totals.group, home, ("steps", "last", "norms", "norms_count"))
             for rule, arguments, indices in rules:
                 if rule is not None:
-                    self._move_or_forget(rule, arguments, [groups[i] for i in indices])
+                    members_now = [groups[i] for i in indices]
+                    self._move_counts(members_now)
+                    self._move_or_forget(rule, arguments, members_now)
         memories = [prepared_memory(group, arguments, device) for group, arguments in zip(groups, found, strict=True)]
         for group, arguments, memory in zip(groups, found, memories, strict=True):
             group.update(arguments.as_dict())
@@ -237,6 +239,12 @@ class CurrentSets:
         for i, (group, arguments) in enumerate(zip(groups, found, strict=True)):
             former = next((former for known, former in written if known is group), arguments)
             warn_of_kept_level(i, former, arguments)
+
+    def _move_counts(self, groups: Sequence[Group]) -> None:
+        """Find the counts of a clip set whose groups stand in another order."""
+        for former in self._sets:
+            if {id(group) for group in former.groups} == {id(group) for group in groups}:
+                _move_state(former.groups[0], groups[0], ("set_steps", "set_last"))
 
     def _move_or_forget(self, rule: Clipping, arguments: Arguments, groups: Sequence[Group]) -> None:
         """Find the state of a clip set where it was, or start it anew where its norms would be those of another gradient."""
@@ -263,10 +271,10 @@ def _parts(rule: Clipping, groups: Sequence[Group]) -> list[Sequence[Group]]:
 
 
 def _source(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> tuple[Any, ...]:
-    """Return what norms are taken of, and how: only norms that agree in it make one history."""
+    """Return what norms are taken of, how, and what is kept of them: only norms that agree in it make one history."""
     measure, params = MEASURES[rule.measure], [id(p) for p in _params(part)]
     blocks = frozenset(params) if measure.blocks_in is None and len(params) > 1 else tuple(params)
-    return measure.norms, arguments.norm_type, blocks
+    return measure.norms, arguments.norm_type, tuple(rule.threshold.memory(1, 2)), blocks
 
 
 def _move_state(former: Group, group: Group, names: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +60,11 @@ def suggest_level(norms: Sequence[Any] | Tensor | Any, clip_rate: float = 0.1) -
 
 
 def _positive_numbers(norms: Any) -> Tensor:
+    masked = getattr(norms, "mask", None)
+    if masked is not None and np.any(masked):
+        raise ValueError("norms must not be masked, got an array with masked entries: pass norms.compressed()")
     try:
-        values = torch.as_tensor(norms, dtype=torch.float64).detach().cpu()
+        values = torch.as_tensor(norms, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"norms must be a list, array or tensor of numbers, got {norms!r} ({error})") from None
     if values.dim() != 1 or len(values) == 0:

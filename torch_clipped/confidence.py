@@ -75,7 +75,7 @@ def checked(name: str, samples: Samples, smallest: int, signed: bool = False) ->
 
 def refuse_masked(name: str, samples: Any) -> None:
     """Raise ValueError if samples are masked: numpy would take them for samples like the others."""
-    masked = int(np.ma.count_masked(samples)) if isinstance(samples, np.ma.MaskedArray) else 0
+    masked = int(np.ma.getmaskarray(samples).sum()) if isinstance(samples, np.ma.MaskedArray) else 0
     if masked:
         raise ValueError(f"{name} must not be masked, got {masked} masked of {samples.size} samples: pass {name}.compressed()")
 

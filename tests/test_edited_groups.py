@@ -1,6 +1,8 @@
 """Parameter groups that are added, taken out, merged, split or edited between steps: what is remembered, and what is told."""
 
+import copy
 import math
+import pickle
 from collections import defaultdict
 
 import pytest
@@ -123,6 +125,74 @@ def test_norms_of_another_kind_are_another_history():
     optimizer.param_groups[0]["params"][0].grad = parameter(4.0).grad
     step(optimizer)
     assert optimizer.clipping_stats()["threshold"] == pytest.approx(2.0)
+
+
+def test_zclip_and_adagc_do_not_take_over_averages_of_each_other():
+    for former, now in (("adagc", "zclip"), ("zclip", "adagc")):
+        optimizer = ClippedSGD([parameter(1.0)], lr=0.1, clipping_type=former)
+        step(optimizer, 110)
+        optimizer.param_groups[0].update(clipping_type=now, clipping_level=None)
+        optimizer.param_groups[0]["params"][0].grad = parameter(5.0).grad
+        step(optimizer)
+        assert optimizer.clipping_stats()["coefficient"] == 1
+
+
+EDITS = {
+    "norm of another kind": lambda groups: [group.update(norm_type=math.inf) for group in groups],
+    "split": lambda groups: groups[1].update(clipping_window=900),
+    "group taken out": lambda groups: groups.pop(0),
+    "groups in another order": lambda groups: groups.reverse(),
+    "window made shorter": lambda groups: [group.update(clipping_window=3) for group in groups],
+}
+SAVES = {
+    "state_dict": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()) or optimizer,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda optimizer: pickle.loads(pickle.dumps(optimizer)),
+}
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("clipping_type", ["auto", "layer_wise_auto", "zclip"])
+def test_groups_that_are_edited_and_saved_before_a_step_go_on_as_without_saving(clipping_type, edit, save):
+    def run(save):
+        params = [parameter(norm, size) for norm, size in ((3.0, 2), (4.0, 5), (5.0, 3))]
+        groups = [{"params": params[:1]}, {"params": params[1:]}]
+        optimizer = ClippedSGD(groups, lr=0.1, clipping_type=clipping_type)
+        step(optimizer, 10)
+        EDITS[edit](optimizer.param_groups)
+        optimizer = save(optimizer)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = parameter(len(p), len(p)).grad
+        step(optimizer, 3)
+        return optimizer.clipping_stats(), optimizer.clipping_stats(per_set=True), optimizer.grad_norms().tolist()
+
+    wanted = run(lambda optimizer: optimizer)
+    assert run(SAVES[save]) == wanted
+    assert wanted[0]["steps"] == 13
+
+
+def test_state_of_groups_with_a_wrong_argument_can_still_be_saved():
+    optimizer = ClippedSGD([parameter(3.0)], lr=0.1, clipping_type="auto")
+    step(optimizer, 4)
+    optimizer.param_groups[0]["clipping_level"] = -1
+    with pytest.raises(ValueError, match="clipping_level"):
+        optimizer.step()
+    assert optimizer.state_dict()["param_groups"][0]["clipping_memory_steps"].tolist() == [4, 0, 0]
+
+
+def test_clip_sets_keep_their_counts_when_groups_change_places():
+    groups = [{"params": [parameter(3.0)]}, {"params": [parameter(4.0)], "clipping_level": 9.0}, {"params": [parameter(5.0)]}]
+    optimizer = ClippedSGD(groups, lr=0.1)
+    step(optimizer, 10)
+    optimizer.param_groups.reverse()
+    for group in optimizer.param_groups:
+        group["params"][0].grad = parameter(5.0).grad
+    step(optimizer)
+    first, second = optimizer.clipping_stats(per_set=True)
+    assert (first["steps"], second["steps"]) == (11, 11)
+    assert (first["clipped_steps"], second["clipped_steps"]) == (11, 0)
 
 
 def test_added_group_brings_no_state_of_another_optimizer():

@@ -307,6 +307,23 @@ def test_lengths_of_any_kind_of_number_are_taken(lengths):
     assert hill_index(lengths) == hill_index(np.arange(1.0, 41.0))
 
 
+@pytest.mark.parametrize("statistic", [*STATISTICS, stable_index])
+def test_masked_samples_are_refused_and_an_empty_mask_is_none(statistic):
+    samples = np.ma.masked_greater(np.arange(1.0, 41.0), 38.0)
+    with pytest.raises(ValueError, match=r"(lengths|samples) must not be masked, got 2 masked of 40 samples: pass .*compressed"):
+        statistic(samples)
+    everything = np.ma.masked_greater(np.arange(1.0, 41.0), 99.0)
+    assert repr(statistic(everything)) == repr(statistic(np.arange(1.0, 41.0)))
+
+
+def test_resamples_are_bounded_by_the_number_of_samples():
+    samples = np.random.default_rng(0).pareto(2.0, 100_000) + 1
+    many, bounded = (hill_index(samples, resamples=resamples) for resamples in (10**9, 200))
+    assert many == bounded
+    error = many.value / 5000**0.5  # the standard error of the index from its 5000 largest samples
+    assert 3.2 * error < many.high - many.low < 4.8 * error
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

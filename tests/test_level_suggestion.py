@@ -88,11 +88,17 @@ def test_norms_of_an_optimizer_and_back_into_it():
         ("1.0", "norms must be a list.* got '1.0'"),
         (None, "norms must be a list.* got None"),
         ([1.0, "2"], "norms must be a list.*"),
+        (np.ma.masked_greater([1.0, 2.0, 9.0], 5.0), "norms must not be masked"),
     ],
 )
 def test_bad_norms_are_named(norms, words):
     with pytest.raises(ValueError, match=words):
         suggest_level(norms)
+
+
+def test_default_device_plays_no_part():
+    with torch.device("meta"):
+        assert suggest_level([1.0, 2.0, 9.0, 3.0, 4.0], clip_rate=0.2) == 4.0
 
 
 @pytest.mark.parametrize("clip_rate", [1, 1.0, -0.1, 90, math.nan, math.inf, "0.1", None, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, overload
 
 import torch
@@ -163,7 +164,7 @@ class Clipped(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copy and pickle; no copies, since a process that is being started needs tensors that live on."""
-        self._current_sets.put_back()
+        self._settle()
         state: dict[str, Any] = super().__getstate__()
         return state
 
@@ -186,11 +187,17 @@ class Clipped(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as torch does; what clipping remembers is in it as copies, which later steps do not change."""
-        self._current_sets.put_back()
+        self._settle()
         state_dict: dict[str, Any] = super().state_dict()
         if "param_groups" in state_dict:
             state_dict["param_groups"] = [copied(group) for group in state_dict["param_groups"]]
         return state_dict
+
+    def _settle(self) -> None:
+        """Make the state that of the groups as they are now, so that what is saved is what the next step would start from."""
+        with suppress(ValueError, TypeError):  # the next step names what is wrong; a last checkpoint can still be written
+            self._clip_sets()
+        self._current_sets.put_back()
 
     def __repr__(self) -> str:
         shown = object.__new__(type(self))  # not self: what is set on a wrapper that stands for the optimizer would stay on it

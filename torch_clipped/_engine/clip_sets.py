@@ -214,12 +214,13 @@ def parts_of(rule: Clipping, groups: Sequence[Group]) -> list[Sequence[Group]]:
 
 
 def source_of(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> tuple[Any, ...]:
-    """Return what norms are taken of, and how: only norms that agree in it make one history."""
+    """Return what norms are taken of, how, and what is kept of them: only norms that agree in it make one history."""
     measure, members = rule.measured, parameters(part)
     ids = [id(p) for p in members]
     blocks = frozenset(ids) if measure.is_one_block and len(ids) > 1 else tuple(ids)
     norm_type = arguments.norm_type if measure.norm_type is None else measure.norm_type
-    return norm_type, measure.divisor, tuple(block_counts(rule, members)), blocks
+    kept = tuple(rule.threshold.memory(1, 2))
+    return norm_type, measure.divisor, tuple(block_counts(rule, members)), kept, blocks
 
 
 def _threshold_memory(group: Group, rule: Clipping, state: StateArrays, memories: Sequence[SimpleNamespace]) -> SimpleNamespace:

@@ -79,7 +79,9 @@ class CurrentSets:
             _move_state(self._totals.group, home, ("steps", "last", "norms", "norms_count"))
             for rule, arguments, indices in rules:
                 if rule is not None:
-                    self._move_or_forget(rule, arguments, [groups[i] for i in indices])
+                    members_now = [groups[i] for i in indices]
+                    self._move_counts(members_now)
+                    self._move_or_forget(rule, arguments, members_now)
         memories = [prepared_memory(group, arguments, device) for group, arguments in zip(groups, found, strict=True)]
         for group, arguments, memory in zip(groups, found, memories, strict=True):
             group.update(arguments.as_dict())
@@ -103,6 +105,12 @@ class CurrentSets:
         for i, (group, arguments) in enumerate(zip(groups, found, strict=True)):
             former = next((former for known, former in written if known is group), arguments)
             warn_of_kept_level(i, former, arguments)
+
+    def _move_counts(self, groups: Sequence[Group]) -> None:
+        """Find the counts of a clip set whose groups stand in another order."""
+        for former in self._sets:
+            if {id(group) for group in former.groups} == {id(group) for group in groups}:
+                _move_state(former.groups[0], groups[0], ("set_steps", "set_last"))
 
     def _move_or_forget(self, rule: Clipping, arguments: Arguments, groups: Sequence[Group]) -> None:
         """Find the state of a clip set where it was, or start it anew where its norms would be those of another gradient."""

@@ -28,29 +28,28 @@ Schedule = Callable[[int], float]
 class LevelScheduler:
     """Writes ``clipping_level = schedule(step)`` into the parameter groups of an optimizer.
 
-        Like torch's learning rate schedulers it sets the level of step 0 when it is made, and the next one each time :meth:`step` is
-        called, after ``optimizer.step()``.
+    Like torch's learning rate schedulers it sets the level of step 0 when it is made, and the next one each time :meth:`step` is
+    called, after ``optimizer.step()``.
 
-        Args:
-            optimizer: an optimizer that clips.
-            schedule: a function from the step count (int, from 0) to the level, or a sequence of them, one a parameter group.
-            last_epoch (int): the step count to go on from; -1 starts anew. Default: -1.
+    Args:
+        optimizer: an optimizer that clips.
+        schedule: a function from the step count (int, from 0) to the level, or a sequence of them, one a parameter group.
+        last_epoch (int): the step count to go on from; -1 starts anew. Default: -1.
 
-        Raises:
-            ValueError: the optimizer does not clip, there are not as many functions as groups, a function returns a value that is
-                no level for its group's clipping type, or ``last_epoch`` is no integer from -1.
+    Raises:
+        ValueError: the optimizer does not clip, there are not as many functions as groups, a function returns a value that is
+            no level for its group's clipping type, or ``last_epoch`` is no integer from -1.
 
-        Example:
-            >>> import numpy as np
-    import torch
-            >>> from torch_clipped import ClippedSGD, LevelScheduler, linear_warmup
-            >>> optimizer = ClippedSGD([torch.zeros(3)], lr=0.1)
-            >>> scheduler = LevelScheduler(optimizer, linear_warmup(0.1, 1.0, steps=9))
-            >>> for _ in range(3):
-            ...     optimizer.step()
-            ...     scheduler.step()
-            >>> [round(level, 6) for level in scheduler.get_last_level()]
-            [0.4]
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedSGD, LevelScheduler, linear_warmup
+        >>> optimizer = ClippedSGD([torch.zeros(3)], lr=0.1)
+        >>> scheduler = LevelScheduler(optimizer, linear_warmup(0.1, 1.0, steps=9))
+        >>> for _ in range(3):
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> [round(level, 6) for level in scheduler.get_last_level()]
+        [0.4]
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], last_epoch: int = -1) -> None:

@@ -83,7 +83,8 @@ def test_engine_does_not_look(problem, no_looking, clipping_type, nonfinite):
     params = problem.parameters()
     groups = [{"params": params[:2]}, {"params": params[2:]}]
     optimizer = ClippedSGD(groups, clipping_type=clipping_type, nonfinite=nonfinite, clipping_window=5)
-    take_steps(problem, params, lambda: clip_(*optimizer._clip_sets()), no_looking)
+    sets, totals = optimizer._clip_sets()
+    take_steps(problem, params, lambda: clip_(sets, totals, [s.gradients() for s in sets]), no_looking)
     assert optimizer.clipping_stats()["steps"] == 8
 
 

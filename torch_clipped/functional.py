@@ -186,10 +186,10 @@ def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group
 def _clip(group: Group, sets: list[ClipSet], totals: Totals) -> Tensor:
     """Clip, and return the norm before; where the engine does not measure it, the caller's wish pays for another pass."""
     if sets and sets[0].measure.gives_norm and not sets[0].is_dry_run:
-        return as_tensor(clip_(sets, totals).norms[0])
+        return as_tensor(clip_(sets, totals, [sets[0].gradients()]).norms[0])
     measuring = _group(group["params"], Arguments("norm", math.inf, clipping_window=2, norm_type=group["norm_type"]))
     (whole,), _ = CurrentSets().of([measuring])
     norm = math.nan if whole.is_dry_run else whole.lengths(whole.gradients())
     if sets:
-        clip_(sets, totals)
+        clip_(sets, totals, [sets[0].gradients()])
     return as_tensor(norm)

@@ -17,7 +17,7 @@ from ._engine.checks import refuse_class, refuse_optimizer_inside, refuse_own_ar
 from ._engine.clip_sets import ClipSet
 from ._engine.closures import evaluates_closure_first, requires_closure, step_with_clipping_closure
 from ._engine.current_sets import CurrentSets
-from ._engine.fused import FusedPlan, scaler_factors, undecorated
+from ._engine.fused import FusedPlan, KnownState, scaler_factors, undecorated
 from ._engine.monitor import warn_of_loaded_arguments
 from ._engine.records import Totals
 from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
@@ -148,7 +148,7 @@ class Clipped(Optimizer):
             self.param_groups.pop()
             raise
         if not hasattr(self, "_current_sets"):
-            self._current_sets = CurrentSets()
+            self._current_sets, self._known_state = CurrentSets(), KnownState()
 
     def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
         """Give parameter groups the clipping arguments they lack, each from its source, and the state for them."""
@@ -160,7 +160,7 @@ class Clipped(Optimizer):
         for group, arguments, memory in zip(groups, found, memories, strict=True):
             group.update(arguments.as_dict())
             install(group, memory)
-        self._current_sets = CurrentSets()
+        self._current_sets, self._known_state = CurrentSets(), KnownState()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copy and pickle; no copies, since a process that is being started needs tensors that live on."""
@@ -221,7 +221,7 @@ class Clipped(Optimizer):
             What the closure returned, or None.
         """
         parent_step = undecorated(super().step)
-        if all(group["clipping_type"] == "none" for group in self.param_groups):  # torch.compile looks into this, not further
+        if {group["clipping_type"] for group in self.param_groups} <= {"none"}:  # torch.compile looks into this, not further
             self._clip_sets()  # checks the other arguments, and forgets what is not kept up
             return parent_step(self, closure)
         return self._clipped_step(parent_step, closure)
@@ -231,13 +231,12 @@ class Clipped(Optimizer):
         if closure is None and requires_closure(parent_step):
             return parent_step(self)
         if closure is not None and not evaluates_closure_first(parent_step):
-            return step_with_clipping_closure(self, parent_step, closure, lambda: bool(clip_(*self._clip_sets()).skip))
+            return step_with_clipping_closure(self, parent_step, closure, self._clip)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         sets, totals = self._current_sets.of(self.param_groups, self.defaults)  # a closure may have edited them
-        clipped = [group for clip_set in sets for group in clip_set.groups]
         if not sets:
             parent_step(self)
             return loss
@@ -245,21 +244,27 @@ class Clipped(Optimizer):
             parent_step(self)
             return loss
         grad_scale, found_inf = scaler_factors(self, sets[0])
-        plan = FusedPlan(self, clipped, parent_step)
+        gradients = [clip_set.gradients() for clip_set in sets]
+        plan = FusedPlan(self, sets, gradients, parent_step, self._known_state)
         if plan.takes_over_unscaling(found_inf):
             grad_scale = plan.unscale_(grad_scale)
         in_kernel = (
             plan.can_scale_in_kernel
             and len(sets) == 1
-            and len(clipped) == len(self.param_groups)
+            and len(sets[0].groups) == len(self.param_groups)
             and sets[0].measure.is_one_block
         )
-        skip, _, coefficient = clip_(sets, totals, grad_scale, found_inf, in_kernel)
+        skip, _, coefficient = clip_(sets, totals, gradients, grad_scale, found_inf, in_kernel)
         if not plan.can_scale_in_kernel:
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
         if skip is not True:
             plan.step(grad_scale, coefficient, skip)
         return loss
+
+    def _clip(self) -> bool:
+        """Clip the gradients in the middle of a step; return whether the step is to be left out."""
+        sets, totals = self._clip_sets()
+        return bool(clip_(sets, totals, [clip_set.gradients() for clip_set in sets]).skip)
 
     @overload
     def clipping_stats(self, per_set: Literal[False] = ...) -> dict[str, float]: ...

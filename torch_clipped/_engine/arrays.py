@@ -199,21 +199,23 @@ class HostArrays(Arrays):
         return cast(Numbers, np.median(cast(Any, kept)) if len(kept) else np.float64(math.nan))
 
     def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
-        window = len(history.lengths)
-        ring, count = history.lengths.reshape(window, -1), history.count.reshape(-1)
-        ordered = getattr(history, "ordered", None)
-        pairs = zip(values.tolist(), valid.tolist(), strict=True) if values.ndim else [(float(values), valid)]
-        for block, (value, known) in enumerate(pairs):
+        window, ordered = len(history.lengths), getattr(history, "ordered", None)
+        if values.ndim == 0:  # one block
+            blocks: Any = [((), float(values), valid, int(history.count))]
+        else:
+            counts = history.count.tolist()
+            blocks = zip(range(len(counts)), values.tolist(), valid.tolist(), counts, strict=True)
+        for block, value, known, recorded in blocks:
             if not known:
                 continue
-            recorded = int(count[block])
-            row = recorded % window
+            place: Any = recorded % window if block == () else (recorded % window, block)
             if ordered is not None:
+                rising = ordered[block or 0]
                 if recorded >= window:
-                    del ordered[block][bisect_left(ordered[block], ring[row, block])]
-                insort(ordered[block], value)
-            ring[row, block] = value
-            count[block] = recorded + 1
+                    del rising[bisect_left(rising, history.lengths[place])]
+                insort(rising, value)
+            history.lengths[place] = value
+            history.count[block] = recorded + 1
 
     def quantile(self, history: SimpleNamespace, probability: float) -> Numbers:
         if not hasattr(history, "ordered"):  # sorted once after a start or a load, kept sorted by push

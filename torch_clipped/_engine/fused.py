@@ -7,6 +7,8 @@ checkpoints stay the same and a checkpoint of the plain optimizer does not switc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -15,11 +17,11 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from .clip_sets import ClipSet
+from .clip_sets import ClipSet, Gradients
 from .norms import PLAIN, stored
 from .sharding import is_sharded, local
 
-__all__ = ["FusedPlan", "scaler_factors", "undecorated"]
+__all__ = ["FusedPlan", "KnownState", "scaler_factors", "undecorated"]
 
 _DEVICES = frozenset(_get_fused_kernels_supported_devices())
 _HALVES = {torch.bfloat16, torch.float16}
@@ -49,6 +51,60 @@ def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Any, Any]:
     )
 
 
+class KnownState:
+    """The state of an optimizer that was found to lie in memory as its parameters do: to look in each step would be slow."""
+
+    def __init__(self) -> None:
+        self._sets: Sequence[ClipSet] | None = None
+        self._dicts: list[dict[str, Any]] = []
+        self._values: list[Any] = []
+        self._numels: list[int] = []
+        self._dtype: torch.dtype | None = None
+
+    def are_plain(self, optimizer: Optimizer, sets: Sequence[ClipSet], gradients: Sequence[Gradients]) -> bool:
+        """Return whether parameters, gradients and state are contiguous, of one type and on devices with a fused kernel.
+
+        The tensors of the state are looked at when they are new, parameters and gradients in each step.
+        """
+        if False in [grads.are_plain for grads in gradients]:
+            return False
+        params = sets[0].params if len(sets) == 1 else [p for clip_set in sets for p in clip_set.params]
+        grads = gradients[0].tensors if len(gradients) == 1 else [g for each in gradients for g in each.tensors]
+        if not self._is_known(sets, optimizer.state) and not self._learn(sets, params, optimizer.state):
+            return False
+        dtypes = {p.dtype for p in params} | {g.dtype for g in grads}  # type: ignore[union-attr]
+        return dtypes == {self._dtype} and all(map(Tensor.is_contiguous, params)) and [*map(Tensor.numel, params)] == self._numels
+
+    def _is_known(self, sets: Sequence[ClipSet], state: State) -> bool:
+        return (
+            self._sets is sets
+            and len(state) == len(self._dicts)
+            and all(map(is_, state.values(), self._dicts))
+            and all(map(is_, chain.from_iterable(map(dict.values, self._dicts)), self._values))
+        )
+
+    def _learn(self, sets: Sequence[ClipSet], params: Sequence[Tensor], state: State) -> bool:
+        self._sets = None
+        self._dicts = [*state.values()]
+        if len(self._dicts) != len(params) or not {*map(type, params)} <= PLAIN:
+            return False
+        self._values = [*chain.from_iterable(map(dict.values, self._dicts))]
+        self._dtype, self._numels = params[0].dtype, [p.numel() for p in params]
+        for p in params:
+            if not (p.is_floating_point() and p.device.type in _DEVICES and state.get(p)):
+                return False
+            for name, value in state[p].items():
+                fits_kernel = type(value) is Tensor and (
+                    value.dtype is torch.float32 and (p.is_cpu or value.device == p.device)
+                    if name == "step"
+                    else value.is_contiguous() and value.dtype is self._dtype and value.numel() == p.numel()
+                )
+                if not fits_kernel:
+                    return False
+        self._sets = sets
+        return True
+
+
 class FusedPlan:
     """Which groups take torch's fused kernel in this step.
 
@@ -56,25 +112,40 @@ class FusedPlan:
     the whole optimizer.
     """
 
-    def __init__(self, optimizer: Optimizer, clipped: Sequence[Group], parent_step: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        sets: Sequence[ClipSet],
+        gradients: Sequence[Gradients],
+        parent_step: Callable[..., Any],
+        known: KnownState,
+    ) -> None:
         self.optimizer, self.parent_step = optimizer, parent_step
-        self.fused: list[_Members] = []
-        self.flags: list[bool | None] = [group.get("fused") for group in optimizer.param_groups]  # as they are to be in this step
+        self.to_complete: list[_Members] = []
+        groups = optimizer.param_groups
+        self.flags: list[bool | None] = [group.get("fused") for group in groups]  # as they are to be in this step
         self.is_refusing = False  # fused kernels that the user asked for
         self.is_unscaled = False
-        self.can_scale_in_kernel = parent_step in _SCALING_STEPS
-        for place, group in enumerate(optimizer.param_groups if parent_step in _FUSED_STEPS else []):
-            fused, members = bool(group["fused"]), _Members(group, optimizer.state)
-            if any(group is other for other in clipped):
-                free = group["fused"] is None and group["foreach"] is None and self.can_scale_in_kernel
-                if fused or free:
+        can_scale = parent_step in _SCALING_STEPS
+        clipped = {index for clip_set in sets for index in clip_set.indices}
+        are_plain = can_scale and known.are_plain(optimizer, sets, gradients)
+        fused_groups = 0
+        for index, group in enumerate(groups if parent_step in _FUSED_STEPS else []):
+            fused = bool(group["fused"])
+            if index in clipped and (fused or (can_scale and group["fused"] is None and group["foreach"] is None)):
+                if are_plain and not _is_unsupported(group):
+                    fused = True
+                else:
+                    members = _Members(group, optimizer.state)
                     fused = members.can_be_fused()
+                    self.to_complete += [members] if fused else []
+            elif fused:
+                self.to_complete.append(_Members(group, optimizer.state))
             if fused != bool(group["fused"]):
-                self.flags[place] = fused
+                self.flags[index] = fused
                 self.is_refusing = self.is_refusing or not fused
-            if fused:
-                self.fused.append(members)
-        self.can_scale_in_kernel = self.can_scale_in_kernel and len(self.fused) == len(optimizer.param_groups)
+            fused_groups += fused
+        self.can_scale_in_kernel = can_scale and fused_groups == len(groups)
 
     def takes_over_unscaling(self, found_inf: Any) -> bool:
         """Return whether a gradient scaler has left its factor to fused kernels that are refused; other ones ignore it."""
@@ -92,7 +163,7 @@ class FusedPlan:
 
     def step(self, grad_scale: Any, coefficient: Any, skip: Any) -> None:
         """Take the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
-        for members in self.fused:
+        for members in self.to_complete:
             members.fill_momentum_buffers()
             members.mend_step_counts()
         changed: dict[str, Any] = {}
@@ -135,20 +206,8 @@ class _Members:
 
     def can_be_fused(self) -> bool:
         """Return whether torch's fused kernel takes this group's next step as its other implementations do."""
-        return not self._is_unsupported() and self._are_laid_out_alike()
-
-    def _is_unsupported(self) -> bool:
-        group = self.group
-        if group["differentiable"] or isinstance(group["weight_decay"], Tensor):
-            return True
-        if group.get("capturable") and any(p.is_cpu for p in group["params"]):
-            return True
-        if "dampening" not in group:
-            return False
-        # SGD. Its kernel on the CPU leaves most entries of low-precision parameters as they are (pytorch issue 191763), and it
-        # dampens a first gradient, unless it is the first of all parameters.
-        halves = self.are_on_host and not _HALVES.isdisjoint([p.dtype for p in self.params])
-        return halves or (bool(group["dampening"]) and self._lack_buffers())
+        is_dampening = bool(self.group.get("dampening")) and self._lack_buffers()  # the kernel dampens a first gradient
+        return not _is_unsupported(self.group) and not is_dampening and self._are_laid_out_alike()
 
     def _are_laid_out_alike(self) -> bool:
         """Return whether parameter, gradient and state lie in memory alike and without holes: the kernels walk through it."""
@@ -198,6 +257,15 @@ class _Members:
         for p, step in self.steps:
             if step.dtype is not torch.float32 or (not self.are_on_host and step.device != p.device):
                 self.state[p]["step"] = step.to(p.device, torch.float32)
+
+
+def _is_unsupported(group: Group) -> bool:
+    if group["differentiable"] or isinstance(group["weight_decay"], Tensor):
+        return True
+    if group.get("capturable") and any(p.is_cpu for p in group["params"]):
+        return True
+    # The kernel of SGD on the CPU leaves most entries of low-precision parameters as they are (pytorch issue 191763)
+    return "dampening" in group and any(p.dtype in _HALVES and p.is_cpu for p in group["params"])
 
 
 def _are_alike(param: Tensor, grad: Tensor) -> bool:

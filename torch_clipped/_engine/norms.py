@@ -1,6 +1,6 @@
 """Norms of the blocks of some tensors, with all their digits and without a copy of a gradient.
 
-On the host the tensors of few entries are copied beside each other, and the blocks of all of them are summed in float64 by one
+On the host the tensors of few entries are copied into a buffer of float64, and the blocks of all of them are measured by one
 call. Of longer ones torch takes the norms of rows in float32, which is fast and loses no digits; these are combined in float64.
 What float32 cannot hold, and norm types other than 2 and inf, are measured in float64. No sum is split by the number of threads:
 norms are the same to the last bit with any number of them.
@@ -28,8 +28,8 @@ __all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms
 PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
 _LARGE = 8192  # tensors of so many entries are measured where they are
 _ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
-_CHUNK = 1 << 16  # entries that are copied beside each other at a time: they stay in the cache
-_CONVERTED = 1 << 20  # entries of low precision that are converted to float32 at a time
+_CHUNK = (1 << 15) - 1  # entries that are copied at a time: they stay in the cache, and no thread but this one sums them up
+_BUFFER = 1 << 19  # numbers of float64, or twice as many of float32, to which entries are converted at a time
 _LOWEST = 1e-15  # a norm below this may have lost digits of its squares in float32
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 _WHOLE = np.zeros(1, np.int64)  # where the only block starts
@@ -85,27 +85,39 @@ def total_norm(tensors: Sequence[Tensor]) -> float:
     return float(ACCELERATOR.norm(cast(Numbers, accelerator_norms(tensors, None, 2.0, device)), 2.0))
 
 
+class _Chunk(NamedTuple):
+    """Small tensors that are measured together, and the part of the buffer into which they are copied."""
+
+    members: list[int]
+    views: list[Tensor]  # of the buffer, each in the shape of a tensor; none for complex tensors, which are not copied there
+    flat: Tensor
+    values: Any  # the same as an array
+    starts: Any  # of the blocks
+
+
 class _Layout(NamedTuple):
     """In which order tensors of some shapes are measured."""
 
     large: list[int]
     starts: Any  # of the blocks of large tensors among the norms of their rows
-    chunks: list[tuple[list[int], Any]]  # small tensors of one type, and where their blocks start
+    chunks: list[_Chunk]
     places: Any  # of the measured blocks among all; None: they are in order
     blocks: int
 
 
 @lru_cache(maxsize=64)
-def _layout(shapes: tuple[torch.Size, ...], dtypes: tuple[torch.dtype, ...], counts: tuple[int, ...] | None) -> _Layout:
+def _layout(
+    shapes: tuple[torch.Size, ...], dtypes: tuple[torch.dtype, ...], counts: tuple[int, ...] | None, thread: int
+) -> _Layout:
     sizes = [shape.numel() for shape in shapes]
     large = [i for i, size in enumerate(sizes) if size >= _LARGE]
     blocks = counts or (1,) * len(sizes)
     firsts = np.cumsum([0, *blocks])
     rows = [_row_count(sizes[i], blocks[i]) for i in large for _ in range(blocks[i])]
-    members: defaultdict[torch.dtype, list[list[int]]] = defaultdict(lambda: [[]])
+    members: defaultdict[torch.dtype | None, list[list[int]]] = defaultdict(lambda: [[]])
     for i, size in enumerate(sizes):
         if 0 < size < _LARGE:
-            lists = members[dtypes[i]]
+            lists = members[dtypes[i] if dtypes[i].is_complex else None]
             if sum(sizes[j] for j in lists[-1]) + size > _CHUNK:
                 lists.append([])
             lists[-1].append(i)
@@ -113,7 +125,11 @@ def _layout(shapes: tuple[torch.Size, ...], dtypes: tuple[torch.dtype, ...], cou
     chunks = []
     for chosen in small:
         lengths = [sizes[i] // blocks[i] for i in chosen for _ in range(blocks[i])]
-        chunks.append((chosen, np.cumsum([0, *lengths[:-1]]) if counts else _WHOLE))
+        flat = _buffer()[: sum(lengths)]
+        views = [part.view(shapes[i]) for i, part in zip(chosen, torch.split(flat, [sizes[i] for i in chosen]), strict=True)]
+        are_complex = dtypes[chosen[0]].is_complex
+        starts = np.cumsum([0, *lengths[:-1]]) if counts else _WHOLE
+        chunks.append(_Chunk(chosen, [] if are_complex else views, flat, flat.numpy(), starts))
     order = [*large, *chain.from_iterable(small)]
     places: Any = np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in order]) if order else np.zeros(0, np.int64)
     if counts is None or (len(places) == firsts[-1] and (places == np.arange(firsts[-1])).all()):
@@ -127,15 +143,20 @@ def _row_count(size: int, blocks: int) -> int:
 
 
 def _plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm_type: float) -> Any:
-    layout = _layout(tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors]), counts)
+    layout = _layout(tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors]), counts, threading.get_ident())
     parts = []
     large = [(tensors[i], counts[i] if counts else 1) for i in layout.large]
     if large and norm_type == 2:
         parts.append(_large_euclidean_norms(large, layout.starts))
     elif large:
         parts += [_large_norms(tensor, count, norm_type) for tensor, count in large]
-    for chosen, starts in layout.chunks:
-        parts.append(_small_norms([tensors[i] for i in chosen], starts, norm_type))
+    for chunk in layout.chunks:
+        small = [*tensors] if len(chunk.members) == len(tensors) else [tensors[i] for i in chunk.members]
+        if not chunk.views:
+            parts.append(_flat_norms(small, chunk.starts, norm_type))
+            continue
+        torch._foreach_copy_(chunk.views, small)
+        parts.append(_norms_of(chunk.flat, chunk.values, chunk.starts, norm_type))
     found = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0)
     if layout.places is None:
         return found
@@ -144,19 +165,27 @@ def _plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm
     return norms
 
 
-def _small_norms(tensors: Sequence[Tensor], starts: Any, norm_type: float) -> Any:
+def _flat_norms(tensors: Sequence[Tensor], starts: Any, norm_type: float) -> Any:
+    """Return the norms of the blocks of tensors that are copied to fresh memory."""
     flat: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     if flat.is_complex() and norm_type == 2:
         flat, starts = torch.view_as_real(flat).view(-1), 2 * starts
     elif flat.is_complex():
         flat = flat.to(torch.complex128).abs()  # a modulus can overflow the type of its parts
-    values = flat.double().numpy()
+    flat = flat.double()
+    return _norms_of(flat, flat.numpy(), starts, norm_type)
+
+
+def _norms_of(flat: Tensor, values: Any, starts: Any, norm_type: float) -> Any:
+    """Return the norms of the blocks of entries in float64, which are given as a tensor and as an array."""
     if norm_type != 2:
         return _careful_norms(values, starts, norm_type)
-    squares = values * values
-    norms = np.sqrt(np.add.reduceat(squares, starts))
-    if flat.dtype is torch.float64 and not (norms.min() > 1e-140 and norms.max() < 1e150):  # squares of other types fit
-        return _careful_norms(values, starts, 2)
+    if starts is _WHOLE:
+        norm = torch.linalg.vector_norm(flat).item()
+        return np.array([norm]) if 1e-140 < norm < 1e150 else _careful_norms(values, starts, 2)
+    norms = np.sqrt(np.add.reduceat(values * values, starts))
+    if not (norms.min() > 1e-140 and norms.max() < 1e150):  # a square may have vanished or overflowed
+        norms = np.where((norms > 1e-140) & (norms < 1e150), norms, _careful_norms(values, starts, 2))
     return norms
 
 
@@ -202,17 +231,17 @@ def _norms_of_rows(rows: Tensor) -> Tensor:
     if rows.dtype not in LOW_PRECISION:
         norms: Tensor = torch.linalg.vector_norm(rows, dim=dimensions)
         return norms
-    buffer = _float_buffer()
-    parts = torch.split(rows, max(1, _CONVERTED // rows[0].numel()))
+    buffer = _buffer().view(torch.float32)
+    parts = torch.split(rows, max(1, len(buffer) // rows[0].numel()))
     copies = (buffer[: part.numel()].view(part.shape).copy_(part) for part in parts)
     return torch.cat([torch.linalg.vector_norm(copy, dim=dimensions) for copy in copies])
 
 
-def _float_buffer() -> Tensor:
-    """Return room for a part of a tensor, one for each thread: fresh memory would cost more time than the norms."""
+def _buffer() -> Tensor:
+    """Return room for small tensors or for a part of a large one, for this thread: fresh memory would take longer than norms."""
     if not hasattr(_local, "buffer"):
         with torch.inference_mode(False):
-            _local.buffer = torch.empty(_CONVERTED, dtype=torch.float32, device="cpu")
+            _local.buffer = torch.empty(_BUFFER, dtype=torch.float64, device="cpu")
     buffer: Tensor = _local.buffer
     return buffer
 
@@ -226,11 +255,11 @@ def _large_norms(tensor: Tensor, count: int, norm_type: float) -> Any:
     if rows.shape[1] > _CHUNK:
         return np.array([_norm_by_chunks(row, norm_type) for row in rows])
     parts = torch.split(rows, _CHUNK // rows.shape[1])
-    return np.concatenate([_small_norms([part], np.arange(len(part)) * rows.shape[1], norm_type) for part in parts])
+    return np.concatenate([_flat_norms([part], np.arange(len(part)) * rows.shape[1], norm_type) for part in parts])
 
 
 def _norm_by_chunks(values: Tensor, norm_type: float) -> Any:
-    parts = [_small_norms([chunk], _WHOLE, norm_type) for chunk in torch.split(values, _CHUNK)]
+    parts = [_flat_norms([chunk], _WHOLE, norm_type) for chunk in torch.split(values, _CHUNK)]
     return HOST.norm(cast(Numbers, np.concatenate(parts)), norm_type)
 
 

@@ -40,7 +40,12 @@ class Measured(NamedTuple):
 
 @torch.no_grad()
 def clip_(
-    sets: Sequence[ClipSet], totals: Totals, grad_scale: Any = 1.0, found_inf: Any = False, in_kernel: bool = False
+    sets: Sequence[ClipSet],
+    totals: Totals,
+    gradients: Sequence[Gradients],
+    grad_scale: Any = 1.0,
+    found_inf: Any = False,
+    in_kernel: bool = False,
 ) -> ClipResult:
     """Clip the gradients of all clip sets in place and remember what was seen.
 
@@ -51,7 +56,7 @@ def clip_(
     if found_inf is True or True in [clip_set.is_dry_run for clip_set in sets]:
         return ClipResult(found_inf)
     with np.errstate(all="ignore"):
-        measured = [_measure(clip_set, grad_scale) for clip_set in sets]
+        measured = [_measure(clip_set, grads, grad_scale) for clip_set, grads in zip(sets, gradients, strict=True)]
         skip = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
         if skip is True:
             return ClipResult(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
@@ -84,8 +89,8 @@ def _is_for_kernel(clip_set: ClipSet, grads: Gradients, coefficient: Numbers) ->
     return torch.float64 not in [grad.dtype for grad in grads.tensors if grad is not None]
 
 
-def _measure(clip_set: ClipSet, grad_scale: Any) -> Measured:
-    grads, arrays = clip_set.gradients(), clip_set.arrays
+def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Any) -> Measured:
+    arrays = clip_set.arrays
     if clip_set.arguments.nonfinite == "zero" and not arrays.is_host:
         _zero_nonfinite_(grads)  # the host cannot look whether it is needed
     lengths = clip_set.lengths(grads)
@@ -122,7 +127,7 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
     for i, (clip_set, m) in enumerate(zip(sets, measured, strict=True)):
         if clip_set.arguments.nonfinite == "zero" and not m.all_finite:
             _zero_nonfinite_(m.grads)
-            measured[i] = _measure(clip_set, grad_scale)
+            measured[i] = _measure(clip_set, m.grads, grad_scale)
     return False
 
 

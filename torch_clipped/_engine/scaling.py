@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ __all__ = ["Scaling", "clamp_entries_", "scale_all_", "scale_each_", "scale_unit
 Gradients = Sequence[Tensor | None]
 Scaling = Callable[[Gradients, Sequence[int], Numbers, Numbers, bool], None]
 
+_DOUBLE = (torch.float64, torch.complex128)
 _SMALL = 1e-30  # coefficients below are multiplied in two steps: float32 has few digits left below 1e-38, and ends at 1e-45
 
 
@@ -72,18 +74,36 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Number
 def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
     """Multiply each unit of each gradient by its own coefficient."""
     factors = as_tensor(coefficients)
-    if is_host and not (factors.min() < 1 if len(factors) else False):
+    if not is_host:
+        single = factors.float()
+        pairs = zip(torch.split(factors, list(counts)), torch.split(single, list(counts)), strict=True)
+        for grad, (exact, rounded) in zip(grads, pairs, strict=True):
+            if grad is not None:
+                _multiply_rows_(grad, exact if grad.dtype in _DOUBLE else rounded)
         return
-    twice = is_host and bool(factors.min() < _SMALL)
-    for grad, part in zip(grads, torch.split(factors.sqrt() if twice else factors, list(counts)), strict=True):
-        if grad is None or (is_host and not bool((part < 1).any())):
-            continue
-        if grad.is_sparse and grad.dim() > 1:
-            part = part[grad._indices()[0]]
-        values = stored(grad)
-        part = part.to(values.device, _exact(values.dtype))
-        for _ in range(1 + twice):
-            torch.mul(values, part.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else part[0], out=values)
+    ends = np.cumsum(counts).tolist()
+    present = [i for i, grad in enumerate(grads) if grad is not None and counts[i]]
+    bounds = [place for i in present for place in (ends[i] - counts[i], ends[i])]
+    smallest = np.minimum.reduceat(np.append(factors.numpy(), 1.0), bounds)[::2].tolist() if present else []
+    clipped = [i for i, coefficient in zip(present, smallest, strict=True) if coefficient < 1]
+    single = [i for i in reversed(clipped) if counts[i] == 1]
+    _multiply_([grads[i] for i in single], [float(factors[ends[i] - 1]) for i in single])  # type: ignore[misc]
+    for i in clipped:
+        if counts[i] > 1:
+            part, times = factors[ends[i] - counts[i] : ends[i]], 1
+            if float(part.min()) < _SMALL:
+                part, times = part.sqrt(), 2
+            for _ in range(times):
+                _multiply_rows_(grads[i], part)  # type: ignore[arg-type]
+
+
+def _multiply_rows_(grad: Tensor, factors: Tensor) -> None:
+    """Multiply each row of a gradient by its factor; never in low precision, which would round it."""
+    if grad.is_sparse and grad.dim() > 1:
+        factors = factors[grad._indices()[0]]
+    values = stored(grad)
+    factors = factors.to(values.device, _exact(values.dtype))
+    torch.mul(values, factors.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else factors[0], out=values)
 
 
 def _multiply_(grads: Sequence[Tensor], coefficients: Sequence[float]) -> None:
@@ -108,7 +128,7 @@ def _multiply_on_accelerator_(values: list[Tensor], coefficient: Tensor) -> None
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
     """Return the type of factors for values of a type: never low precision, which would round them."""
-    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+    return torch.float64 if dtype in _DOUBLE else torch.float32
 
 
 def _alike(grads: Gradients) -> dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]]:

@@ -10,7 +10,6 @@ import torch
 from problems import Problem
 
 from torch_clipped import functional, mixin
-from torch_clipped._engine.arrays import ACCELERATOR
 from torch_clipped._engine.current_sets import CurrentSets
 from torch_clipped.clipping import CLIPPING_TYPES
 
@@ -43,7 +42,7 @@ def problem():
 def no_host(monkeypatch):
     """Makes clip sets with the arithmetic of accelerators, on the CPU."""
     for module in (mixin, functional):
-        monkeypatch.setattr(module, "CurrentSets", partial(CurrentSets, ACCELERATOR))
+        monkeypatch.setattr(module, "CurrentSets", partial(CurrentSets, is_accelerated=True))
 
 
 @pytest.fixture

@@ -10,14 +10,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_clipped import mixin
-from torch_clipped._engine.arrays import ACCELERATOR
 from torch_clipped._engine.current_sets import CurrentSets
 
 
 @contextmanager
 def device_arithmetic():
     """Gives optimizers that are made within the arithmetic of accelerators, on the CPU."""
-    with patch.object(mixin, "CurrentSets", partial(CurrentSets, ACCELERATOR)):
+    with patch.object(mixin, "CurrentSets", partial(CurrentSets, is_accelerated=True)):
         yield
 
 

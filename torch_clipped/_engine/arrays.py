@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "ACCELERATOR",
     "HOST",
+    "AcceleratorArrays",
     "Arrays",
     "Numbers",
     "accumulation_dtype",
     "arrays_of",
-    "arrays_on",
     "as_tensor",
     "chronological",
     "resized",
@@ -94,8 +93,12 @@ class Arrays(ABC):
         """Return the values, smaller ones replaced by ``smallest``."""
 
     @abstractmethod
-    def at_most(self, values: Numbers, largest: float) -> Numbers:
-        """Return the values, larger ones replaced by ``largest``."""
+    def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
+        """Return min(1, alpha) where a block is clipped, else 1."""
+
+    @abstractmethod
+    def false(self, like: Numbers) -> Numbers:
+        """Return False, where ``like`` is."""
 
     @abstractmethod
     def surely(self, condition: Numbers) -> bool:
@@ -130,7 +133,7 @@ class Arrays(ABC):
         """Record the values of the blocks that are ``valid`` in a history."""
 
     @abstractmethod
-    def quantile(self, history: SimpleNamespace, probability: float) -> Numbers:
+    def quantile(self, history: SimpleNamespace, probability: Any) -> Numbers:
         """Return the quantile of each block's recorded values, linear between order statistics; inf where there are none."""
 
     @abstractmethod
@@ -161,8 +164,11 @@ class HostArrays(Arrays):
     def at_least(self, values: Numbers, smallest: float) -> Numbers:
         return cast(Numbers, np.maximum(cast(Any, values), smallest))
 
-    def at_most(self, values: Numbers, largest: float) -> Numbers:
-        return cast(Numbers, np.minimum(cast(Any, values), largest))
+    def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
+        return self.where(clipped, cast(Numbers, np.minimum(cast(Any, alpha), 1.0)), 1.0)
+
+    def false(self, like: Numbers) -> Numbers:
+        return cast(Numbers, np.False_)
 
     def surely(self, condition: Numbers) -> bool:
         return bool(condition)
@@ -237,18 +243,40 @@ class HostArrays(Arrays):
 
 
 class AcceleratorArrays(Arrays):
-    """Torch's arithmetic, for numbers at which the host cannot look without waiting."""
+    """Torch's arithmetic, for numbers at which the host cannot look without waiting.
+
+    Each operation costs the host some microseconds, so that few of them are what counts. Numbers that stay the same are kept as
+    tensors: to make one would be another operation.
+    """
 
     is_host = False
+    _SMALLEST = 3e-39  # a coefficient: its inverse fits float32
+
+    def __init__(self) -> None:
+        self._kept: dict[object, Tensor] = {}
 
     def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
-        return cast(Numbers, torch.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
+        like = one if isinstance(one, Tensor) else other if isinstance(other, Tensor) else condition
+        return cast(Numbers, torch.where(cast(Tensor, condition), self._number(one, like), self._number(other, like)))
+
+    def _number(self, value: Numbers | float, like: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        dtype = like.dtype if like.is_floating_point() else accumulation_dtype(like.device)
+        key = value, dtype, like.device
+        if key not in self._kept:
+            self._kept[key] = torch.full((), cast(float, value), dtype=dtype, device=like.device)
+        return self._kept[key]
+
+    def _rows(self, history: SimpleNamespace) -> Tensor:
+        window, device = len(history.lengths), history.lengths.device
+        if (window, device) not in self._kept:
+            self._kept[window, device] = torch.arange(window, device=device)
+        return self._kept[window, device].reshape(-1, *[1] * history.count.ndim)
 
     def full_like(self, like: Numbers, number: Numbers | float) -> Numbers:
         shape = cast(Tensor, like)
-        return cast(
-            Numbers, number.expand_as(shape) if isinstance(number, Tensor) else torch.full_like(shape, cast(float, number))
-        )
+        return cast(Numbers, self._number(number, shape).expand_as(shape))
 
     def isfinite(self, values: Numbers) -> Numbers:
         return values < math.inf  # of what is not negative; one kernel where torch.isfinite has four
@@ -259,8 +287,14 @@ class AcceleratorArrays(Arrays):
     def at_least(self, values: Numbers, smallest: float) -> Numbers:
         return cast(Numbers, cast(Tensor, values).clamp(min=smallest))
 
-    def at_most(self, values: Numbers, largest: float) -> Numbers:
-        return cast(Numbers, cast(Tensor, values).clamp(max=largest))
+    def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
+        return self.where(clipped, cast(Numbers, cast(Tensor, alpha).clamp(self._SMALLEST, 1.0)), 1.0)
+
+    def false(self, like: Numbers) -> Numbers:
+        key = "false", cast(Tensor, like).device
+        if key not in self._kept:
+            self._kept[key] = torch.zeros((), dtype=torch.bool, device=key[1])
+        return cast(Numbers, self._kept[key])
 
     def surely(self, condition: Numbers) -> bool:
         return False
@@ -294,47 +328,34 @@ class AcceleratorArrays(Arrays):
         return cast(Numbers, (middle[0] + middle[1]) / 2)
 
     def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
-        window, ordered, new = len(history.lengths), getattr(history, "ordered", None), cast(Tensor, values)
-        row = (history.count % window)[None]
-        oldest = history.lengths.gather(0, row)[0]
-        if ordered is not None:  # take the oldest out of the sorted ones, or an inf from their end, and put the new one in
-            gone = torch.where(history.count >= window, oldest, torch.inf)
-            rest = torch.where(ordered[:-1] >= gone, ordered[1:], ordered[:-1])
-            edge = torch.full_like(ordered[:1], torch.inf)
-            fresh = torch.maximum(torch.cat([-edge, rest]), torch.minimum(torch.cat([rest, edge]), new))
-            ordered.copy_(torch.where(cast(Any, valid), fresh, ordered))
-        history.lengths.scatter_(0, row, torch.where(cast(Any, valid), new.to(oldest.dtype), oldest)[None])
-        history.count += valid
+        row = (history.count % len(history.lengths))[None]
+        oldest = history.lengths.gather(0, row)
+        history.lengths.scatter_(0, row, torch.where(cast(Tensor, valid), cast(Tensor, values).to(oldest.dtype), oldest))
+        history.count.add_(valid)
 
-    def quantile(self, history: SimpleNamespace, probability: float) -> Numbers:
-        window = len(history.lengths)
-        if not hasattr(history, "ordered"):  # sorted once after a start or a load, kept sorted by push
-            history.ordered = history.lengths.masked_fill(~_is_known(history), torch.inf).sort(dim=0).values
-        known, ordered = history.count.clamp(max=window), history.ordered
-        position = (known - 1).clamp(min=0).to(ordered.dtype) * probability
-        lower = position.long()
-        upper = torch.minimum(lower + 1, (known - 1).clamp(min=0))
-        low, high = ordered.gather(0, lower[None])[0], ordered.gather(0, upper[None])[0]
-        return cast(Numbers, torch.where(known > 0, torch.lerp(low, high, position - lower), torch.inf))
+    def quantile(self, history: SimpleNamespace, probability: Numbers | float) -> Numbers:
+        window, count = len(history.lengths), history.count
+        unknown = self._number(math.inf, history.lengths)
+        rising = torch.where(self._rows(history) < count, history.lengths, unknown).sort(dim=0).values
+        position = (count.clamp(1, window) - 1) * cast(Any, self.full_like(history.lengths[0], cast(Any, probability)))
+        lower, upper = position.long(), position.ceil().long()
+        low, high = rising.gather(0, lower[None])[0], rising.gather(0, upper[None])[0]
+        return cast(Numbers, torch.where(low < math.inf, torch.lerp(low, high, position - lower), low))
 
     def mean_and_std(self, history: SimpleNamespace) -> Moments:
-        is_known, known = _is_known(history), history.count.clamp(max=len(history.lengths))
-        mean = torch.where(is_known, history.lengths, 0.0).sum(0) / known.clamp(min=1)
-        squares = torch.where(is_known, (history.lengths - mean) ** 2, 0.0).sum(0)
-        return cast(Moments, (known, mean, (squares / (known - 1).clamp(min=1)) ** 0.5))
+        known, zero = history.count.clamp(max=len(history.lengths)), self._number(0.0, history.lengths)
+        is_known = self._rows(history) < known
+        mean = torch.where(is_known, history.lengths, zero).sum(0) / known.clamp(min=1)
+        squares = torch.where(is_known, (history.lengths - mean).square_(), zero).sum(0)
+        return cast(Moments, (known, mean, (squares / (known - 1).clamp_(min=1)).sqrt_()))
 
 
-HOST, ACCELERATOR = HostArrays(), AcceleratorArrays()
-
-
-def arrays_on(device: torch.device) -> Arrays:
-    """Return the arithmetic for numbers on this device."""
-    return HOST if device.type == "cpu" else ACCELERATOR
+HOST = HostArrays()
 
 
 def arrays_of(values: object) -> Arrays:
     """Return the arithmetic for these numbers."""
-    return ACCELERATOR if isinstance(values, Tensor) else HOST
+    return AcceleratorArrays() if isinstance(values, Tensor) else HOST
 
 
 def as_tensor(values: Any) -> Tensor:
@@ -366,12 +387,6 @@ def resized(lengths: Tensor, count: Tensor, window: int) -> tuple[Tensor, Tensor
         fresh_lengths[: len(kept), block] = kept
         fresh_count[block] = len(kept)
     return fresh_lengths, fresh_count
-
-
-def _is_known(history: SimpleNamespace) -> Tensor:
-    rows = torch.arange(len(history.lengths), device=history.lengths.device)
-    is_known: Tensor = rows.reshape(-1, *[1] * history.count.ndim) < history.count
-    return is_known
 
 
 def _sorted_quantile(values: array[float], probability: float) -> float:

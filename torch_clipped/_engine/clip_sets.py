@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..clipping import Clipping
 from ..decisions import uniform
-from ..thresholds import Blocks, Constant
+from ..thresholds import Blocks, Constant, Threshold
 from .arguments import Arguments
 from .arrays import Arrays, Numbers
+from .draws import DrawTable
 from .norms import accelerator_norms, host_norms
 from .records import Record, StepValues
 from .sharding import Shards, lay_out_gradients, local
@@ -55,12 +56,12 @@ class ClipSet:
         ranks: Sequence[Any] | None,
         state: StateArrays,
         former: Sequence[ClipSet],
+        level: Any,
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices = arguments, rule, groups, indices
         self.device, self.arrays, self.measure = device, arrays, rule.measured
         self.params = parameters(groups)
         self.threshold_scale = 1.0  # by which thresholds are multiplied; inf: nothing is clipped
-        self.record = Record(groups[0], state, "set_", arrays)
         memories = [part.memory for clip_set in former for part in clip_set.parts]
         self.parts: list[StatePart] = []
         counts: list[int] = []  # how many norms are measured in each parameter
@@ -71,6 +72,9 @@ class ClipSet:
             self.parts.append(StatePart(slice(start, sum(counts)), memory, members[0], source_of(arguments, rule, members)))
         self.counts = tuple(counts)
         self.norm_type = arguments.norm_type if self.measure.norm_type is None else self.measure.norm_type
+        self.record = Record(groups[0], state, "set_", arrays, self.measure, self.norm_type)
+        self.level = level  # a tensor on an accelerator, which goes on being the same one when the level changes
+        self._draws: DrawTable | None = None
         self.shards = None if ranks is None else self._find_shards(ranks, former)
         self._own_counts = self.shards.counts if self.shards else self.counts
         self._divisors = self._find_divisors()
@@ -151,7 +155,7 @@ class ClipSet:
 
     def thresholds(self, blocks: Blocks) -> Numbers:
         """Return the threshold of each block."""
-        rule, level = self.rule.threshold, self.arguments.clipping_level
+        rule, level = self.rule.threshold, self.level
         if len(self.parts) == 1:
             thresholds: Numbers = rule(blocks, level, self.parts[0].memory)
         else:
@@ -161,43 +165,53 @@ class ClipSet:
 
     def decide(self, alpha: Numbers, blocks: Blocks) -> Numbers:
         """Return which blocks are clipped."""
-        arguments = self.arguments
-
-        def draw() -> Any:
-            return uniform(arguments.clipping_seed, self.indices[0], blocks.step)
-
-        decided: Numbers = self.rule.decision(alpha, arguments.clipping_beta, draw)
+        decided: Numbers = self.rule.decision(alpha, self.arguments.clipping_beta, partial(self._draw, blocks.step))
         return blocks.valid & decided
 
-    def scale_(self, grads: Gradients, coefficients: Numbers, thresholds: Numbers) -> None:
+    def _draw(self, step: Any) -> Any:
+        if self.arrays.is_host:
+            return uniform(self.arguments.clipping_seed, self.indices[0], step)
+        if self._draws is None:
+            self._draws = DrawTable(self.arguments.clipping_seed, self.indices[0])
+        return self._draws.draw(step)
+
+    def scale_(self, grads: Gradients, coefficients: Numbers, thresholds: Numbers, grad_scale: Any) -> None:
         """Make the blocks of the gradients as short as these values of each block say."""
+        if self.measure.clamps_entries and not (self.arrays.is_host and grad_scale == 1):
+            thresholds = thresholds * grad_scale
         if self.shards and not self.measure.is_one_block:
             coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
         self.measure.scale_(grads.tensors, self._own_counts, coefficients, thresholds, self.arrays.is_host)
 
     def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, skip: Any) -> StepValues:
         """Let the threshold take notice of the step, and record it."""
-        arrays, clipped_lengths = self.arrays, blocks.lengths * coefficients
-        if len(self.parts) == 1:
-            self.rule.threshold.remember(blocks, clipped_lengths, self.parts[0].memory)
-        else:
+        arrays, rule = self.arrays, self.rule.threshold
+        if type(rule).remember is not Threshold.remember:
+            clipped_lengths = blocks.lengths * coefficients
             for part in self.parts:
-                self.rule.threshold.remember(blocks.part(part.blocks), clipped_lengths[part.blocks], part.memory)
-        recorded = arrays.any((blocks.lengths > 0) | (blocks.lengths != blocks.lengths))
-        if skip is not False:
-            recorded = recorded & ~skip
-        reported = coefficients if self.measure.reports_coefficient else blocks.norm
-        values = StepValues(blocks.norm, self.norm(clipped_lengths), thresholds, reported, blocks.valid, recorded)
-        self.record.remember(values, arrays.any(coefficients < 1))
+                whole = len(self.parts) == 1
+                own = (blocks, clipped_lengths) if whole else (blocks.part(part.blocks), clipped_lengths[part.blocks])
+                rule.remember(*own, part.memory)
+        if self.arguments.nonfinite == "skip":  # what is not finite is not recorded
+            recorded = arrays.any(blocks.valid)
+        else:
+            recorded = arrays.any((blocks.lengths > 0) | (blocks.lengths != blocks.lengths))
+            recorded = recorded if skip is False else recorded & ~skip
+        skipped = skip if self.arguments.nonfinite == "skip" and skip is not False else arrays.false(recorded)
+        clipped = arrays.any(coefficients < 1)
+        values = StepValues(blocks.norm, blocks.lengths, thresholds, coefficients, recorded, clipped, skipped)
+        self.record.remember(values)
         return values
 
-    def shrinkage(self, values: StepValues, coefficients: Numbers) -> float:
+    def shrinkage(self, values: StepValues) -> float:
         """Return by how much the gradient was multiplied, on the host; NaN where the level is not in its unit."""
         if not isinstance(self.rule.threshold, Constant):
             return math.nan
+        if values.lengths.ndim == 0 or not values.clipped:
+            return float(values.coefficients) if values.lengths.ndim == 0 else 1.0
         if self.measure.gives_norm:
-            return float(values.clipped_norm / values.norm)
-        return float(self.arrays.median(coefficients, values.valid))
+            return float(self.norm(values.lengths * values.coefficients) / values.norm)
+        return float(self.arrays.median(values.coefficients, values.lengths > 0))
 
     def _weight_lengths(self) -> Numbers:
         return self.lengths(Gradients([local(p) if is_real(p) else None for p in self.params], are_plain=False))

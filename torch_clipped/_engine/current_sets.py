@@ -7,10 +7,11 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..clipping import CLIPPING_TYPES, Clipping
 from .arguments import ARGUMENT_NAMES, MEMORY, Arguments, clipping_arguments
-from .arrays import Arrays, arrays_on
+from .arrays import HOST, AcceleratorArrays, Arrays, accumulation_dtype
 from .checks import refuse_pieces
 from .clip_sets import ClipSet, parameters, parts_of, source_of
 from .monitor import StepMonitor, warn_of_kept_level
@@ -25,11 +26,13 @@ class CurrentSets:
     """The clip sets of parameter groups as these are now, made anew only where something was edited or moved.
 
     Args:
-        arrays: the arithmetic for all their numbers. Default: None, that of the device on which the norms are combined.
+        is_accelerated: whether their numbers are tensors, at which the host does not look. Default: None, where norms are
+            combined on another device than the CPU.
     """
 
-    def __init__(self, arrays: Arrays | None = None) -> None:
-        self._arrays_on = arrays_on if arrays is None else lambda device: arrays
+    def __init__(self, is_accelerated: bool | None = None) -> None:
+        self._is_accelerated, self._accelerator = is_accelerated, AcceleratorArrays()
+        self._levels: dict[int, tuple[Group, Tensor]] = {}  # of each clip set's first group, on an accelerator
         self._sets: list[ClipSet] = []
         self._totals: Totals | None = None
         self._state = StateArrays()
@@ -87,24 +90,36 @@ class CurrentSets:
             group.update(arguments.as_dict())
             install(group, memory)
         ranks = process_groups(parameters(groups))  # for all sets alike, to agree on a skip
-        arrays = self._arrays_on(device)
+        is_accelerated = device.type != "cpu" if self._is_accelerated is None else self._is_accelerated
+        arrays: Arrays = self._accelerator if is_accelerated else HOST
         state = StateArrays(arrays.is_host, self._state)
         sets = [
-            ClipSet(arguments, rule, [groups[i] for i in indices], indices, device, arrays, ranks, state, self._sets)
+            ClipSet(
+                *(arguments, rule, [groups[i] for i in indices], indices, device, arrays, ranks, state, self._sets),
+                self._level(groups[indices[0]], arguments, device) if is_accelerated else arguments.clipping_level,
+            )
             for rule, arguments, indices in rules
             if rule is not None
         ]
         norm_types = {clip_set.norm_type for clip_set in sets if clip_set.measure.gives_norm}
         is_complete = len(sets) == len(members) and len(norm_types) == 1 and all(s.measure.gives_norm for s in sets)
         if groups or self._totals is None:
-            home, norm_type = groups[0] if groups else _home(), norm_types.pop() if is_complete else None
-            self._totals = Totals(home, state, arrays, norm_type, self._monitor)
+            home, norm_type = groups[0] if groups else _home(), norm_types.pop() if norm_types else 2.0
+            self._totals = Totals(home, state, arrays, is_complete, norm_type, self._monitor)
             self._state = state
         self._sets = sets
         written, self._arguments = list(zip(self._written, self._arguments, strict=False)), found
         for i, (group, arguments) in enumerate(zip(groups, found, strict=True)):
             former = next((former for known, former in written if known is group), arguments)
             warn_of_kept_level(i, former, arguments)
+
+    def _level(self, group: Group, arguments: Arguments, device: torch.device) -> Tensor:
+        """Return the level as a tensor: the same one when it changes, so that a captured CUDA graph sees it."""
+        known, level = self._levels.get(id(group), (None, None))
+        if known is not group or level is None or level.device != device:
+            level = torch.zeros((), dtype=accumulation_dtype(device), device=device)
+            self._levels[id(group)] = group, level
+        return level.fill_(arguments.clipping_level)
 
     def _move_counts(self, groups: Sequence[Group]) -> None:
         """Find the counts of a clip set whose groups stand in another order."""

@@ -173,7 +173,8 @@ class FusedPlan:
         if self.is_unscaled:
             changed |= {"grad_scale": None, "found_inf": None}
         if isinstance(coefficient, Tensor):
-            changed["grad_scale"] = (grad_scale / coefficient).float()
+            inverse = coefficient.reciprocal() if isinstance(grad_scale, float) else grad_scale / coefficient
+            changed["grad_scale"] = inverse.float()
         elif coefficient is not None and coefficient < 1:
             changed["grad_scale"] = torch.tensor(grad_scale / coefficient, dtype=torch.float32, device="cpu")
         if isinstance(skip, Tensor):

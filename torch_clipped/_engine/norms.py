@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .arrays import ACCELERATOR, HOST, Numbers, accumulation_dtype
+from .arrays import HOST, AcceleratorArrays, Numbers, accumulation_dtype
 
 __all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "stored", "total_norm"]
 
@@ -82,7 +82,7 @@ def total_norm(tensors: Sequence[Tensor]) -> float:
     device = next((t.device for t in tensors if not t.is_cpu), None)
     if device is None:
         return float(HOST.norm(host_norms(tensors, None, 2.0), 2.0))
-    return float(ACCELERATOR.norm(cast(Numbers, accelerator_norms(tensors, None, 2.0, device)), 2.0))
+    return float(AcceleratorArrays().norm(cast(Numbers, accelerator_norms(tensors, None, 2.0, device)), 2.0))
 
 
 class _Chunk(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ..measures import Measure
 from .arrays import Arrays, Numbers, as_tensor, chronological
 from .monitor import StepMonitor
 from .state import Group, StateArrays
@@ -18,68 +19,88 @@ __all__ = ["Record", "StepValues", "Totals"]
 
 
 class StepValues(NamedTuple):
-    """What a step has made of a clip set: the norm before and after clipping, and of each block threshold and coefficient."""
+    """What a step has made of a clip set."""
 
-    norm: Numbers
-    clipped_norm: Numbers
+    norm: Numbers  # before clipping
+    lengths: Numbers  # of the blocks
     thresholds: Numbers
-    coefficients: Numbers  # NaN if the measure has none to report
-    valid: Numbers  # which blocks have a positive, finite length
+    coefficients: Numbers
     recorded: Numbers  # whether the gradient is not zero
+    clipped: Numbers  # whether a block was shortened
+    skipped: Numbers  # whether the step is left out
 
-    def summary(self, arrays: Arrays) -> list[Numbers]:
-        """Return the four values of ``clipping_stats``; medians where there are many blocks."""
-        return [
-            self.norm,
-            self.clipped_norm,
-            arrays.median(self.thresholds, self.valid),
-            arrays.median(self.coefficients, self.valid),
-        ]
+    def summary(self, measure: Measure, arrays: Arrays, norm_type: float) -> list[Numbers]:
+        """Return the four values of ``clipping_stats``: norm before and after clipping, and medians over the blocks."""
+        lengths, valid = self.lengths, (self.lengths > 0) & arrays.isfinite(self.lengths)
+        clipped_norm = lengths * self.coefficients if measure.gives_norm else self.norm
+        if clipped_norm.ndim:
+            clipped_norm = arrays.norm(clipped_norm, norm_type)
+        coefficient = arrays.median(self.coefficients, valid) if measure.reports_coefficient else self.norm
+        return [self.norm, clipped_norm, arrays.median(self.thresholds, valid), coefficient]
 
 
 class Record:
-    """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they stand in a parameter group."""
+    """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they stand in a parameter group.
 
-    def __init__(self, group: Group, state: StateArrays, prefix: str, arrays: Arrays) -> None:
+    Of many blocks the values of the last step are kept as they are, and summed up when somebody reads them.
+    """
+
+    def __init__(
+        self, group: Group, state: StateArrays, prefix: str, arrays: Arrays, measure: Measure | None, norm_type: float
+    ) -> None:
         self.counts, self.last = state.of(group, f"{prefix}steps"), state.of(group, f"{prefix}last")
-        self.arrays = arrays
-        self._pending: Sequence[StepValues] = ()  # on the host: the last step's, which are summed up when somebody reads them
+        self.arrays, self.measure, self.norm_type = arrays, measure, norm_type
+        self._unread: StepValues | None = None  # the last step's, on the host
+        self._table: Tensor | None = None  # lengths, thresholds and coefficients of the last step's blocks, on an accelerator
 
     @property
     def step(self) -> Any:
         """The number of steps before this one."""
         return int(self.counts[0]) if self.arrays.is_host else self.counts[0]
 
-    def count(self, recorded: Numbers, clipped: Numbers) -> None:
-        """Count one more step if it was ``recorded``, and as clipped if something was ``clipped``."""
-        self.counts[0] += recorded
-        self.counts[1] += clipped
+    def count(self, recorded: Any, clipped: Any, skipped: Any) -> None:
+        """Count one more step if it is ``recorded``, if something was ``clipped``, and if it is ``skipped``."""
+        if self.arrays.is_host:
+            self.counts[0] += recorded
+            self.counts[1] += clipped
+            self.counts[2] += skipped
+        else:
+            self.counts.add_(self.arrays.stack([recorded, clipped, skipped]))
 
-    def count_skipped(self, skipped: Numbers) -> None:
-        """Count one more skipped step if it was."""
-        self.counts[2] += skipped
-
-    def remember(self, values: StepValues, clipped: Numbers) -> None:
+    def remember(self, values: StepValues) -> None:
         """Count a step and keep its values, if it is recorded."""
-        self.count(values.recorded, clipped)
-        self.keep((values,), values.recorded)
+        self.count(values.recorded, values.clipped, values.skipped)
+        if self.arrays.is_host:
+            self._unread = values if values.recorded else self._unread
+            return
+        if values.lengths.ndim == 0:
+            self.replace(values.recorded, self._summary(values))
+            return
+        table = cast(Tensor, self.arrays.stack([values.lengths, values.thresholds, values.coefficients]))
+        if self._table is None:
+            self._table = torch.zeros_like(table)
+        self._table.copy_(torch.where(cast(Tensor, values.recorded), table, self._table))
 
-    def keep(self, values: Sequence[StepValues], recorded: Numbers) -> None:
-        """Keep these values of the step, if it is recorded."""
-        if not self.arrays.is_host:
-            last = torch.stack(cast(list[Tensor], self._summary(values)))
-            self.last.copy_(torch.where(cast(Tensor, recorded), last, self.last))
-        elif recorded:
-            self._pending = values
+    def replace(self, recorded: Numbers, last: Sequence[Numbers]) -> None:
+        """Write the four values of the last step on an accelerator, if it is recorded."""
+        self.last.copy_(torch.where(cast(Tensor, recorded), cast(Tensor, self.arrays.stack(last)), self.last))
 
     def write_down(self) -> None:
         """Write the values of the last step to where they stand."""
-        if self._pending:
-            self.last[:] = self._summary(self._pending)
-            self._pending = ()
+        if self._unread is not None:
+            self.last[:] = self._summary(self._unread)
+            self._unread = None
+        if self._table is not None:
+            lengths, thresholds, coefficients = cast(Any, self._table)
+            assert self.measure is not None
+            norm = self.arrays.norm(lengths, self.norm_type) if self.measure.gives_norm else lengths.sum() * math.nan
+            some = (lengths != 0).any()
+            values = StepValues(norm, lengths, thresholds, coefficients, some, some, some)
+            self.replace(some, self._summary(values))
 
-    def _summary(self, values: Sequence[StepValues]) -> list[Numbers]:
-        return values[0].summary(self.arrays)
+    def _summary(self, values: StepValues) -> list[Numbers]:
+        assert self.measure is not None
+        return values.summary(self.measure, self.arrays, self.norm_type)
 
     def statistics(self) -> dict[str, float]:
         """Return the statistics as plain numbers."""
@@ -101,40 +122,57 @@ class Record:
 class Totals(Record):
     """Counts and norms of the whole gradient, kept in the optimizer's first parameter group.
 
-    ``norm_type`` is that of the norm of all there is to optimize; None if the clip sets do not measure it, in one norm type.
+    ``is_complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
     """
 
-    def __init__(self, group: Group, state: StateArrays, arrays: Arrays, norm_type: float | None, monitor: StepMonitor) -> None:
-        super().__init__(group, state, "", arrays)
-        self.group, self.norm_type, self.monitor = group, norm_type, monitor
+    def __init__(
+        self, group: Group, state: StateArrays, arrays: Arrays, is_complete: bool, norm_type: float, monitor: StepMonitor
+    ) -> None:
+        super().__init__(group, state, "", arrays, None, norm_type)
+        self.group, self.is_complete, self.monitor = group, is_complete, monitor
         self.norms = SimpleNamespace(lengths=state.of(group, "norms")[:, 0], count=state.of(group, "norms_count")[..., 0])
+        self._all: list[tuple[Record, StepValues]] = []  # of the last step
 
-    def remember_all(self, values: Sequence[StepValues], clipped: Sequence[Numbers], shrinkage: float) -> None:
+    def remember_all(self, records: Sequence[Record], values: Sequence[StepValues], shrinkage: float) -> None:
         """Count a step, and keep the values of the whole gradient from those of its clip sets.
 
         ``shrinkage``: by how much the gradient was multiplied, for the monitor on the host.
         """
-        arrays, recorded, any_clipped = self.arrays, values[0].recorded, clipped[0]
-        for one, other in zip(values[1:], clipped[1:], strict=True):
-            recorded, any_clipped = recorded | one.recorded, any_clipped | other
+        arrays, (recorded, clipped, skipped) = self.arrays, values[0][-3:]
+        for v in values[1:]:
+            recorded, clipped, skipped = recorded | v.recorded, clipped | v.clipped, skipped | v.skipped
         if arrays.is_host and not recorded:
             return
-        self.count(recorded, any_clipped)
-        self.keep(values, recorded)
+        self.count(recorded, clipped, skipped)
+        self._all = [*zip(records, values, strict=True)]
+        if not arrays.is_host and (len(values) > 1 or values[0].lengths.ndim == 0):
+            self.replace(recorded, self._combined())
+            self._all = []
         norm = values[0].norm if len(values) == 1 else self._norm([v.norm for v in values])
         if arrays.is_host:  # elsewhere the host would have to wait to look
             self.monitor.observe(float(norm), shrinkage)
-        if self.norm_type is not None:
+        if self.is_complete:
             arrays.push(self.norms, norm, arrays.isfinite(norm) & recorded)
 
-    def _norm(self, norms: Sequence[Numbers]) -> Numbers:
-        return norms[0] * math.nan if self.norm_type is None else self.arrays.norm(self.arrays.stack(norms), self.norm_type)
+    def write_down(self) -> None:
+        """Write the values of the last step to where they stand."""
+        if self._all and self.arrays.is_host:
+            self.last[:] = self._combined()
+            self._all = []
+        elif self._all:  # one set of many blocks, whose record has them
+            ((record, _),) = self._all
+            record.write_down()
+            self.last.copy_(record.last)
 
-    def _summary(self, values: Sequence[StepValues]) -> list[Numbers]:
-        if len(values) == 1:
-            return values[0].summary(self.arrays)
-        norms, clipped_norms, *others = zip(*[v.summary(self.arrays) for v in values], strict=True)
-        recorded = self.arrays.stack([v.recorded for v in values])
+    def _norm(self, norms: Sequence[Numbers]) -> Numbers:
+        return self.arrays.norm(self.arrays.stack(norms), self.norm_type) if self.is_complete else norms[0] * math.nan
+
+    def _combined(self) -> list[Numbers]:
+        summaries = [record._summary(values) for record, values in self._all]
+        if len(summaries) == 1:
+            return summaries[0]
+        norms, clipped_norms, *others = zip(*summaries, strict=True)
+        recorded = self.arrays.stack([values.recorded for _, values in self._all])
         medians = [self.arrays.median(self.arrays.stack(each), recorded) for each in others]
         return [self._norm(norms), self._norm(clipped_norms), *medians]
 

@@ -86,8 +86,8 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers,
     bounds = [place for i in present for place in (ends[i] - counts[i], ends[i])]
     smallest = np.minimum.reduceat(np.append(factors.numpy(), 1.0), bounds)[::2].tolist() if present else []
     clipped = [i for i, coefficient in zip(present, smallest, strict=True) if coefficient < 1]
-    single = [i for i in reversed(clipped) if counts[i] == 1]
-    _multiply_([grads[i] for i in single], [float(factors[ends[i] - 1]) for i in single])  # type: ignore[misc]
+    alone = [i for i in reversed(clipped) if counts[i] == 1]
+    _multiply_([grads[i] for i in alone], [float(factors[ends[i] - 1]) for i in alone])  # type: ignore[misc]
     for i in clipped:
         if counts[i] > 1:
             part, times = factors[ends[i] - counts[i] : ends[i]], 1

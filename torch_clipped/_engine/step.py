@@ -60,25 +60,24 @@ def clip_(
         skip = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
         if skip is True:
             return ClipResult(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
-        values, clipped, coefficients, shrinkage = [], [], None, math.nan
+        values, coefficients, shrinkage = [], None, math.nan
         for clip_set, (grads, lengths, is_finite, all_finite) in zip(sets, measured, strict=True):
             arrays = clip_set.arrays
             blocks = clip_set.blocks(lengths, (lengths > 0) & is_finite, totals.step, skip)
             thresholds = clip_set.thresholds(blocks)  # how long is too long
             alpha = thresholds / lengths
-            coefficients = arrays.where(clip_set.decide(alpha, blocks), arrays.at_most(alpha, 1.0), 1.0)
+            coefficients = arrays.coefficients(alpha, clip_set.decide(alpha, blocks))  # min(1, alpha) or 1
             if clip_set.measure.clamps_entries and not arrays.surely(
                 all_finite
             ):  # inf is clamped, and so is what stands beside NaN
-                coefficients = arrays.where(is_finite | skip, coefficients, 0.0)
+                coefficients = arrays.where(is_finite if skip is False else is_finite | skip, coefficients, 0.0)
             if not (in_kernel and _is_for_kernel(clip_set, grads, coefficients)):
-                clip_set.scale_(grads, coefficients, thresholds * grad_scale)
+                clip_set.scale_(grads, coefficients, thresholds, grad_scale)
                 in_kernel = False
             values.append(clip_set.remember(blocks, thresholds, coefficients, skip))
-            clipped.append(arrays.any(coefficients < 1))
             if arrays.surely(values[-1].recorded):
-                shrinkage = float(np.fmin(shrinkage, clip_set.shrinkage(values[-1], coefficients)))
-        totals.remember_all(values, clipped, shrinkage)
+                shrinkage = float(np.fmin(shrinkage, clip_set.shrinkage(values[-1])))
+        totals.remember_all([s.record for s in sets], values, shrinkage)
         return ClipResult(skip, [v.norm for v in values], coefficients if in_kernel else None)
 
 
@@ -111,18 +110,18 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
                 f"the gradient of parameter group {_first_nonfinite(clip_set, m.grads)} is not finite; nothing was changed. "
                 "nonfinite='skip' leaves such a step out, nonfinite='zero' replaces its entries that are not finite by 0"
             )
-    skip: Any = False
-    for clip_set, m in zip(sets, measured, strict=True):
-        if clip_set.arguments.nonfinite == "skip":
-            bad = ~(m.all_finite | found_inf)
-            clip_set.record.count_skipped(bad)
-            skip = skip | bad
+    careful = [m.all_finite for s, m in zip(sets, measured, strict=True) if s.arguments.nonfinite == "skip"]
+    kept: Any = careful[0] if careful else True
+    for all_finite in careful[1:]:
+        kept = kept & all_finite
     if not totals.arrays.is_host:
-        totals.count_skipped(skip)
-        return skip | found_inf
-    totals.monitor.observe_skip(bool(skip))
-    if skip:
-        totals.count_skipped(skip)
+        skip = ~kept if careful else False
+        return skip if found_inf is False else skip | found_inf
+    totals.monitor.observe_skip(not kept)
+    if not kept:
+        for clip_set, m in zip(sets, measured, strict=True):
+            clip_set.record.count(False, False, clip_set.arguments.nonfinite == "skip" and not m.all_finite)
+        totals.count(False, False, True)
         return True
     for i, (clip_set, m) in enumerate(zip(sets, measured, strict=True)):
         if clip_set.arguments.nonfinite == "zero" and not m.all_finite:

@@ -190,6 +190,6 @@ def _clip(group: Group, sets: list[ClipSet], totals: Totals) -> Tensor:
     measuring = _group(group["params"], Arguments("norm", math.inf, clipping_window=2, norm_type=group["norm_type"]))
     (whole,), _ = CurrentSets().of([measuring])
     norm = math.nan if whole.is_dry_run else whole.lengths(whole.gradients())
-    if sets:
+    if sets and not whole.is_dry_run:
         clip_(sets, totals, [sets[0].gradients()])
     return as_tensor(norm)

@@ -75,6 +75,7 @@ class LevelScheduler:
         self.last_epoch = step
         for group, arguments in zip(groups, checked, strict=True):
             group["clipping_level"] = arguments.clipping_level
+        self.optimizer._current_sets.refill_levels()
 
     def get_last_level(self) -> list[float]:
         """The level of each parameter group as it was last written."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -37,10 +37,12 @@ class Measure:
     reports_coefficient: bool = True
     clamps_entries: bool = False
 
-    @property
-    def is_one_block(self) -> bool:
-        """Whether all parameters of a clip set are one block."""
-        return self.blocks is None
+    is_one_block: bool = field(init=False)  # whether all parameters of a clip set are one block
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_one_block", self.blocks is None)
+        if self.blocks is None and self.divisor is not None:
+            raise ValueError("divisor must be None where all parameters are one block")
 
 
 def one_block(parameter: Tensor) -> int:

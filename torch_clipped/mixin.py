@@ -237,10 +237,7 @@ class Clipped(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         sets, totals = self._current_sets.of(self.param_groups, self.defaults)  # a closure may have edited them
-        if not sets:
-            parent_step(self)
-            return loss
-        if any(clip_set.is_dry_run for clip_set in sets):
+        if not sets or True in [clip_set.is_dry_run for clip_set in sets]:
             parent_step(self)
             return loss
         grad_scale, found_inf = scaler_factors(self, sets[0])
@@ -264,6 +261,8 @@ class Clipped(Optimizer):
     def _clip(self) -> bool:
         """Clip the gradients in the middle of a step; return whether the step is to be left out."""
         sets, totals = self._clip_sets()
+        if any(clip_set.is_dry_run for clip_set in sets):
+            return False
         return bool(clip_(sets, totals, [clip_set.gradients() for clip_set in sets]).skip)
 
     @overload

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from ._engine.validation import integer
 from .mixin import Clipped
-from .properties import ModelProperties, OptimizerProperties, RestartProperties
+from .properties import ModelProperties, OptimizerProperties
+from .restarter import RestartProperties
 
 __all__ = ["ModelProperties", "OptimizerProperties", "OptimizersCollector", "RestartProperties"]
 

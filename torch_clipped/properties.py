@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
@@ -14,10 +14,7 @@ from torch.optim import Optimizer
 
 from ._engine.validation import integer, number, refuse_unknown
 
-if TYPE_CHECKING:
-    from .restarter import Restarter
-
-__all__ = ["ModelProperties", "OptimizerProperties", "RestartProperties"]
+__all__ = ["ModelProperties", "OptimizerProperties", "RestartSchedule"]
 
 AVERAGES = ("mean", "last")
 
@@ -105,20 +102,8 @@ class ModelProperties:
 
 
 @dataclass(frozen=True)
-class RestartProperties:
-    """The arguments of a :class:`torch_clipped.Restarter`, without the optimizer.
-
-    Args:
-        first_restart_steps_cnt, restart_coeff, max_steps_cnt, average: as there.
-
-    Raises:
-        ValueError: an argument is not what it has to be.
-
-    Example:
-        >>> from torch_clipped import RestartProperties
-        >>> RestartProperties(100, max_steps_cnt=1000).label()
-        'restarts 100 x 1.25 to 1000'
-    """
+class RestartSchedule:
+    """The windows between restarts, and what the weights become: checked arguments of a restarter."""
 
     first_restart_steps_cnt: int = 50
     restart_coeff: float = 1.25
@@ -136,12 +121,6 @@ class RestartProperties:
         object.__setattr__(self, "max_steps_cnt", integer("max_steps_cnt", self.max_steps_cnt, smallest=1))
         if not isinstance(self.average, str) or self.average not in AVERAGES:
             raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {self.average!r}")
-
-    def make(self, optimizer: Optimizer) -> Restarter:
-        """A restarter of this optimizer."""
-        from .restarter import Restarter  # which imports this module
-
-        return Restarter(optimizer, **asdict(self))
 
     def label(self) -> str:
         """The windows in words, for legends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch.optim.swa_utils import update_bn
 
 from ._engine.validation import check_keys, integer
 from ._running_means import RunningMeans
-from .properties import OptimizerProperties, RestartProperties
+from .properties import OptimizerProperties, RestartSchedule
 
-__all__ = ["Restarter"]
+__all__ = ["RestartProperties", "Restarter"]
 
 COUNTS = {"steps": 0, "restarts": 0, "window": 1, "window_steps": 0}  # what is counted, from the smallest that it may be
 
@@ -111,9 +112,9 @@ class Restarter:
             raise TypeError(f"on_restart must be a function of the restarter or None, got {on_restart!r}")
         if model is not None and not isinstance(model, Module):
             raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
-        properties = RestartProperties(first_restart_steps_cnt, restart_coeff, max_steps_cnt, average)
-        self.restart_coeff, self.max_steps_cnt = properties.restart_coeff, properties.max_steps_cnt
-        self.window, self.average = properties.first_restart_steps_cnt, properties.average
+        schedule = RestartSchedule(first_restart_steps_cnt, restart_coeff, max_steps_cnt, average)
+        self.restart_coeff, self.max_steps_cnt = schedule.restart_coeff, schedule.max_steps_cnt
+        self.window, self.average = schedule.first_restart_steps_cnt, schedule.average
         self.optimizer = optimizer
         self.on_restart = on_restart
         self.model = model
@@ -244,6 +245,27 @@ class Restarter:
             self._means = RunningMeans()
         if self.on_restart is not None:
             self.on_restart(self)
+
+
+@dataclass(frozen=True)
+class RestartProperties(RestartSchedule):
+    """The arguments of a :class:`torch_clipped.Restarter`, without the optimizer.
+
+    Args:
+        first_restart_steps_cnt, restart_coeff, max_steps_cnt, average: as there.
+
+    Raises:
+        ValueError: an argument is not what it has to be.
+
+    Example:
+        >>> from torch_clipped import RestartProperties
+        >>> RestartProperties(100, max_steps_cnt=1000).label()
+        'restarts 100 x 1.25 to 1000'
+    """
+
+    def make(self, optimizer: Optimizer) -> Restarter:
+        """Return a restarter of this optimizer."""
+        return Restarter(optimizer, **asdict(self))
 
 
 def _check_optimizer(optimizer: Any) -> None:

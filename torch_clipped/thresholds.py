@@ -173,20 +173,19 @@ class ZClip(Threshold):
         return {"average": floats, "variance": floats, "seen": ((blocks,), torch.int64)}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
-        where, distance = blocks.arrays.where, blocks.lengths - memory.average
-        spike = (memory.seen >= self.warm_up) & (distance > level * memory.variance**0.5)
-        threshold = memory.average + level**2 * memory.variance / where(spike, distance, 1.0)
-        return where(spike, threshold, math.inf)
+        distance, allowed = blocks.lengths - memory.average, level * memory.variance**0.5
+        spike = (memory.seen >= self.warm_up) & (distance > allowed)
+        return blocks.arrays.where(spike, memory.average + allowed * allowed / distance, math.inf)
 
     def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
-        where, equal_share = blocks.arrays.where, blocks.arrays.full_like(memory.average, 1.0) / (memory.seen + 1)
-        share = where(memory.seen < self.warm_up, equal_share, 1 - self.averaging)
-        before = clipped_lengths - memory.average
-        mean = memory.average + share * before
-        after = clipped_lengths - mean
-        spread = where(memory.seen < self.warm_up, before * after, after * after)
-        memory.variance[...] = where(blocks.valid, (1 - share) * memory.variance + share * spread, memory.variance)
-        memory.average[...] = where(blocks.valid, mean, memory.average)
+        where, lerp_, is_warming_up = blocks.arrays.where, blocks.arrays.lerp_, memory.seen < self.warm_up
+        equal_share = blocks.arrays.full_like(memory.average, 1.0) / (memory.seen + 1)
+        share = where(blocks.valid, where(is_warming_up, equal_share, 1 - self.averaging), 0.0)
+        lengths = where(blocks.valid, clipped_lengths, memory.average)
+        before = lengths - memory.average
+        lerp_(memory.average, lengths, share)
+        after = lengths - memory.average
+        lerp_(memory.variance, where(is_warming_up, before, after) * after, share)
         memory.seen += blocks.valid
 
 

@@ -97,6 +97,10 @@ class Arrays(ABC):
         """Return min(1, alpha) where a block is clipped, else 1."""
 
     @abstractmethod
+    def lerp_(self, values: Numbers, target: Numbers, share: Numbers) -> None:
+        """Move values in place by a share of the way to a target."""
+
+    @abstractmethod
     def false(self, like: Numbers) -> Numbers:
         """Return False, where ``like`` is."""
 
@@ -166,6 +170,9 @@ class HostArrays(Arrays):
 
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
         return self.where(clipped, cast(Numbers, np.minimum(cast(Any, alpha), 1.0)), 1.0)
+
+    def lerp_(self, values: Numbers, target: Numbers, share: Numbers) -> None:
+        values[...] = values + share * (target - values)
 
     def false(self, like: Numbers) -> Numbers:
         return cast(Numbers, np.False_)
@@ -290,6 +297,9 @@ class AcceleratorArrays(Arrays):
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
         return self.where(clipped, cast(Numbers, cast(Tensor, alpha).clamp(self._SMALLEST, 1.0)), 1.0)
 
+    def lerp_(self, values: Numbers, target: Numbers, share: Numbers) -> None:
+        cast(Tensor, values).lerp_(cast(Tensor, target), cast(Tensor, share))
+
     def false(self, like: Numbers) -> Numbers:
         key = "false", cast(Tensor, like).device
         if key not in self._kept:
@@ -345,9 +355,9 @@ class AcceleratorArrays(Arrays):
     def mean_and_std(self, history: SimpleNamespace) -> Moments:
         known, zero = history.count.clamp(max=len(history.lengths)), self._number(0.0, history.lengths)
         is_known = self._rows(history) < known
-        mean = torch.where(is_known, history.lengths, zero).sum(0) / known.clamp(min=1)
+        mean = torch.where(is_known, history.lengths, zero).sum(0) / known
         squares = torch.where(is_known, (history.lengths - mean).square_(), zero).sum(0)
-        return cast(Moments, (known, mean, (squares / (known - 1).clamp_(min=1)).sqrt_()))
+        return cast(Moments, (known, mean, (squares / (known - 1)).sqrt_()))
 
 
 HOST = HostArrays()

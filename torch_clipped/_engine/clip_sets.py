@@ -147,11 +147,11 @@ class ClipSet:
             return lengths.sum() * math.nan
         return lengths if lengths.ndim == 0 else self.arrays.norm(lengths, self.norm_type)
 
-    def blocks(self, lengths: Numbers, valid: Numbers, step: Any, skip: Any) -> Blocks:
-        """Return what thresholds may look at."""
-        if skip is not False:
-            valid = valid & ~skip
-        return Blocks(lengths, valid, self.norm(lengths), step, self._weight_lengths, self.arrays)
+    def blocks(self, lengths: Numbers, is_finite: Numbers, step: Any, kept: Any) -> Blocks:
+        """Return what thresholds may look at; ``kept`` says whether the step is taken."""
+        if kept is not True:
+            is_finite = kept if self.arguments.nonfinite == "skip" else is_finite & kept  # the former: all are finite
+        return Blocks(lengths, (lengths > 0) & is_finite, self.norm(lengths), step, self._weight_lengths, self.arrays)
 
     def thresholds(self, blocks: Blocks) -> Numbers:
         """Return the threshold of each block."""
@@ -183,8 +183,8 @@ class ClipSet:
             coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
         self.measure.scale_(grads.tensors, self._own_counts, coefficients, thresholds, self.arrays.is_host)
 
-    def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, skip: Any) -> StepValues:
-        """Let the threshold take notice of the step, and record it."""
+    def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, kept: Any, skip: Any) -> StepValues:
+        """Let the threshold take notice of the step; return what is to be recorded of it."""
         arrays, rule = self.arrays, self.rule.threshold
         if type(rule).remember is not Threshold.remember:
             clipped_lengths = blocks.lengths * coefficients
@@ -196,11 +196,10 @@ class ClipSet:
             recorded = arrays.any(blocks.valid)
         else:
             recorded = arrays.any((blocks.lengths > 0) | (blocks.lengths != blocks.lengths))
-            recorded = recorded if skip is False else recorded & ~skip
+            recorded = recorded if kept is True else recorded & kept
         skipped = skip if self.arguments.nonfinite == "skip" and skip is not False else arrays.false(recorded)
         clipped = arrays.any(coefficients < 1)
         values = StepValues(blocks.norm, blocks.lengths, thresholds, coefficients, recorded, clipped, skipped)
-        self.record.remember(values)
         return values
 
     def shrinkage(self, values: StepValues) -> float:

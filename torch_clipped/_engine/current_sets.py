@@ -37,7 +37,7 @@ class CurrentSets:
         self._totals: Totals | None = None
         self._state = StateArrays()
         self._monitor = StepMonitor()
-        self._shape: list[tuple[int, list[torch.device]]] = []
+        self._shape: list[Any] = []
         self._written: list[Any] = []
         self._arguments: list[Arguments] = []  # of the groups at the beginning of what was written
 
@@ -48,11 +48,17 @@ class CurrentSets:
             ValueError: a group holds a value that is wrong.
             TypeError: a group has a key that looks like a clipping argument and is none.
         """
-        if self._totals is None or _shape(groups) != self._shape or not self._is_current(groups):
+        written, shape = _written(groups)
+        if not (self._totals and shape == self._shape and all(map(is_, written, self._written)) and self._is_as_it_was()):
             self._make(groups, own)
-            self._shape, self._written = _shape(groups), _written(groups)
+            self._written, self._shape = _written(groups)
         assert self._totals is not None
         return self._sets, self._totals
+
+    def refill_levels(self) -> None:
+        """Write the levels of the groups into their tensors on an accelerator, where a captured CUDA graph reads them."""
+        for group, level in self._levels.values():
+            level.fill_(group["clipping_level"])
 
     def put_back(self) -> None:
         """Make the groups hold the state as it is, also where torch has moved their tensors."""
@@ -61,12 +67,8 @@ class CurrentSets:
                 record.write_down()
         self._state.put_back()
 
-    def _is_current(self, groups: Sequence[Group]) -> bool:
-        return (
-            all(map(is_, _written(groups), self._written))
-            and self._state.are_current()
-            and not any(clip_set.has_grown() for clip_set in self._sets)
-        )
+    def _is_as_it_was(self) -> bool:
+        return self._state.are_current() and True not in [clip_set.has_grown() for clip_set in self._sets]
 
     def _make(self, groups: Sequence[Group], own: Container[str]) -> None:
         self.put_back()
@@ -154,14 +156,12 @@ def _home() -> Group:
     return dict(prepared_memory({"params": []}, Arguments("none"), torch.device("cpu")))
 
 
-def _shape(groups: Sequence[Group]) -> list[tuple[int, list[torch.device]]]:
-    """Return how many keys each group has, and where its parameters are."""
-    return [(len(group), [p.device for p in group["params"]]) for group in groups]
-
-
-def _written(groups: Sequence[Group]) -> list[Any]:
-    """Return the objects that decide about clip sets: the groups, the clipping arguments and the parameters in them."""
-    written = [*groups, *(group[name] for group in groups for name in ARGUMENT_NAMES)]
+def _written(groups: Sequence[Group]) -> tuple[list[Any], list[Any]]:
+    """Return what decides about clip sets: groups, clipping arguments and parameters, and how many there are and where."""
+    written, shape = [*groups], []
     for group in groups:
-        written += group["params"]
-    return written
+        params = group["params"]
+        written += [group[name] for name in ARGUMENT_NAMES]
+        written += params
+        shape += [len(group), *[p.device for p in params]]
+    return written, shape

@@ -266,7 +266,7 @@ def _is_unsupported(group: Group) -> bool:
     if group.get("capturable") and any(p.is_cpu for p in group["params"]):
         return True
     # The kernel of SGD on the CPU leaves most entries of low-precision parameters as they are (pytorch issue 191763)
-    return "dampening" in group and any(p.dtype in _HALVES and p.is_cpu for p in group["params"])
+    return "dampening" in group and not _HALVES.isdisjoint([p.dtype for p in group["params"] if p.is_cpu])
 
 
 def _are_alike(param: Tensor, grad: Tensor) -> bool:

@@ -293,7 +293,7 @@ def accelerator_norms(
             if blocks[i] == 1:
                 alike[tensor.device, tensor.dtype].append(i)
             else:
-                parts[i] = _rows_on_accelerator(tensor, blocks[i], norm_type).to(device, dtype)
+                parts[i] = _rows_on_accelerator(tensor, blocks[i], norm_type).to(device)
     for (home, _), members in alike.items():
         values = [stored(tensors[i]) for i in members]  # type: ignore[arg-type]
         values = [v.abs() if v.is_complex() else v for v in values]
@@ -304,7 +304,8 @@ def accelerator_norms(
             parts[i] = norm
     if not tensors:
         return torch.zeros(0, dtype=dtype, device=device)
-    return torch.cat([torch.zeros(n, dtype=dtype, device=device) if p is None else p for p, n in zip(parts, blocks, strict=True)])
+    filled = [torch.zeros(n, dtype=dtype, device=device) if p is None else p for p, n in zip(parts, blocks, strict=True)]
+    return torch.cat(filled).to(dtype)
 
 
 def _rows_on_accelerator(tensor: Tensor, count: int, norm_type: float) -> Tensor:

@@ -31,7 +31,8 @@ class StepValues(NamedTuple):
 
     def summary(self, measure: Measure, arrays: Arrays, norm_type: float) -> list[Numbers]:
         """Return the four values of ``clipping_stats``: norm before and after clipping, and medians over the blocks."""
-        lengths, valid = self.lengths, (self.lengths > 0) & arrays.isfinite(self.lengths)
+        lengths = self.lengths
+        valid = lengths if lengths.ndim == 0 else (lengths > 0) & arrays.isfinite(lengths)
         clipped_norm = lengths * self.coefficients if measure.gives_norm else self.norm
         if clipped_norm.ndim:
             clipped_norm = arrays.norm(clipped_norm, norm_type)
@@ -72,18 +73,16 @@ class Record:
         self.count(values.recorded, values.clipped, values.skipped)
         if self.arrays.is_host:
             self._unread = values if values.recorded else self._unread
-            return
-        if values.lengths.ndim == 0:
-            self.replace(values.recorded, self._summary(values))
-            return
+        elif values.lengths.ndim == 0:
+            self.last.copy_(self.arrays.where(values.recorded, self.arrays.stack(self._summary(values)), self.last))
+        else:
+            self._keep_blocks(values)
+
+    def _keep_blocks(self, values: StepValues) -> None:
         table = cast(Tensor, self.arrays.stack([values.lengths, values.thresholds, values.coefficients]))
         if self._table is None:
             self._table = torch.zeros_like(table)
         self._table.copy_(torch.where(cast(Tensor, values.recorded), table, self._table))
-
-    def replace(self, recorded: Numbers, last: Sequence[Numbers]) -> None:
-        """Write the four values of the last step on an accelerator, if it is recorded."""
-        self.last.copy_(torch.where(cast(Tensor, recorded), cast(Tensor, self.arrays.stack(last)), self.last))
 
     def write_down(self) -> None:
         """Write the values of the last step to where they stand."""
@@ -96,7 +95,7 @@ class Record:
             norm = self.arrays.norm(lengths, self.norm_type) if self.measure.gives_norm else lengths.sum() * math.nan
             some = (lengths != 0).any()
             values = StepValues(norm, lengths, thresholds, coefficients, some, some, some)
-            self.replace(some, self._summary(values))
+            self.last.copy_(self.arrays.where(some, self.arrays.stack(self._summary(values)), self.last))
 
     def _summary(self, values: StepValues) -> list[Numbers]:
         assert self.measure is not None
@@ -134,10 +133,15 @@ class Totals(Record):
         self._all: list[tuple[Record, StepValues]] = []  # of the last step
 
     def remember_all(self, records: Sequence[Record], values: Sequence[StepValues], shrinkage: float) -> None:
-        """Count a step, and keep the values of the whole gradient from those of its clip sets.
+        """Count a step, of each clip set and altogether, and keep its values.
 
         ``shrinkage``: by how much the gradient was multiplied, for the monitor on the host.
         """
+        if not self.arrays.is_host and len(values) == 1:
+            self._remember_only(records[0], values[0])
+            return
+        for record, v in zip(records, values, strict=True):
+            record.remember(v)
         arrays, (recorded, clipped, skipped) = self.arrays, values[0][-3:]
         for v in values[1:]:
             recorded, clipped, skipped = recorded | v.recorded, clipped | v.clipped, skipped | v.skipped
@@ -145,14 +149,28 @@ class Totals(Record):
             return
         self.count(recorded, clipped, skipped)
         self._all = [*zip(records, values, strict=True)]
-        if not arrays.is_host and (len(values) > 1 or values[0].lengths.ndim == 0):
-            self.replace(recorded, self._combined())
-            self._all = []
         norm = values[0].norm if len(values) == 1 else self._norm([v.norm for v in values])
-        if arrays.is_host:  # elsewhere the host would have to wait to look
+        if arrays.is_host:
             self.monitor.observe(float(norm), shrinkage)
+        else:  # the host would have to wait to look
+            self.last.copy_(arrays.where(recorded, arrays.stack(self._combined()), self.last))
+            self._all = []
         if self.is_complete:
             arrays.push(self.norms, norm, arrays.isfinite(norm) & recorded)
+
+    def _remember_only(self, record: Record, values: StepValues) -> None:
+        """Do the same on an accelerator for the only clip set, by as few operations as possible."""
+        arrays, both = self.arrays, (record, self)
+        counts = arrays.stack([values.recorded, values.clipped, values.skipped])
+        torch._foreach_add_([r.counts for r in both], [cast(Tensor, counts)] * 2)
+        if values.lengths.ndim == 0:
+            last = arrays.where(values.recorded, arrays.stack(record._summary(values)), record.last)
+            torch._foreach_copy_([r.last for r in both], [cast(Tensor, last)] * 2)
+        else:
+            record._keep_blocks(values)
+            self._all = [(record, values)]
+        if self.is_complete:
+            arrays.push(self.norms, values.norm, values.recorded)
 
     def write_down(self) -> None:
         """Write the values of the last step to where they stand."""

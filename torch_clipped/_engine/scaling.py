@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,10 +56,12 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Number
     """
     if is_host:
         pairs = zip(coefficients.tolist(), thresholds.tolist(), strict=True)
-        limits: Sequence[float | Tensor | None] = [limit if coefficient < 1 else None for coefficient, limit in pairs]
+        limits: Sequence[Any] = [limit if coefficient < 1 else None for coefficient, limit in pairs]
+        lowest: Sequence[Any] = [None if limit is None else -limit for limit in limits]
     else:
-        limits = torch.where(cast(Tensor, coefficients < 1), cast(Tensor, thresholds), torch.inf).unbind()
-    for grad, limit in zip(grads, limits, strict=True):
+        bounds = torch.where(cast(Tensor, coefficients < 1), cast(Tensor, thresholds), torch.inf)
+        limits, lowest = bounds.unbind(), (-bounds).unbind()
+    for grad, low, limit in zip(grads, lowest, limits, strict=True):
         if grad is None or limit is None:
             continue
         values, bound = stored(grad), limit.to(grad.device) if isinstance(limit, Tensor) else limit
@@ -68,7 +70,7 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Number
             parts = torch.view_as_real(quarters).div_(quarters.abs().unsqueeze(-1)).mul_(bound)
             values.copy_(torch.where((values.abs() <= bound) | ~values.isfinite(), values, torch.view_as_complex(parts)))
         else:
-            values.clamp_(-bound, bound)  # type: ignore[arg-type]
+            values.clamp_(low.to(grad.device) if isinstance(low, Tensor) else low, bound)
 
 
 def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:

@@ -192,7 +192,8 @@ class StateArrays:
         tensor: Tensor = group[key]
         kept = self._before.get(id(tensor))
         if kept is None or kept.tensor is not tensor or (kept.address and tensor.data_ptr() != kept.address):
-            kept = _owned(group, key, _numbers(tensor)) if self._is_host else _Kept(group, key, tensor, 0, tensor)
+            address = tensor.data_ptr() if is_real(tensor) else 0
+            kept = _owned(group, key, _numbers(tensor)) if self._is_host else _Kept(group, key, tensor, address, tensor)
         self._kept[id(kept.tensor)] = kept._replace(group=group)
         return kept.array
 
@@ -205,7 +206,7 @@ class StateArrays:
 
     def put_back(self) -> None:
         """Put tensors of the arrays into the groups in place of those that torch has moved into shared memory."""
-        for kept in [*self._kept.values()]:
+        for kept in [*self._kept.values()] if self._is_host else []:
             tensor = kept.tensor
             if kept.address and kept.group.get(kept.key) is tensor and tensor.data_ptr() != kept.address and tensor.is_shared():
                 del self._kept[id(tensor)]

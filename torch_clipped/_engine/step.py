@@ -53,17 +53,17 @@ def clip_(
     that it leaves this step out by itself. With ``in_kernel`` the coefficient of the only set is returned for the optimizer's
     own kernel to apply, so that no pass over the gradients is spent on it.
     """
-    if found_inf is True or True in [clip_set.is_dry_run for clip_set in sets]:
+    if found_inf is True:
         return ClipResult(found_inf)
     with np.errstate(all="ignore"):
         measured = [_measure(clip_set, grads, grad_scale) for clip_set, grads in zip(sets, gradients, strict=True)]
-        skip = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
+        skip, kept = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
         if skip is True:
             return ClipResult(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
         values, coefficients, shrinkage = [], None, math.nan
         for clip_set, (grads, lengths, is_finite, all_finite) in zip(sets, measured, strict=True):
             arrays = clip_set.arrays
-            blocks = clip_set.blocks(lengths, (lengths > 0) & is_finite, totals.step, skip)
+            blocks = clip_set.blocks(lengths, is_finite, totals.step, kept)
             thresholds = clip_set.thresholds(blocks)  # how long is too long
             alpha = thresholds / lengths
             coefficients = arrays.coefficients(alpha, clip_set.decide(alpha, blocks))  # min(1, alpha) or 1
@@ -74,7 +74,7 @@ def clip_(
             if not (in_kernel and _is_for_kernel(clip_set, grads, coefficients)):
                 clip_set.scale_(grads, coefficients, thresholds, grad_scale)
                 in_kernel = False
-            values.append(clip_set.remember(blocks, thresholds, coefficients, skip))
+            values.append(clip_set.remember(blocks, thresholds, coefficients, kept, skip))
             if arrays.surely(values[-1].recorded):
                 shrinkage = float(np.fmin(shrinkage, clip_set.shrinkage(values[-1])))
         totals.remember_all([s.record for s in sets], values, shrinkage)
@@ -99,11 +99,13 @@ def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Any) -> Measured:
     return Measured(grads, lengths, is_finite, arrays.all(is_finite))
 
 
-def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: Totals, grad_scale: Any, found_inf: Any) -> Any:
-    """Do what the sets' policies say about gradients that are not finite; returns whether to skip the step."""
+def _obey_nonfinite(
+    sets: Sequence[ClipSet], measured: list[Measured], totals: Totals, grad_scale: Any, found_inf: Any
+) -> tuple[Any, Any]:
+    """Do what the sets' policies say about gradients that are not finite; return whether to skip the step, and to take it."""
     if False not in [totals.arrays.surely(m.all_finite) for m in measured]:
         totals.monitor.observe_skip(False)
-        return False
+        return False, True
     for clip_set, m in zip(sets, measured, strict=True):
         if clip_set.arguments.nonfinite == "error" and not m.all_finite:  # has to look, also on an accelerator
             raise RuntimeError(
@@ -115,19 +117,19 @@ def _obey_nonfinite(sets: Sequence[ClipSet], measured: list[Measured], totals: T
     for all_finite in careful[1:]:
         kept = kept & all_finite
     if not totals.arrays.is_host:
-        skip = ~kept if careful else False
-        return skip if found_inf is False else skip | found_inf
+        skip = found_inf if kept is True else ~kept if found_inf is False else ~kept | found_inf
+        return skip, kept if found_inf is False else ~skip
     totals.monitor.observe_skip(not kept)
     if not kept:
         for clip_set, m in zip(sets, measured, strict=True):
             clip_set.record.count(False, False, clip_set.arguments.nonfinite == "skip" and not m.all_finite)
         totals.count(False, False, True)
-        return True
+        return True, False
     for i, (clip_set, m) in enumerate(zip(sets, measured, strict=True)):
         if clip_set.arguments.nonfinite == "zero" and not m.all_finite:
             _zero_nonfinite_(m.grads)
             measured[i] = _measure(clip_set, m.grads, grad_scale)
-    return False
+    return False, True
 
 
 def _zero_nonfinite_(grads: Gradients) -> None:

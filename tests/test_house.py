@@ -1,0 +1,83 @@
+"""Where things stand, and what may import what."""
+
+import ast
+from pathlib import Path
+
+import torch_clipped
+
+PACKAGE = Path(torch_clipped.__file__).parent
+# A module may import from the levels below its own, and from its own level what stands before it
+LEVELS = [
+    {"_engine.arrays", "_engine.validation"},
+    {"_engine.norms", "_engine.scaling", "_engine.sharding"},
+    {"measures", "thresholds", "decisions", "_engine.draws"},
+    {"clipping", "history"},
+    {"_engine.arguments", "_engine.monitor", "_engine.checks", "_engine.state", "_engine.records", "_engine.closures"},
+    {"_engine.clip_sets", "_engine.current_sets", "_engine.fused"},
+    {"_engine.step"},
+    {"mixin"},
+    {"optimizers", "functional", "levels", "_sstm_state", "sstm"},
+    {"integrations.values", "integrations.tensorboard", "integrations.trainer", "integrations.lightning", "integrations"},
+]
+BESIDE = {  # uses of the engine no more than norms, arithmetic and validation
+    *("confidence", "gradient_lengths", "outliers", "tail_indices", "heavy_tails"),
+    *("_running_means", "restarter", "properties", "lipschitz"),
+}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(name, path):
+    """The modules of this package that a module imports, also within functions."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = [p for p in package if p][: len(package) - node.level + 1]
+            found = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+        elif (node.module or "").startswith("torch_clipped."):
+            found = node.module.removeprefix("torch_clipped.")
+        else:
+            continue
+        yield found or None, [alias.name for alias in node.names]
+
+
+IMPORTS = {
+    name: sorted(
+        {found if found in dict(modules()) and found not in ("", None) else names[0] for found, names in imports(name, path)}
+    )
+    for name, path in modules()
+}
+
+
+def test_nothing_imports_what_stands_above_it():
+    level = {name: i for i, names in enumerate(LEVELS) for name in names}
+    wrong = [(name, other) for name in level for other in IMPORTS.get(name, ()) if level.get(other, -1) > level[name]]
+    assert not wrong
+
+
+def test_tails_and_restarts_use_norms_arithmetic_and_validation_only():
+    allowed = {"_engine.norms", "_engine.arrays", "_engine.validation", "_engine.sharding"}
+    wrong = {name: [m for m in IMPORTS[name] if m.startswith("_engine") and m not in allowed] for name in BESIDE}
+    assert not {name: found for name, found in wrong.items() if found}
+
+
+def test_no_module_imports_itself_by_others():
+    def reachable(name, seen):
+        for other in IMPORTS.get(name, ()):
+            if other not in seen:
+                seen.add(other)
+                reachable(other, seen)
+        return seen
+
+    assert not [name for name in IMPORTS if name and name in reachable(name, set())]
+
+
+def test_every_module_has_its_place():
+    known = set().union(*LEVELS) | BESIDE | {"", "_engine", "plots", "_plot_parts", "optimizers_collector"}
+    assert MODULES.keys() <= known

@@ -11,6 +11,7 @@ EXPERIMENTS = {
     "heavy-tails": "experiments.heavy_tails",
     "benchmark": "experiments.benchmark",
     "endurance": "experiments.endurance",
+    "launches": "experiments.launches",
     "spikes": "experiments.spikes",
     "thresholds": "experiments.thresholds",
     "restarts": "experiments.restarts",

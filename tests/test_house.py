@@ -47,11 +47,10 @@ def imports(name, path):
         yield found or None, [alias.name for alias in node.names]
 
 
+MODULES = dict(modules())
 IMPORTS = {
-    name: sorted(
-        {found if found in dict(modules()) and found not in ("", None) else names[0] for found, names in imports(name, path)}
-    )
-    for name, path in modules()
+    name: sorted({found if found in MODULES and found else names[0] for found, names in imports(name, path)})
+    for name, path in MODULES.items()
 }
 
 

@@ -7,7 +7,6 @@ is one block; on an accelerator they are tensors, and no operation here makes th
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -67,132 +66,68 @@ class Numbers(Protocol):
 Moments = tuple[Numbers, Numbers, Numbers]
 
 
-class Arrays(ABC):
-    """What is done differently on the host and on an accelerator."""
-
-    is_host: bool
-
-    @abstractmethod
-    def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
-        """Return ``one`` where the condition holds, else ``other``."""
-
-    @abstractmethod
-    def full_like(self, like: Numbers, number: Numbers | float) -> Numbers:
-        """Return the number in the shape of ``like``."""
-
-    @abstractmethod
-    def isfinite(self, values: Numbers) -> Numbers:
-        """Return which values are neither inf nor NaN."""
-
-    @abstractmethod
-    def minimum(self, one: Numbers, other: Numbers) -> Numbers:
-        """Return the smaller of two values, one by one."""
-
-    @abstractmethod
-    def at_least(self, values: Numbers, smallest: float) -> Numbers:
-        """Return the values, smaller ones replaced by ``smallest``."""
-
-    @abstractmethod
-    def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
-        """Return min(1, alpha) where a block is clipped, else 1."""
-
-    @abstractmethod
-    def lerp_(self, values: Numbers, target: Numbers, share: Numbers) -> None:
-        """Move values in place by a share of the way to a target."""
-
-    @abstractmethod
-    def false(self, like: Numbers) -> Numbers:
-        """Return False, where ``like`` is."""
-
-    @abstractmethod
-    def surely(self, condition: Numbers) -> bool:
-        """Return whether the condition holds, as far as that is known without waiting: on an accelerator never."""
-
-    @abstractmethod
-    def concatenate(self, parts: Sequence[Numbers]) -> Numbers:
-        """Return the values of all parts in a row."""
-
-    @abstractmethod
-    def stack(self, values: Sequence[Numbers]) -> Numbers:
-        """Return the values as the entries of one array."""
-
-    @abstractmethod
-    def any(self, condition: Numbers) -> Numbers:
-        """Return whether the condition holds anywhere."""
-
-    @abstractmethod
-    def all(self, condition: Numbers) -> Numbers:
-        """Return whether the condition holds everywhere."""
-
-    @abstractmethod
-    def norm(self, norms: Numbers, norm_type: float) -> Numbers:
-        """Return the p-norm of a vector whose parts have these p-norms; 0 of no parts."""
-
-    @abstractmethod
-    def median(self, values: Numbers, chosen: Numbers) -> Numbers:
-        """Return the median of the chosen values; NaN if none is chosen."""
-
-    @abstractmethod
-    def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
-        """Record the values of the blocks that are ``valid`` in a history."""
-
-    @abstractmethod
-    def quantile(self, history: SimpleNamespace, probability: Any) -> Numbers:
-        """Return the quantile of each block's recorded values, linear between order statistics; inf where there are none."""
-
-    @abstractmethod
-    def mean_and_std(self, history: SimpleNamespace) -> Moments:
-        """Return how many values of each block are recorded, their mean and their sample standard deviation."""
-
-
-class HostArrays(Arrays):
-    """Numpy's arithmetic. Of scalars without the detour over arrays, which takes ten times as long."""
+class Arrays:
+    """Numpy's arithmetic, on the host. That of scalars goes without arrays, which would take ten times as long."""
 
     is_host = True
 
     def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
+        """Return ``one`` where the condition holds, else ``other``."""
         if isinstance(condition, (np.bool_, bool)):
             chosen = one if condition else other
             return cast(Numbers, np.float64(chosen) if isinstance(chosen, (float, int)) else chosen)
         return cast(Numbers, np.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
 
     def full_like(self, like: Numbers, number: Numbers | float) -> Numbers:
+        """Return the number in the shape of ``like``."""
         return cast(Numbers, np.float64(cast(float, number)) if isinstance(like, np.float64) else np.full_like(like, number))
 
     def isfinite(self, values: Numbers) -> Numbers:
+        """Return which values are neither inf nor NaN."""
         return cast(Numbers, np.isfinite(cast(Any, values)))
 
     def minimum(self, one: Numbers, other: Numbers) -> Numbers:
+        """Return the smaller of two values, one by one."""
         return cast(Numbers, np.minimum(cast(Any, one), cast(Any, other)))
 
     def at_least(self, values: Numbers, smallest: float) -> Numbers:
+        """Return the values, smaller ones replaced by ``smallest``."""
         return cast(Numbers, np.maximum(cast(Any, values), smallest))
 
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
+        """Return min(1, alpha) where a block is clipped, else 1."""
         return self.where(clipped, cast(Numbers, np.minimum(cast(Any, alpha), 1.0)), 1.0)
 
     def lerp_(self, values: Numbers, target: Numbers, share: Numbers) -> None:
+        """Move values in place by a share of the way to a target."""
         values[...] = values + share * (target - values)
 
     def false(self, like: Numbers) -> Numbers:
+        """Return False, where ``like`` is."""
         return cast(Numbers, np.False_)
 
     def surely(self, condition: Numbers) -> bool:
+        """Return whether the condition holds, as far as that is known without waiting: on an accelerator never."""
         return bool(condition)
 
     def concatenate(self, parts: Sequence[Numbers]) -> Numbers:
+        """Return the values of all parts in a row."""
         return cast(Numbers, np.concatenate(cast(Any, parts)))
 
     def stack(self, values: Sequence[Numbers]) -> Numbers:
+        """Return the values as the entries of one array."""
         return cast(Numbers, np.array(values))
 
     def any(self, condition: Numbers) -> Numbers:
+        """Return whether the condition holds anywhere."""
         return cast(Numbers, condition if condition.ndim == 0 else np.logical_or.reduce(cast(Any, condition)))
 
     def all(self, condition: Numbers) -> Numbers:
+        """Return whether the condition holds everywhere."""
         return cast(Numbers, condition if condition.ndim == 0 else np.logical_and.reduce(cast(Any, condition)))
 
     def norm(self, norms: Numbers, norm_type: float) -> Numbers:
+        """Return the p-norm of a vector whose parts have these p-norms; 0 of no parts."""
         parts = cast(Any, norms)
         if len(parts) == 1:
             return cast(Numbers, parts[0])
@@ -206,12 +141,14 @@ class HostArrays(Arrays):
         return cast(Numbers, ((parts / largest) ** norm_type).sum() ** (1 / norm_type) * largest)
 
     def median(self, values: Numbers, chosen: Numbers) -> Numbers:
+        """Return the median of the chosen values; NaN if none is chosen."""
         if values.ndim == 0:
             return values
         kept = cast(Any, values)[chosen] if len(values) > 1 else values
         return cast(Numbers, np.median(cast(Any, kept)) if len(kept) else np.float64(math.nan))
 
     def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
+        """Record the values of the blocks that are ``valid`` in a history."""
         window, ordered = len(history.lengths), getattr(history, "ordered", None)
         if values.ndim == 0:  # one block
             blocks: Any = [((), float(values), valid, int(history.count))]
@@ -231,12 +168,14 @@ class HostArrays(Arrays):
             history.count[block] = recorded + 1
 
     def quantile(self, history: SimpleNamespace, probability: float) -> Numbers:
+        """Return the quantile of each block's recorded values, linear between order statistics; inf where there are none."""
         if not hasattr(history, "ordered"):  # sorted once after a start or a load, kept sorted by push
             history.ordered = [array("d", np.sort(chronological(history, block))) for block in range(history.count.size)]
         quantiles = [_sorted_quantile(values, probability) for values in history.ordered]
         return cast(Numbers, np.array(quantiles) if history.count.ndim else np.float64(quantiles[0]))
 
     def mean_and_std(self, history: SimpleNamespace) -> Moments:
+        """Return how many values of each block are recorded, their mean and their sample standard deviation."""
         window, known = len(history.lengths), np.minimum(history.count, len(history.lengths))
         if known.min() == known.max():
             values = history.lengths[: int(known.max())]
@@ -355,12 +294,12 @@ class AcceleratorArrays(Arrays):
     def mean_and_std(self, history: SimpleNamespace) -> Moments:
         known, zero = history.count.clamp(max=len(history.lengths)), self._number(0.0, history.lengths)
         is_known = self._rows(history) < known
-        mean = torch.where(is_known, history.lengths, zero).sum(0) / known
+        mean = torch.where(is_known, history.lengths, zero).sum(0) / known.clamp(min=1)
         squares = torch.where(is_known, (history.lengths - mean).square_(), zero).sum(0)
-        return cast(Moments, (known, mean, (squares / (known - 1)).sqrt_()))
+        return cast(Moments, (known, mean, (squares / (known - 1).clamp_(min=1)).sqrt_()))
 
 
-HOST = HostArrays()
+HOST = Arrays()
 
 
 def arrays_of(values: object) -> Arrays:

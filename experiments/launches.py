@@ -1,0 +1,205 @@
+"""What a step asks of an accelerator and of Python, counted: operations of torch and calls of functions.
+
+``python -m experiments launches`` counts, for every clipping type, the operations that a step on an accelerator dispatches: each one
+is launched by the host, which takes some microseconds, however small it is. They are counted on the CPU, with the arithmetic that an
+accelerator gets. The calls of functions of this package are those of a step on the CPU. Nothing is timed, so that the numbers are
+the same on every machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import SGD, AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_clipped import ClippedAdamW, ClippedSGD, mixin
+from torch_clipped._engine.current_sets import CurrentSets
+from torch_clipped.clipping import CLIPPING_TYPES
+
+from .command import out_folder, parser_of, publishing
+from .machine import versions
+from .toy_table import aligned, write_csv, write_json
+
+OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, float]]] = {
+    "SGD": (SGD, ClippedSGD, {"lr": 1e-3, "momentum": 0.9}),
+    "AdamW": (AdamW, ClippedAdamW, {"lr": 1e-3}),
+}
+TORCHS_WAY = {"clip_grad_norm_": clip_grad_norm_, "clip_grad_value_": clip_grad_value_}
+SHAPE = (16, 16)  # of each tensor
+WARM_UP = 3  # steps before the one that is counted
+NO_KERNEL = {  # operations that change what a tensor is, and launch nothing
+    *("alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty"),
+    *("permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze"),
+    *("view", "view_as_real", "_unsafe_view", "_record_function_enter_new", "_record_function_exit"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How many tensors the models have."""
+
+    tensors: tuple[int, ...] = (10, 148, 1000)
+
+    def __post_init__(self) -> None:
+        if min(self.tensors) < 1:
+            raise ValueError(f"tensors must be integers >= 1, got {min(self.tensors)}")
+
+    def settings(self) -> dict[str, Any]:
+        """All that the numbers depend on, beside the versions of the packages."""
+        optimizers = {name: options for name, (_, _, options) in OPTIMIZERS.items()}
+        return asdict(self) | {"shape": SHAPE, "warm_up": WARM_UP, "optimizers": optimizers}
+
+
+class Row(NamedTuple):
+    """The counts of one step."""
+
+    optimizer: str
+    clipping_type: str  # or torch's function
+    tensors: int
+    small_operations: int  # that launch a kernel, beside those that do one thing for all tensors
+    foreach_kernels: int  # fused updates and operations on lists of tensors
+    python_calls: int  # of functions of this package, comprehensions not counted, in a step on the CPU
+    module_changes: int  # among these calls
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts the operations that are dispatched while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = self.foreach = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1].rstrip("_")
+        if name.startswith(("_foreach", "_fused", "_amp_foreach")):
+            self.foreach += 1
+        elif name not in NO_KERNEL and func._schema.name.split("::")[1] not in NO_KERNEL:
+            self.small += 1
+        return func(*args, **(kwargs or {}))
+
+
+def run(config: Config) -> list[Row]:
+    """Count a step of every type, with both optimizers and all numbers of tensors."""
+    types = [*TORCHS_WAY, *(name for name in CLIPPING_TYPES if name != "none")]
+    return [count(optimizer, name, tensors) for optimizer in OPTIMIZERS for tensors in config.tensors for name in types]
+
+
+def count(optimizer: str, clipping_type: str, tensors: int) -> Row:
+    """Count a step of one clipping type, or of one of torch's functions before a fused step."""
+    with _accelerated():
+        step = _prepared(optimizer, clipping_type, tensors)
+        with CountedOperations() as counted:
+            step()
+    calls = _calls(_prepared(optimizer, clipping_type, tensors))
+    changes = sum(one != other for one, other in zip(calls, calls[1:], strict=False))
+    return Row(optimizer, clipping_type, tensors, counted.small, counted.foreach, len(calls), changes)
+
+
+@contextmanager
+def _accelerated() -> Iterator[None]:
+    """Give the optimizers that are made within the arithmetic of accelerators."""
+    with patch.object(mixin, "CurrentSets", partial(CurrentSets, is_accelerated=True)):
+        yield
+
+
+def _prepared(optimizer: str, clipping_type: str, tensors: int) -> Callable[[], Any]:
+    """Return a step that is about to be taken, after some others."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(SHAPE, generator=generator)) for _ in range(tensors)]
+    plain, clipped, options = OPTIMIZERS[optimizer]
+    if clipping_type in TORCHS_WAY:
+        made, clip = plain(params, **options, fused=True), partial(TORCHS_WAY[clipping_type], params, 1.0)
+    else:
+        made, clip = clipped(params, **options, clipping_type=clipping_type), lambda: None
+
+    def step() -> None:
+        clip()
+        made.step()
+
+    for number in range(WARM_UP + 1):
+        for p in params:
+            p.grad = torch.randn(SHAPE, generator=generator)
+        if number < WARM_UP:
+            step()
+    return step
+
+
+def _calls(step: Callable[[], Any]) -> list[str]:
+    """Return the modules of this package whose functions a step calls, in order."""
+    modules: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        name = frame.f_globals.get("__name__", "")
+        if event == "call" and name.startswith("torch_clipped.") and not frame.f_code.co_name.startswith("<"):
+            modules.append(name)
+
+    former = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        step()
+    finally:
+        sys.setprofile(former)
+    return modules
+
+
+def aim(clipping_type: str, tensors: int) -> int | None:
+    """Return how many small operations a type may launch; None where nothing was aimed at."""
+    if clipping_type in TORCHS_WAY:
+        return None
+    rule = CLIPPING_TYPES[clipping_type]
+    assert rule is not None
+    if rule.measure == "global":
+        return 25 if clipping_type == "norm" else 60 if "rand" in clipping_type else 45
+    return {"layer": 60 + tensors, "coordinate": 40 + tensors, "unit": 60 + 3 * tensors}[rule.measure]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as text, the aims beside the counts."""
+    header = ("optimizer", "clipping_type", "tensors", "small", "aim", "foreach", "calls", "changes")
+    cells = [(*map(str, row[:4]), str(aim(row.clipping_type, row.tensors) or "-"), *map(str, row[4:])) for row in rows]
+    return "\n".join(aligned([header, *cells]))
+
+
+def readme_table(rows: Sequence[Row]) -> str:
+    """Return the table of README: SGD, small operations by the number of tensors, and calls of Python."""
+    chosen = [row for row in rows if row.optimizer == "SGD"]
+    counts = sorted({row.tensors for row in chosen})
+    lines = [
+        f"| SGD with momentum | {' | '.join(f'{n} tensors' for n in counts)} | Python calls |",
+        "|---|" + "---|" * (len(counts) + 1),
+    ]
+    for name in dict.fromkeys(row.clipping_type for row in chosen):
+        own = {row.tensors: row for row in chosen if row.clipping_type == name}
+        cells = [str(own[n].small_operations) for n in counts]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {own[counts[0]].python_calls or '-'} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Count, write launches.csv and launches.json, print the table; returns 0."""
+    parser = parser_of("launches", __doc__)
+    parser.add_argument("--tensors", type=int, nargs="+", default=Config.tensors, help="how many tensors (default: 10 148 1000)")
+    parsed = parser.parse_args(arguments)
+    parsed.tensors = tuple(parsed.tensors)
+    try:
+        config = Config(tensors=parsed.tensors)
+        folder: Path = out_folder(parser, parsed, "launches")
+    except ValueError as error:
+        parser.error(str(error))
+    rows = run(config)
+    summary = {"experiment": "launches", "settings": config.settings(), "versions": versions()}
+    with publishing(folder) as new:
+        write_csv([row._asdict() for row in rows], new / "launches.csv")
+        write_json(summary, new / "launches.json")
+    print(table(rows))
+    return 0

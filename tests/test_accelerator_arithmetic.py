@@ -1,0 +1,92 @@
+"""The arithmetic of accelerators, taken on the CPU."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from torch_clipped import ClippedSGD, Clipping, Constant, LevelScheduler, register_clipping
+from torch_clipped._engine.draws import DrawTable
+from torch_clipped.clipping import MEASURES
+from torch_clipped.decisions import uniform
+
+pytestmark = pytest.mark.usefixtures("no_host")
+
+
+def one_step(optimizer, params, step):
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+    optimizer.step()
+
+
+def test_level_is_one_tensor_that_schedules_fill_between_the_replays_of_a_graph():
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = ClippedSGD([weight], clipping_level=1.0)
+    one_step(optimizer, [weight], 0)
+    ((clip_set,), _) = optimizer._clip_sets()
+    level = clip_set.level
+    scheduler = LevelScheduler(optimizer, lambda step: 1.0 + step)
+    scheduler.step()
+    assert level.item() == 2.0  # without a step: a graph that is replayed takes none
+    one_step(optimizer, [weight], 1)
+    ((clip_set,), _) = optimizer._clip_sets()
+    assert clip_set.level is level
+    assert optimizer.clipping_stats()["threshold"] == 2.0
+
+
+def test_draws_are_those_of_the_step_beyond_the_end_of_a_table():
+    table, step = DrawTable(3, 1), torch.tensor(5)
+    for number in range(5, 5 + 2 * DrawTable.LENGTH + 3):
+        assert table.draw(step).item() == uniform(3, 1, number)
+        step += 1
+    for _ in range(3):  # steps that are not counted
+        assert table.draw(step).item() == uniform(3, 1, step.item())
+
+
+@pytest.mark.parametrize("clipping_type", ["auto", "layer_wise_zscore", "zclip"])
+def test_state_that_comes_to_lie_elsewhere_goes_on(clipping_type):
+    def run(moves):
+        params = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+        optimizer = ClippedSGD(params, clipping_type=clipping_type, clipping_window=8)
+        for step in range(40):
+            one_step(optimizer, params, step)
+            if moves and step % 7 == 3:
+                for key, value in optimizer.param_groups[0].items():
+                    if key.startswith("clipping_memory_"):
+                        value.data = value.data.clone()
+        return [p.detach() for p in params], optimizer.clipping_stats(), copy.deepcopy(optimizer).grad_norms()
+
+    torch.testing.assert_close(run(moves=True), run(moves=False), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("clipping_type", ["layer_wise", "coord_wise", "adaptive"])
+def test_statistics_of_many_blocks_are_those_of_the_last_step_that_had_a_gradient(clipping_type):
+    params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+    optimizer = ClippedSGD(params, clipping_type=clipping_type)
+    one_step(optimizer, params, 0)
+    before = optimizer.clipping_stats()
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.clipping_stats(), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_steps_go_on_after_a_ratio_that_float32_cannot_hold():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = ClippedSGD([weight], lr=1.0, clipping_level=1e-12)
+    weight.grad = torch.tensor([3e30, 4e30])
+    optimizer.step()
+    assert weight.norm().item() == pytest.approx(1e-8, rel=1) or 0 < weight.norm().item() < 1e-7
+
+
+def test_measure_of_ones_own_is_a_row(table, monkeypatch):
+    monkeypatch.setitem(
+        MEASURES, "rms", replace(MEASURES["layer"], norm_type=2.0, divisor=lambda p: p.numel() ** 0.5, gives_norm=False)
+    )
+    register_clipping("block_rms", Clipping("rms", Constant(1.0)))
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = ClippedSGD([weight], clipping_type="block_rms", clipping_level=2.0)
+    weight.grad = torch.full((2, 2), 6.0)
+    optimizer.step()
+    torch.testing.assert_close(weight.grad, torch.full((2, 2), 2.0))

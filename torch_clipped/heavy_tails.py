@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from .arguments import number
-from .confidence import Array, Estimate, Samples, checked, estimates, inverse, quantile, relative, scipy_stats
+from .confidence import Array, Estimate, Samples, checked, estimates
 from .gradient_lengths import gradient_lengths, noise_lengths
 from .outliers import NORMAL_SHARES, OutlierShare, beyond_fences, outlier_shares, outliers
-from .tail_indices import Curve, hill_curve, hill_index, stable_index, tail_count, tail_weight
+from .resamples import Resamples
+from .tail_indices import Curve, hill_curve, hill_estimate, hill_index, stable_index, tail_count
 
 __all__ = [
     "Curve",
@@ -81,7 +82,7 @@ def quantiles(
     if not wanted or min(wanted) < 0 or max(wanted) > 1:
         raise ValueError(f"probabilities must be numbers between 0 and 1, got {probabilities!r}")
     values = checked("lengths", lengths, smallest=2)
-    found = estimates(values, lambda x: [quantile(x, p) for p in wanted], confidence, resamples, seed)
+    found = estimates(values, lambda drawn: [drawn.quantile(p) for p in wanted], confidence, resamples, seed)
     return dict(zip(wanted, found, strict=True))
 
 
@@ -108,12 +109,8 @@ def skewness(lengths: Samples, *, confidence: float = 0.95, resamples: int = 100
         D. N. Joanes, C. A. Gill, Comparing Measures of Sample Skewness and Kurtosis, 1998,
         https://doi.org/10.1111/1467-9884.00122.
     """
-    values = relative(checked("lengths", lengths, smallest=3))
-    return estimates(values, _skewness, confidence, resamples, seed)[0]
-
-
-def _skewness(x: Array) -> Any:
-    return scipy_stats().skew(x, axis=-1)
+    values = checked("lengths", lengths, smallest=3)
+    return estimates(values, lambda drawn: drawn.skewness(), confidence, resamples, seed)[0]
 
 
 def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -139,12 +136,8 @@ def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: in
         D. N. Joanes, C. A. Gill, Comparing Measures of Sample Skewness and Kurtosis, 1998,
         https://doi.org/10.1111/1467-9884.00122.
     """
-    values = relative(checked("lengths", lengths, smallest=4))
-    return estimates(values, _kurtosis, confidence, resamples, seed)[0]
-
-
-def _kurtosis(x: Array) -> Any:
-    return scipy_stats().kurtosis(x, axis=-1)
+    values = checked("lengths", lengths, smallest=4)
+    return estimates(values, lambda drawn: drawn.excess_kurtosis(), confidence, resamples, seed)[0]
 
 
 def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Curve:
@@ -176,12 +169,9 @@ def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int
     """
     values = checked("lengths", lengths, smallest=2)
     counts = np.unique(np.geomspace(min(10, len(values)), len(values), _POINTS).round().astype(np.int64))
-    found = [estimates(values[:count], _variance, confidence, resamples, seed)[0] for count in counts.tolist()]
+    firsts = (values[:count] for count in counts.tolist())
+    found = [estimates(first, lambda drawn: drawn.variance(), confidence, resamples, seed)[0] for first in firsts]
     return Curve(counts, *(np.array(column) for column in zip(*found, strict=True)))
-
-
-def _variance(rising: Array) -> Any:
-    return (rising - rising[..., :1]).var(axis=-1, ddof=1)  # of equal samples exactly 0
 
 
 def tail_statistics(
@@ -217,14 +207,14 @@ def tail_statistics(
     names = ["variance", *(f"quantile_{p:g}" for p in PROBABILITIES), "skewness", "excess_kurtosis", "hill_index"]
     fences = {f"beyond_{c:g}_iqr": c for c in NORMAL_SHARES}
 
-    def all_of_them(x: Array) -> list[Any]:
-        scaled = relative(x)
-        middle = [quantile(x, p) for p in PROBABILITIES]
-        return [_variance(x), *middle, _skewness(scaled), _kurtosis(scaled), tail_weight(x, k), *beyond_fences(x)]
+    def all_of_them(drawn: Resamples) -> list[Array]:
+        middle = [drawn.quantile(p) for p in PROBABILITIES]
+        moments = [drawn.skewness(), drawn.excess_kurtosis()]
+        return [drawn.variance(), *middle, *moments, drawn.tail_weight(k), *beyond_fences(drawn)]
 
     found = dict(zip([*names, *fences], estimates(values, all_of_them, **settings), strict=True))
     pairs = values[: len(values) // 2 * 2].reshape(-1, 2)
-    found["hill_index"] = inverse(found["hill_index"])
+    found["hill_index"] = hill_estimate(values, k, found["hill_index"])
     found["stable_index"] = stable_index(pairs[:, 0] - pairs[:, 1], **settings)
     beyond = outliers(values, [found[name] for name in fences])
     numbers: dict[str, float] = {"count": len(values), "hill_samples": k}

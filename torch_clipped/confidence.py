@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .arguments import integer, number
+from .arguments import integer, number, refuse_masked
 from .resamples import Resamples, Sample
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "checked",
     "estimates",
     "inverse",
-    "refuse_masked",
     "relative",
     "scipy_stats",
     "share_between",
@@ -67,13 +66,6 @@ def checked(name: str, samples: Samples, smallest: int, signed: bool = False) ->
         wanted = "finite" if signed else "finite and at least 0"
         raise ValueError(f"{name} must be {wanted}, got {values[wrong][0]} in place {wrong.argmax()}")
     return values
-
-
-def refuse_masked(name: str, samples: Any) -> None:
-    """Raise ValueError if samples are masked: numpy would take them for samples like the others."""
-    masked = int(np.ma.getmaskarray(samples).sum()) if isinstance(samples, np.ma.MaskedArray) else 0
-    if masked:
-        raise ValueError(f"{name} must not be masked, got {masked} masked of {samples.size} samples: pass {name}.compressed()")
 
 
 def _plain(samples: Any) -> Any:

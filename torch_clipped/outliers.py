@@ -44,7 +44,6 @@ def outlier_shares(
 
     Raises:
         ValueError: an argument is something else.
-        ImportError: scipy is missing.
 
     Example:
         >>> from torch_clipped.heavy_tails import outlier_shares

@@ -43,7 +43,6 @@ def hill_index(
 
     Raises:
         ValueError: an argument is something else, or the share is less than one sample.
-        ImportError: scipy is missing.
 
     Example:
         >>> from torch_clipped.heavy_tails import hill_index
@@ -145,7 +144,6 @@ def stable_index(
 
     Raises:
         ValueError: an argument is something else, or there are fewer than 4 samples.
-        ImportError: scipy is missing.
 
     Example:
         >>> import torch

@@ -1,9 +1,9 @@
 """What a step asks of an accelerator and of Python, counted: operations of torch and calls of functions.
 
-``python -m experiments launches`` counts, for every clipping type, the operations that a step on an accelerator dispatches: each one
-is launched by the host, which takes some microseconds, however small it is. They are counted on the CPU, with the arithmetic that an
-accelerator gets. The calls of functions of this package are those of a step on the CPU. Nothing is timed, so that the numbers are
-the same on every machine.
+``python -m experiments launches`` counts, for every clipping type, the operations that a step on an accelerator dispatches: each
+one is launched by the host, which takes some microseconds, however small it is. They are counted on the CPU, with the arithmetic
+that an accelerator gets. The calls of functions of this package are those of a step on the CPU. Nothing is timed, so that the
+numbers are the same on every machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -101,7 +102,7 @@ def count(optimizer: str, clipping_type: str, tensors: int) -> Row:
         with CountedOperations() as counted:
             step()
     calls = _calls(_prepared(optimizer, clipping_type, tensors))
-    changes = sum(one != other for one, other in zip(calls, calls[1:], strict=False))
+    changes = sum(one != other for one, other in pairwise(calls))
     return Row(optimizer, clipping_type, tensors, counted.small, counted.foreach, len(calls), changes)
 
 
@@ -174,10 +175,8 @@ def readme_table(rows: Sequence[Row]) -> str:
     """Return the table of README: SGD, small operations by the number of tensors, and calls of Python."""
     chosen = [row for row in rows if row.optimizer == "SGD"]
     counts = sorted({row.tensors for row in chosen})
-    lines = [
-        f"| SGD with momentum | {' | '.join(f'{n} tensors' for n in counts)} | Python calls |",
-        "|---|" + "---|" * (len(counts) + 1),
-    ]
+    header = ["SGD with momentum", *(f"{n} tensors" for n in counts), "Python calls"]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for name in dict.fromkeys(row.clipping_type for row in chosen):
         own = {row.tensors: row for row in chosen if row.clipping_type == name}
         cells = [str(own[n].small_operations) for n in counts]

@@ -77,13 +77,12 @@ def test_steps_go_on_after_a_ratio_that_float32_cannot_hold():
     optimizer = ClippedSGD([weight], lr=1.0, clipping_level=1e-12)
     weight.grad = torch.tensor([3e30, 4e30])
     optimizer.step()
-    assert weight.norm().item() == pytest.approx(1e-8, rel=1) or 0 < weight.norm().item() < 1e-7
+    assert 0 < weight.norm().item() < 1e-7  # as short as one factor of float32 makes it
 
 
 def test_measure_of_ones_own_is_a_row(table, monkeypatch):
-    monkeypatch.setitem(
-        MEASURES, "rms", replace(MEASURES["layer"], norm_type=2.0, divisor=lambda p: p.numel() ** 0.5, gives_norm=False)
-    )
+    rms = replace(MEASURES["layer"], norm_type=2.0, divisor=lambda p: p.numel() ** 0.5, gives_norm=False)
+    monkeypatch.setitem(MEASURES, "rms", rms)
     register_clipping("block_rms", Clipping("rms", Constant(1.0)))
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = ClippedSGD([weight], clipping_type="block_rms", clipping_level=2.0)

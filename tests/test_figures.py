@@ -12,6 +12,7 @@ from experiments import (
     command,
     endurance,
     heavy_tails,
+    launches,
     restarts,
     task_graph,
     toy_adagrad,
@@ -46,6 +47,7 @@ def of_journal(path, settings, resume):
 COMMANDS = {
     "benchmark": (["benchmark"], benchmark, "run", lambda config, folder: config.settings()),
     "endurance": (["endurance"], endurance, "run", lambda config, folder: config.settings()),
+    "launches": (["launches"], launches, "run", lambda config: config.settings()),
     "heavy_tails": (["heavy-tails"], heavy_tails, "run", lambda config, text, folder: config.settings(text)),
     "restarts": (["restarts"], restarts, "run", lambda problems, folder: [problem.settings() for problem in problems]),
     **{

@@ -28,6 +28,7 @@ from torch_clipped.heavy_tails import (
     tail_statistics,
     variance_curve,
 )
+from torch_clipped.resamples import Sample
 
 MEASURES = [gradient_lengths, noise_lengths]
 FEW = {"resamples": 100}
@@ -167,9 +168,8 @@ def test_variance_of_equal_lengths_is_zero():
     assert tail_statistics(np.full(50, 0.1), **FEW)["variance"] == 0
 
 
-@pytest.mark.parametrize("size", [300, 70_000])
-def test_intervals_are_those_of_scipy(size):
-    x = np.random.default_rng(0).standard_exponential(size)
+def test_intervals_are_those_of_scipy():
+    x = np.random.default_rng(0).standard_exponential(300)
 
     def interval(statistic):
         generator = np.random.default_rng(3)
@@ -185,7 +185,7 @@ def test_intervals_are_those_of_scipy(size):
     assert quantiles(x, [0.9], **few)[0.9][1:] == pytest.approx(interval(lambda x, axis: np.quantile(x, 0.9, axis=axis)))
     assert skewness(x, **few)[1:] == pytest.approx(interval(stats.skew))
     low, high = interval(hill_weight)
-    assert hill_index(x, 5 / size, **few)[1:] == pytest.approx((1 / high, 1 / low))
+    assert hill_index(x, 5 / 300, **few)[1:] == pytest.approx((1 / high, 1 / low))
 
 
 def test_outlier_shares_of_a_normal_law():
@@ -316,12 +316,95 @@ def test_masked_samples_are_refused_and_an_empty_mask_is_none(statistic):
     assert repr(statistic(everything)) == repr(statistic(np.arange(1.0, 41.0)))
 
 
-def test_resamples_are_bounded_by_the_number_of_samples():
-    samples = np.random.default_rng(0).pareto(2.0, 100_000) + 1
-    many, bounded = (hill_index(samples, resamples=resamples) for resamples in (10**9, 200))
-    assert many == bounded
-    error = many.value / 5000**0.5  # the standard error of the index from its 5000 largest samples
-    assert 3.2 * error < many.high - many.low < 4.8 * error
+def test_as_many_resamples_are_drawn_of_many_samples_as_asked_for():
+    samples = np.random.default_rng(0).pareto(2.0, 1_000_000) + 1
+    found = [hill_index(samples, resamples=resamples) for resamples in (100, 1000)]
+    assert found[0] != found[1]
+    assert found[0].value == found[1].value
+
+
+def test_intervals_of_a_million_samples_are_those_of_formulas():
+    n, z, a = 1_000_000, stats.norm.ppf(0.975), 2.0
+    x = np.random.default_rng(0).pareto(a, n) + 1
+    found = hill_index(x)
+    assert found.value == pytest.approx(a, rel=0.02)
+    assert found[1:] == pytest.approx([found.value * (1 + sign * z / 50_000**0.5) for sign in (-1, 1)], rel=1e-3)
+    for p, estimate in quantiles(x, [0.01, 0.5, 0.999]).items():
+        ends = [np.quantile(x, p + sign * z * math.sqrt(p * (1 - p) / n)) for sign in (-1, 1)]
+        assert estimate[1:] == pytest.approx(ends, abs=0.05 * (ends[1] - ends[0]))
+    beyond = outlier_shares(x)[3.0].share
+    assert beyond.high - beyond.low == pytest.approx(2 * z * math.sqrt(beyond.value / n), rel=0.1)  # the fence hardly varies
+
+
+def test_intervals_of_moments_of_many_samples_are_those_of_formulas():
+    x = np.abs(np.random.default_rng(0).standard_normal(300_000))
+    found = tail_statistics(x)
+    centred = (x - x.mean()) / x.std()
+    third, fourth = (centred**3).mean(), (centred**4).mean()
+    influences = {  # what one sample adds to the statistic, as the derivative by its share
+        "variance": x.var() * (centred**2 - 1),
+        "skewness": centred**3 - third - 3 * centred - 1.5 * third * (centred**2 - 1),
+        "excess_kurtosis": centred**4 - fourth - 4 * third * centred - 2 * fourth * (centred**2 - 1),
+    }
+    for name, influence in influences.items():
+        width = 2 * stats.norm.ppf(0.975) * influence.std() / math.sqrt(len(x))
+        assert found[f"{name}_high"] - found[f"{name}_low"] == pytest.approx(width, rel=0.07)
+        middle = (found[f"{name}_high"] + found[f"{name}_low"]) / 2
+        assert middle == pytest.approx(found[name], abs=0.05 * width)
+
+
+@pytest.mark.parametrize("law", ["standard_normal", "standard_exponential", "standard_cauchy"])
+def test_intervals_do_not_jump_where_samples_begin_to_be_drawn_in_blocks(law):
+    x = np.abs(getattr(np.random.default_rng(0), law)(20_001))
+    single, blocks = tail_statistics(x[:-1]), tail_statistics(x)
+    for name in (name.removesuffix("_low") for name in single if name.endswith("_low")):
+        width = single[f"{name}_high"] - single[f"{name}_low"]
+        for end in (f"{name}_low", f"{name}_high"):
+            assert blocks[end] == pytest.approx(single[end], abs=0.15 * width), end  # 1000 resamples
+
+
+def test_statistics_of_many_samples_are_computed_from_all_of_them():
+    x = np.random.default_rng(0).standard_t(3, 50_000) ** 2
+    found = tail_statistics(x, **FEW)
+    assert found["variance"] == pytest.approx(np.var(x, ddof=1), rel=1e-12)
+    assert found["skewness"] == pytest.approx(stats.skew(x), rel=1e-9)
+    assert found["excess_kurtosis"] == pytest.approx(stats.kurtosis(x), rel=1e-9)
+    largest = np.log(-np.sort(-x)[:2501])
+    assert found["hill_index"] == pytest.approx(1 / (largest[:-1] - largest[-1]).mean(), rel=1e-12)
+    for p in (0.01, 0.5, 0.99):
+        assert found[f"quantile_{p:g}"] == pytest.approx(np.quantile(x, p), rel=1e-15)
+    assert found["beyond_3_iqr"] == found["beyond_3_iqr_count"] / 50_000
+
+
+def test_many_equal_samples_and_ties_have_intervals_without_width():
+    equal = tail_statistics(np.full(30_000, 0.1), **FEW)
+    assert equal["variance"] == equal["variance_low"] == equal["variance_high"] == 0
+    assert equal["hill_index"] == equal["hill_index_low"] == equal["hill_index_high"] == math.inf
+    assert all(math.isnan(equal[f"{name}{end}"]) for name in ("skewness", "excess_kurtosis") for end in ("", "_low", "_high"))
+    ties = tail_statistics(np.random.default_rng(0).integers(1, 5, 100_000), **FEW)
+    assert {ties[f"quantile_{p:g}{end}"] for p in (0.05, 0.95) for end in ("_low", "_high")} == {1, 4}
+    assert ties["hill_index"] == ties["hill_index_low"] == ties["hill_index_high"] == math.inf
+
+
+def test_variance_of_two_values_hardly_varies():
+    """Where both values meet in a block, its samples are counted by their mean; the variance must stay unbiased."""
+    found = tail_statistics(np.repeat([1.0, 2.0], [60_000, 40_001]), **FEW)
+    error = 0.2 * math.sqrt(0.24 / 100_001)  # of p (1 - p) with p = 0.4
+    assert found["variance_low"] < found["variance"] < found["variance_high"]
+    assert found["variance_high"] - found["variance_low"] == pytest.approx(4 * error, rel=0.2)
+
+
+def test_resamples_of_ten_million_samples_are_a_few_thousand_counts():
+    sample = Sample(np.arange(10_000_000.0))
+    assert len(sample.sizes) < 12_000
+    assert sample.sizes.sum() == 10_000_000
+    assert set(sample.sizes[:500]) == set(sample.sizes[-500:]) == {1}
+    assert sample.sizes.max() <= 10_000
+    drawn = next(sample.resamples(3, np.random.default_rng(0)))
+    assert drawn.counts.sum(axis=1).tolist() == [10_000_000] * 3
+    assert drawn.quantile(0.5) == pytest.approx(5_000_000, abs=5 * math.sqrt(10_000_000 / 4))
+    limits = drawn.quantile(0.9)
+    assert drawn.share_above(limits) == pytest.approx(0.1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -352,11 +435,11 @@ def test_wrong_arguments_are_named_with_their_values(call, message):
         call(np.arange(1.0, 41.0))
 
 
-@pytest.mark.parametrize("statistic", [hill_curve, tail_statistics, skewness])
-def test_missing_scipy_names_the_extra(monkeypatch, statistic):
+def test_only_the_hill_curve_needs_scipy_and_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
+    assert tail_statistics(np.arange(1.0, 41.0), **FEW)["count"] == 40
     with pytest.raises(ImportError, match=r"pip install torch-clipped\[heavy-tails\]"):
-        statistic(np.arange(1.0, 41.0))
+        hill_curve(np.arange(1.0, 41.0))
 
 
 # Lengths at fixed weights

@@ -20,8 +20,8 @@ LEVELS = [
     {"integrations.values", "integrations.tensorboard", "integrations.trainer", "integrations.lightning", "integrations"},
 ]
 BESIDE = {  # uses of the engine no more than norms, arithmetic and validation
-    *("confidence", "gradient_lengths", "outliers", "tail_indices", "heavy_tails"),
-    *("_running_means", "restarter", "properties", "lipschitz"),
+    *(f"heavy_tails.{name}" for name in ("samples", "resamples", "gradient_lengths", "outliers", "tail_indices", "statistics")),
+    *("_running_means", "restarter", "properties", "lipschitz", "heavy_tails"),
 }
 
 

@@ -88,12 +88,21 @@ def test_norms_of_an_optimizer_and_back_into_it():
         ("1.0", "norms must be a list.* got '1.0'"),
         (None, "norms must be a list.* got None"),
         ([1.0, "2"], "norms must be a list.*"),
-        (np.ma.masked_greater([1.0, 2.0, 9.0], 5.0), "norms must not be masked"),
+        (np.ma.masked_greater([1.0, 2.0, 9.0], 5.0), "norms must not be masked, got 1 masked of 3 samples: pass norms.compress"),
     ],
 )
 def test_bad_norms_are_named(norms, words):
     with pytest.raises(ValueError, match=words):
         suggest_level(norms)
+
+
+def test_masks_that_hide_nothing_and_methods_named_mask_are_no_masks():
+    class Series(np.ndarray):
+        def mask(self):
+            raise NotImplementedError
+
+    assert suggest_level(np.ma.masked_greater([1.0, 2.0, 9.0], 10.0), 0.4) == 2.0
+    assert suggest_level(np.array([1.0, 2.0, 9.0]).view(Series), 0.4) == 2.0
 
 
 def test_default_device_plays_no_part():

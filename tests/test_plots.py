@@ -270,6 +270,14 @@ def test_wrong_lengths_are_named(plot, lengths):
 
 
 @pytest.mark.parametrize("plot", ALL)
+def test_masked_norms_are_refused(plot):
+    norms = np.ma.masked_greater(np.arange(1.0, 41.0), 38.0)
+    with pytest.raises(ValueError, match=r"must not be masked, got 2 masked of 40 samples: pass (lengths|history).compressed"):
+        plot(norms)
+    plot(np.ma.masked_greater(norms.data, 99.0))
+
+
+@pytest.mark.parametrize("plot", ALL)
 def test_missing_matplotlib_names_the_extra(monkeypatch, plot):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install torch-clipped\[heavy-tails\]"):

@@ -1,10 +1,9 @@
-"""Samples checked, and confidence intervals for statistics of them by the bootstrap of scipy."""
+"""Samples checked, and confidence intervals for statistics of them by the bootstrap."""
 
 from __future__ import annotations
 
 import math
 import reprlib
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ._engine.validation import integer, number
+from ._engine.validation import integer, number, refuse_masked
+from .resamples import Resamples, Sample
 
 __all__ = [
     "Array",
@@ -21,8 +21,6 @@ __all__ = [
     "checked",
     "estimates",
     "inverse",
-    "quantile",
-    "refuse_masked",
     "relative",
     "scipy_stats",
     "share_between",
@@ -30,9 +28,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Samples = Tensor | ArrayLike
-_BATCH = 1 << 21  # numbers that are drawn at a time
-_DRAWN = 20_000_000  # numbers that are drawn at most, by fewer resamples of many samples
-_FEWEST = 100  # resamples, however many samples there are
 
 
 class Estimate(NamedTuple):
@@ -73,13 +68,6 @@ def checked(name: str, samples: Samples, smallest: int, signed: bool = False) ->
     return values
 
 
-def refuse_masked(name: str, samples: Any) -> None:
-    """Raise ValueError if samples are masked: numpy would take them for samples like the others."""
-    masked = int(np.ma.getmaskarray(samples).sum()) if isinstance(samples, np.ma.MaskedArray) else 0
-    if masked:
-        raise ValueError(f"{name} must not be masked, got {masked} masked of {samples.size} samples: pass {name}.compressed()")
-
-
 def _plain(samples: Any) -> Any:
     """What numpy understands: it has no bfloat16, and takes no number from a tensor that requires a gradient."""
     if isinstance(samples, Tensor):
@@ -103,44 +91,24 @@ def share_between(name: str, value: Any) -> float:
     return found
 
 
-def estimates(values: Array, statistic: Callable[[Array], Any], confidence: float, resamples: int, seed: int) -> list[Estimate]:
-    """What ``statistic`` finds along the last axis of its argument, one number or more, with percentile intervals.
+def estimates(
+    values: Array, statistic: Callable[[Resamples], Any], confidence: float, resamples: int, seed: int
+) -> list[Estimate]:
+    """Return what ``statistic`` finds of the values, one number or more, with percentile intervals.
 
-    It gets samples in rising order. Their places in it are drawn, since numpy sorts 16 bits several times as fast as floats.
-    Percentile intervals, since those of the other methods would need a statistic for each sample left out. A sample in which
-    the statistic is not defined, such as one without variance, leaves an interval of NaN. Of more than 20,000 samples fewer are
-    drawn than ``resamples`` says: so many that 20 million numbers are drawn, and 100 at least.
+    Percentile intervals, since those of the other methods would need a statistic for each sample left out. A resample in which
+    the statistic is not defined, such as one without variance, leaves an interval of NaN.
     """
     confidence = share_between("confidence", confidence)
-    resamples = min(integer("resamples", resamples, smallest=1), max(_FEWEST, _DRAWN // len(values)))
+    count = integer("resamples", resamples, smallest=1)
     generator = np.random.default_rng(integer("seed", seed, smallest=0))
-    stats = scipy_stats()
-    order = np.argsort(values)
-    rising = values[order]
-    short = len(values) <= 1 << 16
-    places = np.empty(len(values), np.uint16 if short else np.uint32)
-    places[order] = np.arange(len(values))
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found = statistic(rising)
-        interval = stats.bootstrap(
-            (places,),
-            lambda drawn, axis: statistic(rising[np.sort(drawn, stable=short)]),
-            n_resamples=resamples,
-            batch=max(1, _BATCH // len(values)),
-            confidence_level=confidence,
-            method="percentile",
-            random_state=generator,
-        ).confidence_interval
-    columns = (np.atleast_1d(column).tolist() for column in (found, interval.low, interval.high))
-    return [Estimate(*numbers) for numbers in zip(*columns, strict=True)]
-
-
-def quantile(rising: Array, p: float) -> Array:
-    """The quantile of samples in rising order along the last axis: as numpy interpolates it, which would sort again."""
-    place = p * (rising.shape[-1] - 1)
-    below, above = rising[..., math.floor(place)], rising[..., math.ceil(place)]
-    return np.asarray(below + (place - math.floor(place)) * (above - below))
+    sample = Sample(values)
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    with np.errstate(all="ignore"):
+        found = np.atleast_2d(statistic(sample.itself))
+        drawn = [np.atleast_2d(statistic(some)) for some in sample.resamples(count, generator)]
+        low, high = np.quantile(np.concatenate(drawn, axis=1), ends, axis=1)
+    return [Estimate(*numbers) for numbers in zip(found[:, 0].tolist(), low.tolist(), high.tolist(), strict=True)]
 
 
 def inverse(estimate: Estimate) -> Estimate:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ._engine.arguments import Arguments
-from ._engine.validation import check_keys, integer, number
+from ._engine.validation import check_keys, integer, number, refuse_masked
 from .mixin import Clipped
 
 __all__ = [
@@ -145,7 +144,7 @@ def suggest_level(norms: Sequence[Any] | Tensor | Any, clip_rate: float = 0.1) -
         The level, in the unit of the gradient.
 
     Raises:
-        ValueError: ``norms`` are no positive finite numbers in one dimension, or none, or ``clip_rate`` is not in [0, 1).
+        ValueError: ``norms`` are no positive finite numbers in one dimension, none, or masked, or ``clip_rate`` is not in [0, 1).
 
     Example:
         >>> from torch_clipped import suggest_level
@@ -169,9 +168,7 @@ def suggest_level(norms: Sequence[Any] | Tensor | Any, clip_rate: float = 0.1) -
 
 
 def _positive_numbers(norms: Any) -> Tensor:
-    masked = getattr(norms, "mask", None)
-    if masked is not None and np.any(masked):
-        raise ValueError("norms must not be masked, got an array with masked entries: pass norms.compressed()")
+    refuse_masked("norms", norms)
     try:
         values = torch.as_tensor(norms, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .confidence import Array, Estimate, Samples, checked, estimates, quantile
+from .confidence import Array, Estimate, Samples, checked, estimates
+from .resamples import Resamples, Sample
 
 __all__ = ["NORMAL_SHARES", "OutlierShare", "beyond_fences", "outlier_shares", "outliers"]
 
@@ -44,7 +44,6 @@ def outlier_shares(
 
     Raises:
         ValueError: an argument is something else.
-        ImportError: scipy is missing.
 
     Example:
         >>> from torch_clipped.heavy_tails import outlier_shares
@@ -62,13 +61,13 @@ def outlier_shares(
     return outliers(values, estimates(values, beyond_fences, confidence, resamples, seed))
 
 
-def beyond_fences(rising: Array) -> list[Any]:
-    """The shares beyond both fences, of samples in rising order."""
-    return [(rising > fence[..., None]).mean(axis=-1) for fence in _fences(rising)]
+def beyond_fences(drawn: Resamples) -> list[Array]:
+    """Return the shares of each resample beyond both of its fences."""
+    return [drawn.share_above(fence) for fence in _fences(drawn)]
 
 
-def _fences(rising: Array) -> list[Array]:
-    low, high = quantile(rising, 0.25), quantile(rising, 0.75)
+def _fences(drawn: Resamples) -> list[Array]:
+    low, high = drawn.quantile(0.25), drawn.quantile(0.75)
     with np.errstate(over="ignore"):
         return [high + c * (high - low) for c in NORMAL_SHARES]
 
@@ -76,7 +75,7 @@ def _fences(rising: Array) -> list[Array]:
 def outliers(values: Array, shares: Sequence[Estimate]) -> dict[float, OutlierShare]:
     """What is known of the samples beyond each fence, beside those shares."""
     found = {}
-    for (c, normal), fence, share in zip(NORMAL_SHARES.items(), _fences(np.sort(values)), shares, strict=True):
+    for (c, normal), fence, share in zip(NORMAL_SHARES.items(), _fences(Sample(values).itself), shares, strict=True):
         ratio = Estimate(*(end / normal for end in share))
-        found[c] = OutlierShare(float(fence), int((values > fence).sum()), share, ratio)
+        found[c] = OutlierShare(float(fence[0]), int((values > fence).sum()), share, ratio)
     return found

@@ -1,4 +1,4 @@
-"""Pictures of gradient lengths; they need matplotlib and scipy.
+"""Pictures of gradient lengths; they need matplotlib, and the Hill plot scipy.
 
 Every function draws into ``ax``, or into the axes of a new figure, and returns those axes:
 ``plot_hill(lengths).figure.savefig("hill.png")``. The legend stands below the axes; a figure without a layout engine gets the
@@ -76,7 +76,7 @@ def plot_survival(lengths: Samples, share: float = 0.05, ax: Axes | None = None)
 
     Raises:
         ValueError: an argument is something else, or the share is less than one sample.
-        ImportError: matplotlib or scipy is missing.
+        ImportError: matplotlib is missing.
 
     Example:
         >>> from torch_clipped.plots import plot_survival
@@ -141,7 +141,7 @@ def plot_variance(lengths: Samples, ax: Axes | None = None) -> Axes:
 
     Raises:
         ValueError: the lengths are something else.
-        ImportError: matplotlib or scipy is missing.
+        ImportError: matplotlib is missing.
 
     Example:
         >>> from torch_clipped.plots import plot_variance

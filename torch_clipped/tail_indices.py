@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ._engine.validation import integer
 from .confidence import Array, Estimate, Samples, checked, estimates, inverse, relative, scipy_stats, share_between
 
-__all__ = ["Curve", "hill_curve", "hill_index", "stable_index", "tail_count", "tail_weight"]
+__all__ = ["Curve", "hill_curve", "hill_estimate", "hill_index", "stable_index", "tail_count"]
 
 
 class Curve(NamedTuple):
@@ -43,7 +43,6 @@ def hill_index(
 
     Raises:
         ValueError: an argument is something else, or the share is less than one sample.
-        ImportError: scipy is missing.
 
     Example:
         >>> from torch_clipped.heavy_tails import hill_index
@@ -57,13 +56,13 @@ def hill_index(
     """
     values = checked("lengths", lengths, smallest=2)
     k = tail_count(values, share)
-    return inverse(*estimates(values, lambda x: tail_weight(x, k), confidence, resamples, seed))
+    return hill_estimate(values, k, *estimates(values, lambda drawn: drawn.tail_weight(k), confidence, resamples, seed))
 
 
-def tail_weight(rising: Array, k: int) -> Array:
-    """The mean of log(x / x_{k+1}) over the k largest of samples in rising order."""
-    logs = np.log(rising[..., -k - 1 :])
-    return np.asarray((logs[..., 1:] - logs[..., :1]).mean(axis=-1))
+def hill_estimate(values: Array, k: int, weight: Estimate) -> Estimate:
+    """Return the Hill index of an estimated tail weight; the weight itself is computed anew, value by value."""
+    logs = np.log(np.partition(values, -k - 1)[-k - 1 :])
+    return inverse(weight._replace(value=float((logs[1:] - logs[0]).mean())))
 
 
 def tail_count(values: Array, share: float) -> int:
@@ -145,7 +144,6 @@ def stable_index(
 
     Raises:
         ValueError: an argument is something else, or there are fewer than 4 samples.
-        ImportError: scipy is missing.
 
     Example:
         >>> import torch
@@ -170,4 +168,4 @@ def stable_index(
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = np.log(np.abs(blocks.sum(axis=1))) - np.log(np.abs(blocks)).mean(axis=1)
     growth[~np.isfinite(growth)] = np.nan
-    return inverse(*estimates(growth / math.log(size), lambda x: x.mean(axis=-1), confidence, resamples, seed))
+    return inverse(*estimates(growth / math.log(size), lambda drawn: drawn.mean(), confidence, resamples, seed))

@@ -112,7 +112,7 @@ def _multiply_(grads: Sequence[Tensor], coefficients: Sequence[float]) -> None:
     """Multiply by numbers in (0, 1), also by those that float32 cannot hold."""
     if not grads:
         return
-    values, times = [stored(g) for g in grads], 1
+    values, times = [g._values() if g.is_sparse else g for g in grads], 1
     if min(coefficients) < _SMALL:
         coefficients, times = [coefficient**0.5 for coefficient in coefficients], 2
     for _ in range(times):

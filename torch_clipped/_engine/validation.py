@@ -22,6 +22,7 @@ __all__ = [
     "integer",
     "is_like_clipping",
     "number",
+    "refuse_masked",
     "refuse_unknown",
     "unknown_argument",
 ]
@@ -154,3 +155,10 @@ def integer(argument: str, value: Any, smallest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) < 2**63:
         raise ValueError(f"{argument} must be an integer >= {smallest}, got {value!r}")
     return int(value)
+
+
+def refuse_masked(name: str, samples: Any) -> None:
+    """Raise ValueError if samples are masked: numpy would take them for samples like the others."""
+    masked = int(np.ma.getmaskarray(samples).sum()) if isinstance(samples, np.ma.MaskedArray) else 0
+    if masked:
+        raise ValueError(f"{name} must not be masked, got {masked} masked of {samples.size} samples: pass {name}.compressed()")

@@ -28,7 +28,7 @@ from torch_clipped.heavy_tails import (
     tail_statistics,
     variance_curve,
 )
-from torch_clipped.resamples import Sample
+from torch_clipped.heavy_tails.resamples import Sample
 
 MEASURES = [gradient_lengths, noise_lengths]
 FEW = {"resamples": 100}

@@ -20,7 +20,7 @@ LEVELS = [
     {"integrations.values", "integrations.tensorboard", "integrations.trainer", "integrations.lightning", "integrations"},
 ]
 BESIDE = {  # uses of the engine no more than norms, arithmetic and validation
-    *(f"heavy_tails.{name}" for name in ("samples", "resamples", "gradient_lengths", "outliers", "tail_indices", "statistics")),
+    *(f"heavy_tails.{name}" for name in ("samples", "resamples", "lengths", "outliers", "tail_indices", "statistics")),
     *("_running_means", "restarter", "properties", "lipschitz", "heavy_tails"),
 }
 

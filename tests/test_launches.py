@@ -50,7 +50,7 @@ def test_counts_are_the_same_each_time_and_global_types_do_not_depend_on_the_num
 
 def test_command_writes_a_row_for_every_type(tmp_path, capsys):
     assert main(["launches", "--tensors", "2", "--out", str(tmp_path)]) == 0
-    rows = list(csv.DictReader((tmp_path / "launches.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "launches.csv").read_text().splitlines()))
     assert [*rows[0]] == [*Row._fields]
     assert [(row["optimizer"], row["clipping_type"]) for row in rows] == [
         (o, t) for o in OPTIMIZERS for t in [*TORCHS_WAY, *TYPES]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .confidence import Array, relative
-from .tail_indices import Curve
+from .heavy_tails.samples import Array, relative
+from .heavy_tails.tail_indices import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,10 +15,10 @@ import numpy as np
 from torch import Tensor
 
 from ._plot_parts import BLACK, BLUE, ORANGE, SKY, VERMILION, axes_of, draw_band, draw_normal_law, finished, scale_of
-from .confidence import Array, Samples, checked
 from .heavy_tails import hill_curve, hill_index, variance_curve
+from .heavy_tails.samples import Array, Samples, checked
+from .heavy_tails.tail_indices import tail_count
 from .mixin import Clipped
-from .tail_indices import tail_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._engine.norms import total_norm
-from ._engine.validation import integer
+from .._engine.norms import total_norm
+from .._engine.validation import integer
 
 __all__ = ["gradient_lengths", "noise_lengths"]
 

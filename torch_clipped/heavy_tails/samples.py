@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ._engine.validation import integer, number, refuse_masked
+from .._engine.validation import integer, number, refuse_masked
 from .resamples import Resamples, Sample
 
 __all__ = [

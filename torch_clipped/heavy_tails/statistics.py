@@ -1,18 +1,4 @@
-"""How heavy are the tails? Statistics of gradient lengths, each with a confidence interval.
-
-Lengths come from ``optimizer.grad_norms()``, :func:`gradient_lengths` or :func:`noise_lengths`. The intervals are percentiles of
-the statistic in samples drawn from the lengths with replacement (the bootstrap: Bradley Efron, Bootstrap Methods:
-Another Look at the Jackknife, 1979, https://doi.org/10.1214/aos/1176344552). They take the lengths to be independent and of one
-law, which those of a training are not quite. For variance, skewness and kurtosis they are unreliable, mostly far too narrow,
-where the law has no such moment: K. B. Athreya, Bootstrap of the Mean in the Infinite Variance Case, 1987,
-https://doi.org/10.1214/aos/1176350371. Quantiles, shares and indices do not suffer from that.
-
-Up to 20,000 lengths are drawn one by one, as scipy.stats.bootstrap draws them. More are sorted and cut into a few thousand
-blocks of neighbours, and each resample draws how many lengths it holds of each block. The 500 smallest and the 500 largest
-lengths are blocks of their own; a block further in holds 1/500 of the lengths between it and the nearer end. This leaves out the
-scatter within a block, about a thousandth of the variance of a quantile. Statistics themselves are always computed from
-all lengths. Ten million lengths take seconds, and memory of a few times their own. Masked arrays with masked entries are refused.
-"""
+"""Statistics of samples, each with a confidence interval."""
 
 from __future__ import annotations
 
@@ -21,29 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ._engine.validation import number
-from .confidence import Array, Estimate, Samples, checked, estimates
-from .gradient_lengths import gradient_lengths, noise_lengths
-from .outliers import NORMAL_SHARES, OutlierShare, beyond_fences, outlier_shares, outliers
+from .._engine.validation import number
+from .outliers import NORMAL_SHARES, beyond_fences, outliers
 from .resamples import Resamples
-from .tail_indices import Curve, hill_curve, hill_estimate, hill_index, stable_index, tail_count
+from .samples import Array, Estimate, Samples, checked, estimates
+from .tail_indices import Curve, hill_estimate, stable_index, tail_count
 
-__all__ = [
-    "Curve",
-    "Estimate",
-    "OutlierShare",
-    "excess_kurtosis",
-    "gradient_lengths",
-    "hill_curve",
-    "hill_index",
-    "noise_lengths",
-    "outlier_shares",
-    "quantiles",
-    "skewness",
-    "stable_index",
-    "tail_statistics",
-    "variance_curve",
-]
+__all__ = ["excess_kurtosis", "quantiles", "skewness", "tail_statistics", "variance_curve"]
 
 PROBABILITIES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _POINTS = 20  # of the curve of variances

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._engine.validation import integer
-from .confidence import Array, Estimate, Samples, checked, estimates, inverse, relative, scipy_stats, share_between
+from .._engine.validation import integer
+from .samples import Array, Estimate, Samples, checked, estimates, inverse, relative, scipy_stats, share_between
 
 __all__ = ["Curve", "hill_curve", "hill_estimate", "hill_index", "stable_index", "tail_count"]
 

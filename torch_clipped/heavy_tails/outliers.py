@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .confidence import Array, Estimate, Samples, checked, estimates
 from .resamples import Resamples, Sample
+from .samples import Array, Estimate, Samples, checked, estimates
 
 __all__ = ["NORMAL_SHARES", "OutlierShare", "beyond_fences", "outlier_shares", "outliers"]
 

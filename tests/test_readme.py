@@ -1,5 +1,6 @@
 """What README.md says is true."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from pages import page, python_blocks, run, sections
 
-from experiments import compare_table
+from experiments import compare_table, launches
 from experiments.benchmark_rows import read_rows
 from experiments.benchmark_table import readme_table
 from torch_clipped._engine.arguments import Arguments
@@ -53,6 +54,12 @@ def test_table_of_the_benchmark_is_that_of_its_figures_with_the_machine_named():
     assert readme_table(read_rows(folder / "benchmark.csv")) in README
     machine = json.loads((folder / "benchmark.json").read_text())["machine"]
     assert f"{machine['cpu']}, {machine['threads']} threads" in README
+
+
+def test_table_of_the_launches_is_that_of_its_figures():
+    with (Path(__file__).parent.parent / "figures" / "launches.csv").open(newline="") as file:
+        rows = [launches.Row(*row[:2], *map(int, row[2:])) for row in list(csv.reader(file))[1:]]
+    assert launches.readme_table(rows) in README
 
 
 def compared():

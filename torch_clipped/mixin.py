@@ -252,8 +252,9 @@ class Clipped(Optimizer):
             and sets[0].measure.is_one_block
         )
         skip, _, coefficient = clip_(sets, totals, gradients, grad_scale, found_inf, in_kernel)
-        if not plan.can_scale_in_kernel:
+        if not plan.can_scale_in_kernel and isinstance(skip, Tensor):
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
+            totals.monitor.observe_skip(skip)
         if skip is not True:
             plan.step(grad_scale, coefficient, skip)
         return loss

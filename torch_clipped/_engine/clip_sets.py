@@ -18,7 +18,7 @@ from ..thresholds import Blocks, Constant, Threshold
 from .arguments import Arguments
 from .arrays import Arrays, Numbers
 from .draws import DrawTable
-from .norms import accelerator_norms, host_norms
+from .norms import PLAIN, accelerator_norms, host_norms
 from .records import Record, StepValues
 from .sharding import Shards, lay_out_gradients, local
 from .state import Group, StateArrays, block_counts, is_real
@@ -80,6 +80,7 @@ class ClipSet:
         self._divisors = self._find_divisors()
         is_plain = self.measure.is_one_block or (self._divisors is None and {*self.counts} <= {1})
         self._shapes = None if is_plain else [p.shape for p in self.params]  # on which the counts depend
+        self.device_types = {p.device.type for p in self.params}
         self._without_numbers = [p for p in self.params if not is_real(p)]
 
     @property
@@ -110,7 +111,7 @@ class ClipSet:
         if self.shards:
             lay_out_gradients(self.params)
         grads = [p.grad for p in self.params]
-        are_dense = {*map(type, grads)} == {Tensor} and {g.layout for g in grads} == {torch.strided}  # type: ignore[union-attr]
+        are_dense = {*map(type, grads)} <= PLAIN and {g.layout for g in grads} == {torch.strided}  # type: ignore[union-attr]
         if are_dense and all(map(Tensor.is_contiguous, cast(list[Tensor], grads))):
             return Gradients(grads, are_plain=True)
         for i, grad in enumerate(grads):

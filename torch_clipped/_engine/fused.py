@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
@@ -94,7 +93,7 @@ class KnownState:
             if not (p.is_floating_point() and p.device.type in _DEVICES and state.get(p)):
                 return False
             for name, value in state[p].items():
-                fits_kernel = type(value) is Tensor and (
+                fits_kernel = type(value) in PLAIN and (
                     value.dtype is torch.float32 and (p.is_cpu or value.device == p.device)
                     if name == "step"
                     else value.is_contiguous() and value.dtype is self._dtype and value.numel() == p.numel()
@@ -145,7 +144,9 @@ class FusedPlan:
                 self.flags[index] = fused
                 self.is_refusing = self.is_refusing or not fused
             fused_groups += fused
-        self.can_scale_in_kernel = can_scale and fused_groups == len(groups)
+        # what a kernel on the CPU is told by an accelerator is read before it is there (pytorch issues 86264, 140296)
+        kinds = sets[0].device_types if len(sets) == 1 else set().union(*[clip_set.device_types for clip_set in sets])
+        self.can_scale_in_kernel = can_scale and fused_groups == len(groups) and len(kinds) == 1
 
     def takes_over_unscaling(self, found_inf: Any) -> bool:
         """Return whether a gradient scaler has left its factor to fused kernels that are refused; other ones ignore it."""
@@ -227,7 +228,7 @@ class _Members:
         tensors = self.params + others
         return (
             {*map(type, self.params)} <= PLAIN
-            and {*map(type, others)} <= {Tensor}
+            and {*map(type, others)} <= PLAIN
             and {t.layout for t in self.grads} <= {torch.strided}
             and len({t.dtype for t in tensors}) == 1
             and tensors[0].is_floating_point()
@@ -270,7 +271,7 @@ def _is_unsupported(group: Group) -> bool:
 
 
 def _are_alike(param: Tensor, grad: Tensor) -> bool:
-    if type(param) not in (Parameter, Tensor) or type(grad) is not Tensor or grad.layout is not torch.strided:
+    if not {type(param), type(grad)} <= PLAIN or grad.layout is not torch.strided:
         return False
     if grad.dtype is not param.dtype or not grad.is_floating_point():
         return False

@@ -192,7 +192,7 @@ class StateArrays:
         tensor: Tensor = group[key]
         kept = self._before.get(id(tensor))
         if kept is None or kept.tensor is not tensor or (kept.address and tensor.data_ptr() != kept.address):
-            address = tensor.data_ptr() if is_real(tensor) else 0
+            address = 0 if tensor.is_meta or isinstance(tensor, FakeTensor) else tensor.data_ptr()
             kept = _owned(group, key, _numbers(tensor)) if self._is_host else _Kept(group, key, tensor, address, tensor)
         self._kept[id(kept.tensor)] = kept._replace(group=group)
         return kept.array

@@ -1,0 +1,37 @@
+"""A step on an accelerator neither looks at a number nor mixes devices, shown on tensors that say they are on CUDA."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_accelerator
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler, for torch's guard of CUDA devices")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the steps raised, in a process of their own: torch takes CUDA for there from then on."""
+    script = Path(fake_accelerator.__file__)
+    paths = [str(script.parent), str(script.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path_factory.mktemp("guard"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_looks_and_mixes_are_noticed(found):
+    assert found["notices"] == [True, True]
+    assert found["cases"] == len(fake_accelerator.CASES) > 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clipping_type", fake_accelerator.TYPES)
+def test_steps_of_a_type_neither_look_nor_mix_devices(found, clipping_type):
+    assert not {case: error for case, error in found["raised"].items() if case.split("/")[-1] == clipping_type}

@@ -155,7 +155,7 @@ def others(folder, names):
 
 
 def test_every_experiment_is_tried():
-    assert set(CASES) == set(EXPERIMENTS)
+    assert set(CASES) == set(EXPERIMENTS) - {"launches"}  # which counts, and writes at the end
 
 
 @pytest.mark.parametrize("name", CASES)

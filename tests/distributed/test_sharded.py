@@ -23,8 +23,8 @@ from torch_clipped import (
     GradientClipper,
     clip_gradients_,
     clip_optimizer,
-    sharding,
 )
+from torch_clipped._engine import sharding
 from torch_clipped._engine.sharding import _reduced, local
 from torch_clipped.clipping import CLIPPING_TYPES
 

@@ -82,13 +82,14 @@ class Run:
 
     def history(self):
         """All that clipping remembers, by name."""
+        stats = self.optimizer.clipping_stats()  # writes the values of the last step to where they stand
         remembered = {
             f"{i} {key}": value.clone()
             for i, group in enumerate(self.optimizer.param_groups)
             for key, value in group.items()
             if key.startswith("clipping_memory_")
         }
-        return remembered | {"norms": self.optimizer.grad_norms(), "stats": self.optimizer.clipping_stats()}
+        return remembered | {"norms": self.optimizer.grad_norms(), "stats": stats}
 
     def weights(self):
         return [whole(p.detach()).clone() for p in self.model.parameters()]

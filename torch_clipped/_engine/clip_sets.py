@@ -200,10 +200,10 @@ class ClipSet:
             recorded = recorded if kept is True else recorded & kept
         skipped = skip if self.arguments.nonfinite == "skip" and skip is not False else arrays.false(recorded)
         clipped = arrays.any(coefficients < 1)
-        values = StepValues(blocks.norm, blocks.lengths, thresholds, coefficients, recorded, clipped, skipped)
-        return values
+        values = StepValues(blocks.norm, blocks.lengths, thresholds, coefficients, recorded, clipped, skipped, math.nan)
+        return values._replace(shrinkage=self._shrinkage(values)) if arrays.surely(recorded) else values
 
-    def shrinkage(self, values: StepValues) -> float:
+    def _shrinkage(self, values: StepValues) -> float:
         """Return by how much the gradient was multiplied, on the host; NaN where the level is not in its unit."""
         if not isinstance(self.rule.threshold, Constant):
             return math.nan

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class StepValues(NamedTuple):
     recorded: Numbers  # whether the gradient is not zero
     clipped: Numbers  # whether a block was shortened
     skipped: Numbers  # whether the step is left out
+    shrinkage: float  # by how much the gradient was multiplied, on the host; NaN where the level is not in its unit
 
     def summary(self, measure: Measure, arrays: Arrays, norm_type: float) -> list[Numbers]:
         """Return the four values of ``clipping_stats``: norm before and after clipping, and medians over the blocks."""
@@ -94,7 +96,7 @@ class Record:
             assert self.measure is not None
             norm = self.arrays.norm(lengths, self.norm_type) if self.measure.gives_norm else lengths.sum() * math.nan
             some = (lengths != 0).any()
-            values = StepValues(norm, lengths, thresholds, coefficients, some, some, some)
+            values = StepValues(norm, lengths, thresholds, coefficients, some, some, some, math.nan)
             self.last.copy_(self.arrays.where(some, self.arrays.stack(self._summary(values)), self.last))
 
     def _summary(self, values: StepValues) -> list[Numbers]:
@@ -132,19 +134,17 @@ class Totals(Record):
         self.norms = SimpleNamespace(lengths=state.of(group, "norms")[:, 0], count=state.of(group, "norms_count")[..., 0])
         self._all: list[tuple[Record, StepValues]] = []  # of the last step
 
-    def remember_all(self, records: Sequence[Record], values: Sequence[StepValues], shrinkage: float) -> None:
-        """Count a step, of each clip set and altogether, and keep its values.
-
-        ``shrinkage``: by how much the gradient was multiplied, for the monitor on the host.
-        """
+    def remember_all(self, records: Sequence[Record], values: Sequence[StepValues]) -> None:
+        """Count a step, of each clip set and altogether, and keep its values."""
         if not self.arrays.is_host and len(values) == 1:
             self._remember_only(records[0], values[0])
             return
         for record, v in zip(records, values, strict=True):
             record.remember(v)
-        arrays, (recorded, clipped, skipped) = self.arrays, values[0][-3:]
+        arrays, (recorded, clipped, skipped, shrinkage) = self.arrays, values[0][-4:]
         for v in values[1:]:
             recorded, clipped, skipped = recorded | v.recorded, clipped | v.clipped, skipped | v.skipped
+            shrinkage = float(np.fmin(shrinkage, v.shrinkage))
         if arrays.is_host and not recorded:
             return
         self.count(recorded, clipped, skipped)

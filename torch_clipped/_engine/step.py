@@ -60,24 +60,20 @@ def clip_(
         skip, kept = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
         if skip is True:
             return ClipResult(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
-        values, coefficients, shrinkage = [], None, math.nan
+        values, coefficients = [], None
         for clip_set, (grads, lengths, is_finite, all_finite) in zip(sets, measured, strict=True):
             arrays = clip_set.arrays
             blocks = clip_set.blocks(lengths, is_finite, totals.step, kept)
             thresholds = clip_set.thresholds(blocks)  # how long is too long
             alpha = thresholds / lengths
             coefficients = arrays.coefficients(alpha, clip_set.decide(alpha, blocks))  # min(1, alpha) or 1
-            if clip_set.measure.clamps_entries and not arrays.surely(
-                all_finite
-            ):  # inf is clamped, and so is what stands beside NaN
+            if clip_set.measure.clamps_entries and not arrays.surely(all_finite):  # inf is clamped, and what stands beside NaN
                 coefficients = arrays.where(is_finite if skip is False else is_finite | skip, coefficients, 0.0)
             if not (in_kernel and _is_for_kernel(clip_set, grads, coefficients)):
                 clip_set.scale_(grads, coefficients, thresholds, grad_scale)
                 in_kernel = False
             values.append(clip_set.remember(blocks, thresholds, coefficients, kept, skip))
-            if arrays.surely(values[-1].recorded):
-                shrinkage = float(np.fmin(shrinkage, clip_set.shrinkage(values[-1])))
-        totals.remember_all([s.record for s in sets], values, shrinkage)
+        totals.remember_all([s.record for s in sets], values)
         return ClipResult(skip, [v.norm for v in values], coefficients if in_kernel else None)
 
 

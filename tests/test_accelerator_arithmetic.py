@@ -89,3 +89,26 @@ def test_measure_of_ones_own_is_a_row(table, monkeypatch):
     weight.grad = torch.full((2, 2), 6.0)
     optimizer.step()
     torch.testing.assert_close(weight.grad, torch.full((2, 2), 2.0))
+
+
+def test_norms_that_are_not_finite_are_not_among_the_recorded_ones():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = ClippedSGD([weight], nonfinite="propagate")
+    for gradient in ([3.0, 4.0], [torch.inf, 1.0], [1.0, 0.0]):
+        weight.grad = torch.tensor(gradient)
+        optimizer.step()
+    assert optimizer.grad_norms().tolist() == [5.0, 1.0]
+    assert optimizer.clipping_stats()["steps"] == 3
+
+
+def test_only_the_set_whose_gradient_is_not_finite_counts_a_skip_and_none_does_for_the_scaler():
+    first, second = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+    optimizer = ClippedSGD([{"params": [first]}, {"params": [second], "clipping_level": 2.0}], fused=True)
+    first.grad, second.grad = torch.ones(2), torch.tensor([torch.nan, 1.0])
+    optimizer.step()
+    assert [stats["skipped_steps"] for stats in optimizer.clipping_stats(per_set=True)] == [0, 1]
+    first.grad, second.grad = torch.ones(2), torch.tensor([torch.inf, 1.0])
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.ones(())
+    optimizer.step()
+    assert optimizer.clipping_stats()["skipped_steps"] == 1
+    assert not first.any()

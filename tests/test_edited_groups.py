@@ -274,3 +274,14 @@ def test_checkpoint_of_a_scheduled_level_is_loaded_without_a_word():
     resumed, _ = make()
     resumed.load_state_dict(optimizer.state_dict())
     assert resumed.param_groups[0]["clipping_level"] == 1.25
+
+
+def test_a_row_that_becomes_several_is_clipped_row_by_row():
+    weight = torch.nn.Parameter(torch.ones(1, 3))
+    optimizer = ClippedSGD([weight], clipping_type="adaptive")
+    weight.grad = torch.ones(1, 3)
+    optimizer.step()
+    weight.data, weight.grad = torch.ones(2, 3), None
+    weight.grad = torch.tensor([[1e-3] * 3, [30.0] * 3])
+    optimizer.step()
+    torch.testing.assert_close(weight.grad, torch.tensor([[1e-3] * 3, [1e-2] * 3]))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..clipping import Clipping
 from ..decisions import uniform
+from ..measures import one_block
 from ..thresholds import Blocks, Constant, Threshold
 from .arguments import Arguments
 from .arrays import Arrays, Numbers
@@ -62,7 +63,7 @@ class ClipSet:
         self.device, self.arrays, self.measure = device, arrays, rule.measured
         self.params = parameters(groups)
         self.threshold_scale = 1.0  # by which thresholds are multiplied; inf: nothing is clipped
-        memories = [part.memory for clip_set in former for part in clip_set.parts]
+        memories = [part.memory for clip_set in former for part in clip_set.parts] if arrays.is_host else []
         self.parts: list[StatePart] = []
         counts: list[int] = []  # how many norms are measured in each parameter
         for members in parts_of(rule, groups):
@@ -78,7 +79,7 @@ class ClipSet:
         self.shards = None if ranks is None else self._find_shards(ranks, former)
         self._own_counts = self.shards.counts if self.shards else self.counts
         self._divisors = self._find_divisors()
-        is_plain = self.measure.is_one_block or (self._divisors is None and {*self.counts} <= {1})
+        is_plain = self._divisors is None and self.measure.blocks in (None, one_block)
         self._shapes = None if is_plain else [p.shape for p in self.params]  # on which the counts depend
         self.device_types = {p.device.type for p in self.params}
         self._without_numbers = [p for p in self.params if not is_real(p)]
@@ -184,7 +185,7 @@ class ClipSet:
             coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
         self.measure.scale_(grads.tensors, self._own_counts, coefficients, thresholds, self.arrays.is_host)
 
-    def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, kept: Any, skip: Any) -> StepValues:
+    def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, kept: Any, skipped: Any) -> StepValues:
         """Let the threshold take notice of the step; return what is to be recorded of it."""
         arrays, rule = self.arrays, self.rule.threshold
         if type(rule).remember is not Threshold.remember:
@@ -193,14 +194,16 @@ class ClipSet:
                 whole = len(self.parts) == 1
                 own = (blocks, clipped_lengths) if whole else (blocks.part(part.blocks), clipped_lengths[part.blocks])
                 rule.remember(*own, part.memory)
-        if self.arguments.nonfinite == "skip":  # what is not finite is not recorded
+        is_finite = self.arguments.nonfinite == "skip"
+        if is_finite:
             recorded = arrays.any(blocks.valid)
         else:
             recorded = arrays.any((blocks.lengths > 0) | (blocks.lengths != blocks.lengths))
             recorded = recorded if kept is True else recorded & kept
-        skipped = skip if self.arguments.nonfinite == "skip" and skip is not False else arrays.false(recorded)
+        skipped = skipped if is_finite and kept is not True else arrays.false(recorded)
         clipped = arrays.any(coefficients < 1)
-        values = StepValues(blocks.norm, blocks.lengths, thresholds, coefficients, recorded, clipped, skipped, math.nan)
+        step = blocks.norm, blocks.lengths, thresholds, coefficients, is_finite, recorded, clipped, skipped, math.nan
+        values = StepValues(*step)
         return values._replace(shrinkage=self._shrinkage(values)) if arrays.surely(recorded) else values
 
     def _shrinkage(self, values: StepValues) -> float:
@@ -243,14 +246,13 @@ def _threshold_memory(group: Group, rule: Clipping, state: StateArrays, memories
     Where the clip set is one block, its dimension is left out.
     """
     own = {name: state.of(group, name) for name in rule.threshold.memory(1, 2)}
-    one_block = rule.measured.is_one_block
+    is_one_block = rule.measured.is_one_block
     for memory in memories:
-        same = memory.one_block == one_block and memory.arrays.keys() == own.keys()
+        same = memory.is_one_block == is_one_block and memory.arrays.keys() == own.keys()
         if same and all(memory.arrays[name] is own[name] for name in own):
             return memory
-    return SimpleNamespace(
-        arrays=own, one_block=one_block, **{name: array[..., 0] if one_block else array for name, array in own.items()}
-    )
+    views = {name: array[..., 0] if is_one_block else array for name, array in own.items()}
+    return SimpleNamespace(arrays=own, is_one_block=is_one_block, **views)
 
 
 def _overlaps(tensor: Tensor) -> bool:

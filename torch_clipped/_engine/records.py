@@ -26,6 +26,7 @@ class StepValues(NamedTuple):
     lengths: Numbers  # of the blocks
     thresholds: Numbers
     coefficients: Numbers
+    is_finite: bool  # whether only gradients that are finite are recorded
     recorded: Numbers  # whether the gradient is not zero
     clipped: Numbers  # whether a block was shortened
     skipped: Numbers  # whether the step is left out
@@ -96,7 +97,7 @@ class Record:
             assert self.measure is not None
             norm = self.arrays.norm(lengths, self.norm_type) if self.measure.gives_norm else lengths.sum() * math.nan
             some = (lengths != 0).any()
-            values = StepValues(norm, lengths, thresholds, coefficients, some, some, some, math.nan)
+            values = StepValues(norm, lengths, thresholds, coefficients, True, some, some, some, math.nan)
             self.last.copy_(self.arrays.where(some, self.arrays.stack(self._summary(values)), self.last))
 
     def _summary(self, values: StepValues) -> list[Numbers]:
@@ -170,7 +171,8 @@ class Totals(Record):
             record._keep_blocks(values)
             self._all = [(record, values)]
         if self.is_complete:
-            arrays.push(self.norms, values.norm, values.recorded)
+            is_new = values.recorded if values.is_finite else arrays.isfinite(values.norm) & values.recorded
+            arrays.push(self.norms, values.norm, is_new)
 
     def write_down(self) -> None:
         """Write the values of the last step to where they stand."""

@@ -72,7 +72,8 @@ def clip_(
             if not (in_kernel and _is_for_kernel(clip_set, grads, coefficients)):
                 clip_set.scale_(grads, coefficients, thresholds, grad_scale)
                 in_kernel = False
-            values.append(clip_set.remember(blocks, thresholds, coefficients, kept, skip))
+            skipped = skip if len(sets) == 1 and found_inf is False else ~(all_finite | found_inf)  # not by the scaler
+            values.append(clip_set.remember(blocks, thresholds, coefficients, kept, skipped))
         totals.remember_all([s.record for s in sets], values)
         return ClipResult(skip, [v.norm for v in values], coefficients if in_kernel else None)
 

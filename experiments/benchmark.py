@@ -32,7 +32,14 @@ from .machine import machine, versions
 from .toy_table import write_json
 
 # Seconds for the rounds of one optimizer in (float32, bfloat16).
-BUDGETS = {"tiny": (5.0, 3.0), "many": (8.0, 5.0), "resnet18": (25.0, 12.0), "gpt2": (80.0, 35.0), "1b": (40.0, 20.0)}
+BUDGETS = {
+    "tiny": (5.0, 3.0),
+    "policy": (5.0, 3.0),
+    "many": (8.0, 5.0),
+    "resnet18": (25.0, 12.0),
+    "gpt2": (80.0, 35.0),
+    "1b": (40.0, 20.0),
+}
 ACCELERATOR_SIZES = ("1b",)  # too large for the memory and the patience of most hosts
 QUICK: dict[str, Any] = {"sizes": ("tiny", "resnet18"), "dtypes": ("float32",), "optimizers": ("sgd", "adamw"), "budget": 4.0}
 Place = tuple[str, str, str]

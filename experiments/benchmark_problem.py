@@ -44,6 +44,7 @@ def gpt_shapes(layers: int, width: int) -> Shapes:
 
 SIZES: dict[str, Shapes] = {
     "tiny": [(1000,)] * 10,
+    "policy": [(64, 4), (64,), (64, 64), (64,), (2, 64), (2,)] * 2,  # two perceptrons of 64 x 64, as reinforcement learning has
     "many": [(256,)] * 1000,
     "resnet18": resnet18_shapes(),
     "gpt2": gpt_shapes(12, 768),

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from torch_clipped.clipping import CLIPPING_TYPES
 
-from .benchmark_contenders import FLOOR, TORCH
+from .benchmark_contenders import FLOOR
 from .benchmark_rows import Row, find
 
 BEGIN, END = "<!-- table of the benchmark -->", "<!-- end of the table of the benchmark -->"
 COLUMNS = (("resnet18", "sgd"), ("resnet18", "adamw"), ("gpt2", "sgd"), ("gpt2", "adamw"))
-NAMES = {"tiny": "tiny", "many": "many", "resnet18": "ResNet-18", "gpt2": "GPT-2", "1b": "1B"}
+NAMES = {"tiny": "tiny", "policy": "policy", "many": "many", "resnet18": "ResNet-18", "gpt2": "GPT-2", "1b": "1B"}
 OPTIMIZER_NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 FOOTNOTE = (
     "float32. In bfloat16 on the CPU the rows of SGD compare unlike things: torch's fused SGD leaves most entries of the\n"
@@ -82,45 +82,33 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     return [target for place in by_place.values() for target in _targets_of(place) if not math.isnan(target.reached)]
 
 
-SAME_SPEED = {"norm": ((1.40, 1.60), (1.30, 1.45))}  # SGD, Adam and AdamW: not clipped, clipped
-SLOWER = 2.0, ("coord_wise", "adaptive")
-OTHERS = (
-    1.70,
-    (
-        *("layer_wise", "auto", "linear_rand_norm", "quadratic_rand_norm", "linear_rand_auto", "quadratic_rand_auto"),
-        *("zscore", "zclip", "adagc"),
-    ),
-)
+# Bounds for types that measure the whole gradient, tensors or entries, and units
+AGAINST_NORM_FUSED = {"tiny": (0.6, 0.9, 1.2), "policy": (0.6, 0.9, 1.2), "many": (0.75, 0.9, 1.3)}
+AGAINST_FLOOR = {"sgd": {"no": (1.40, 1.70, 2.0), "yes": (1.60, 1.70, 2.0)}}  # clipped or not
+OTHERS_AGAINST_FLOOR = {"no": (1.30, 1.70, 2.0), "yes": (1.45, 1.70, 2.0)}  # Adam and AdamW
+KINDS = {"global": 0, "layer": 1, "coordinate": 1, "unit": 2}
 
 
 def _targets_of(rows: Sequence[Row]) -> Iterator[Target]:
     """The targets of one size, dtype and optimizer."""
     size, _, optimizer = rows[0][:3]
-    ours = [row for row in rows if row.clipped in ("yes", "no") and row.contender not in TORCH and not row.note]
-    for row in ours:
-        clipped = row.clipped == "yes"
-        if row.contender == "norm" and size == "tiny":
-            yield _target("tiny: time against clip_grad_norm_ + torch fused", row, 1.0, row.ratio_to_norm_fused)
+    for row in rows:
+        rule = CLIPPING_TYPES.get(row.contender)
+        if rule is None or row.clipped not in ("yes", "no") or row.note:
+            continue
+        kind = KINDS[rule.measure]
+        if size in AGAINST_NORM_FUSED:
+            words = f"{size}: time against clip_grad_norm_ + torch fused"
+            yield _target(words, row, AGAINST_NORM_FUSED[size][kind], row.ratio_to_norm_fused)
         if size not in ("resnet18", "gpt2"):
             continue
-        if row.contender == "norm":
-            bound = SAME_SPEED["norm"][optimizer != "sgd"][clipped]
-            yield _target("norm: time against torch fused without clipping", row, bound, row.ratio_to_floor)
-            yield _target("norm: time against clip_grad_norm_ + torch fused", row, 0.85, row.ratio_to_norm_fused)
-            if optimizer == "adamw":
-                yield _target("norm: time against clip_grad_norm_ + torch default", row, 0.35, row.ratio_to_norm_default)
-        for bound, names in (SLOWER, OTHERS):
-            if row.contender in names:
-                yield _target("other types: time against torch fused without clipping", row, bound, row.ratio_to_floor)
-        if row.contender == "layer_wise_auto":
-            plain = find(ours, contender="layer_wise", clipped=row.clipped)
-            added = 1e3 * (row.median_seconds - plain.median_seconds) if plain else math.nan
-            yield _target("layer_wise_auto: milliseconds more than layer_wise", row, 1.0, added)
-        if row.contender in _TYPES_OF_TARGETS:
-            yield _target("memory of a step, in copies of the gradients", row, 0.5, row.peak_mb / row.gradient_mb)
-
-
-_TYPES_OF_TARGETS = ("norm", "layer_wise_auto", *SLOWER[1], *OTHERS[1])
+        bounds = AGAINST_FLOOR.get(optimizer, OTHERS_AGAINST_FLOOR)[row.clipped]
+        yield _target("time against torch fused without clipping", row, bounds[kind], row.ratio_to_floor)
+        if kind == 0:
+            yield _target("time against clip_grad_norm_ + torch fused", row, 0.85, row.ratio_to_norm_fused)
+        if row.contender == "norm" and optimizer == "adamw":
+            yield _target("norm: time against clip_grad_norm_ + torch default", row, 0.35, row.ratio_to_norm_default)
+        yield _target("memory of a step, in copies of the gradients", row, 0.5, row.peak_mb / row.gradient_mb)
 
 
 def _target(words: str, row: Row, bound: float, reached: float) -> Target:

@@ -12,7 +12,7 @@ LEVELS = [
     {"_engine.norms", "_engine.scaling", "_engine.sharding"},
     {"measures", "thresholds", "decisions", "_engine.draws"},
     {"clipping", "history"},
-    {"_engine.arguments", "_engine.monitor", "_engine.checks", "_engine.state", "_engine.records", "_engine.closures"},
+    {"_engine.arguments", "_engine.monitor", "_engine.checks", "_engine.state", "_engine.statistics", "_engine.closure_steps"},
     {"_engine.clip_sets", "_engine.current_sets", "_engine.fused"},
     {"_engine.step"},
     {"mixin"},

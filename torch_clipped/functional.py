@@ -14,8 +14,8 @@ from ._engine.arrays import as_tensor
 from ._engine.checks import refuse_pieces
 from ._engine.clip_sets import ClipSet
 from ._engine.current_sets import CurrentSets
-from ._engine.records import Totals
 from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
+from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
 from ._engine.validation import hinted
 from .clipping import CLIPPING_TYPES
@@ -183,7 +183,7 @@ def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group
 
 
 @torch.no_grad()
-def _clip(group: Group, sets: list[ClipSet], totals: Totals) -> Tensor:
+def _clip(group: Group, sets: list[ClipSet], totals: TotalStatistics) -> Tensor:
     """Clip, and return the norm before; where the engine does not measure it, the caller's wish pays for another pass."""
     if sets and sets[0].measure.gives_norm and not sets[0].is_dry_run:
         return as_tensor(clip_(sets, totals, [sets[0].gradients()]).norms[0])

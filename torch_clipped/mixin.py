@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from ._engine.arguments import ARGUMENT_NAMES, Arguments, group_arguments
 from ._engine.checks import refuse_class, refuse_optimizer_inside, refuse_own_arguments, refuse_wrapper
 from ._engine.clip_sets import ClipSet
-from ._engine.closures import evaluates_closure_first, requires_closure, step_with_clipping_closure
+from ._engine.closure_steps import evaluates_closure_first, requires_closure, step_with_clipping_closure
 from ._engine.current_sets import CurrentSets
 from ._engine.fused import FusedPlan, KnownState, scaler_factors, undecorated
 from ._engine.monitor import warn_of_loaded_arguments
-from ._engine.records import Totals
 from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
+from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
 from ._engine.validation import is_like_clipping, refuse_unknown
 
@@ -206,7 +206,7 @@ class Clipped(Optimizer):
         return super(Clipped, shown).__repr__()
 
     @_disable_dynamo
-    def _clip_sets(self) -> tuple[list[ClipSet], Totals]:
+    def _clip_sets(self) -> tuple[list[ClipSet], TotalStatistics]:
         return self._current_sets.of(self.param_groups, self.defaults)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -20,9 +20,9 @@ from .arguments import Arguments
 from .arrays import Arrays, Numbers
 from .draws import DrawTable
 from .norms import PLAIN, accelerator_norms, host_norms
-from .records import Record, StepValues
 from .sharding import Shards, lay_out_gradients, local
 from .state import Group, StateArrays, block_counts, is_real
+from .statistics import SetStatistics, StepValues
 
 __all__ = ["ClipSet", "Gradients", "StatePart", "parameters", "parts_of", "source_of"]
 
@@ -73,7 +73,7 @@ class ClipSet:
             self.parts.append(StatePart(slice(start, sum(counts)), memory, members[0], source_of(arguments, rule, members)))
         self.counts = tuple(counts)
         self.norm_type = arguments.norm_type if self.measure.norm_type is None else self.measure.norm_type
-        self.record = Record(groups[0], state, "set_", arrays, self.measure, self.norm_type)
+        self.record = SetStatistics(groups[0], state, "set_", arrays, self.measure, self.norm_type)
         self.level = level  # a tensor on an accelerator, which goes on being the same one when the level changes
         self._draws: DrawTable | None = None
         self.shards = None if ranks is None else self._find_shards(ranks, former)

@@ -15,9 +15,9 @@ from .arrays import HOST, AcceleratorArrays, Arrays, accumulation_dtype
 from .checks import refuse_pieces
 from .clip_sets import ClipSet, parameters, parts_of, source_of
 from .monitor import StepMonitor, warn_of_kept_level
-from .records import Totals
 from .sharding import process_groups
 from .state import Group, StateArrays, common_device, install, prepared_memory
+from .statistics import TotalStatistics
 
 __all__ = ["CurrentSets"]
 
@@ -34,14 +34,14 @@ class CurrentSets:
         self._is_accelerated, self._accelerator = is_accelerated, AcceleratorArrays()
         self._levels: dict[int, tuple[Group, Tensor]] = {}  # of each clip set's first group, on an accelerator
         self._sets: list[ClipSet] = []
-        self._totals: Totals | None = None
+        self._totals: TotalStatistics | None = None
         self._state = StateArrays()
         self._monitor = StepMonitor()
         self._shape: list[Any] = []
         self._written: list[Any] = []
         self._arguments: list[Arguments] = []  # of the groups at the beginning of what was written
 
-    def of(self, groups: Sequence[Group], own: Container[str] = ()) -> tuple[list[ClipSet], Totals]:
+    def of(self, groups: Sequence[Group], own: Container[str] = ()) -> tuple[list[ClipSet], TotalStatistics]:
         """Return the clip sets of these groups, in which the keys ``own`` are the optimizer's.
 
         Raises:
@@ -107,7 +107,7 @@ class CurrentSets:
         is_complete = len(sets) == len(members) and len(norm_types) == 1 and all(s.measure.gives_norm for s in sets)
         if groups or self._totals is None:
             home, norm_type = groups[0] if groups else _home(), norm_types.pop() if norm_types else 2.0
-            self._totals = Totals(home, state, arrays, is_complete, norm_type, self._monitor)
+            self._totals = TotalStatistics(home, state, arrays, is_complete, norm_type, self._monitor)
             self._state = state
         self._sets = sets
         written, self._arguments = list(zip(self._written, self._arguments, strict=False)), found

@@ -16,7 +16,7 @@ from torch import Tensor
 from .arrays import Numbers, as_tensor
 from .clip_sets import ClipSet, Gradients
 from .norms import stored
-from .records import Totals
+from .statistics import TotalStatistics
 
 __all__ = ["ClipResult", "clip_"]
 
@@ -41,7 +41,7 @@ class Measured(NamedTuple):
 @torch.no_grad()
 def clip_(
     sets: Sequence[ClipSet],
-    totals: Totals,
+    totals: TotalStatistics,
     gradients: Sequence[Gradients],
     grad_scale: Any = 1.0,
     found_inf: Any = False,
@@ -97,7 +97,7 @@ def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Any) -> Measured:
 
 
 def _obey_nonfinite(
-    sets: Sequence[ClipSet], measured: list[Measured], totals: Totals, grad_scale: Any, found_inf: Any
+    sets: Sequence[ClipSet], measured: list[Measured], totals: TotalStatistics, grad_scale: Any, found_inf: Any
 ) -> tuple[Any, Any]:
     """Do what the sets' policies say about gradients that are not finite; return whether to skip the step, and to take it."""
     if False not in [totals.arrays.surely(m.all_finite) for m in measured]:

@@ -16,7 +16,7 @@ from .arrays import Arrays, Numbers, as_tensor, chronological
 from .monitor import StepMonitor
 from .state import Group, StateArrays
 
-__all__ = ["Record", "StepValues", "Totals"]
+__all__ = ["SetStatistics", "StepValues", "TotalStatistics"]
 
 
 class StepValues(NamedTuple):
@@ -43,7 +43,7 @@ class StepValues(NamedTuple):
         return [self.norm, clipped_norm, arrays.median(self.thresholds, valid), coefficient]
 
 
-class Record:
+class SetStatistics:
     """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they stand in a parameter group.
 
     Of many blocks the values of the last step are kept as they are, and summed up when somebody reads them.
@@ -121,7 +121,7 @@ class Record:
         }
 
 
-class Totals(Record):
+class TotalStatistics(SetStatistics):
     """Counts and norms of the whole gradient, kept in the optimizer's first parameter group.
 
     ``is_complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
@@ -133,9 +133,9 @@ class Totals(Record):
         super().__init__(group, state, "", arrays, None, norm_type)
         self.group, self.is_complete, self.monitor = group, is_complete, monitor
         self.norms = SimpleNamespace(lengths=state.of(group, "norms")[:, 0], count=state.of(group, "norms_count")[..., 0])
-        self._all: list[tuple[Record, StepValues]] = []  # of the last step
+        self._all: list[tuple[SetStatistics, StepValues]] = []  # of the last step
 
-    def remember_all(self, records: Sequence[Record], values: Sequence[StepValues]) -> None:
+    def remember_all(self, records: Sequence[SetStatistics], values: Sequence[StepValues]) -> None:
         """Count a step, of each clip set and altogether, and keep its values."""
         if not self.arrays.is_host and len(values) == 1:
             self._remember_only(records[0], values[0])
@@ -159,7 +159,7 @@ class Totals(Record):
         if self.is_complete:
             arrays.push(self.norms, norm, arrays.isfinite(norm) & recorded)
 
-    def _remember_only(self, record: Record, values: StepValues) -> None:
+    def _remember_only(self, record: SetStatistics, values: StepValues) -> None:
         """Do the same on an accelerator for the only clip set, by as few operations as possible."""
         arrays, both = self.arrays, (record, self)
         counts = arrays.stack([values.recorded, values.clipped, values.skipped])

@@ -11,7 +11,7 @@ from problems import Problem
 
 from torch_clipped import functional, mixin
 from torch_clipped._engine.current_sets import CurrentSets
-from torch_clipped.clipping import CLIPPING_TYPES
+from torch_clipped.clipping import CLIPPING_TYPES, MEASURES
 
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other take five times as long on a busy machine
 torch.sparse.check_sparse_tensor_invariants.disable()  # the default: torch 2.12 and older warn where it was not said
@@ -47,8 +47,9 @@ def no_host(monkeypatch):
 
 @pytest.fixture
 def table():
-    """The table of types, as it was before once the test is over."""
-    before = dict(CLIPPING_TYPES)
+    """The table of types; it and that of measures are as they were before once the test is over."""
+    before = [(rows, dict(rows)) for rows in (CLIPPING_TYPES, MEASURES)]
     yield CLIPPING_TYPES
-    CLIPPING_TYPES.clear()
-    CLIPPING_TYPES.update(before)
+    for rows, kept in before:
+        rows.clear()
+        rows.update(kept)

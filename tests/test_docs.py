@@ -24,7 +24,7 @@ PYPROJECT = (pages.ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE and name != "docs/readme.md"])
-def test_python_blocks_run(name, capsys):
+def test_python_blocks_run(name, capsys, table):
     blocks = pages.python_blocks(pages.page(name))
     for block in blocks:
         pages.run([block], name)

@@ -175,3 +175,43 @@ def test_group_of_type_none_is_not_scaled_with_the_others():
     optimizer.step()
     assert (-first).tolist() == pytest.approx([0.6, 0.8])
     assert (-second).tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("lay", ["transposed", "float64", "shorter"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_parameters_that_change_after_many_steps_are_kept_from_a_kernel_that_would_mix_them_up(momentum, lay):
+    def run(cls, **options):
+        weight = torch.nn.Parameter(torch.ones(3, 2))
+        optimizer = cls([weight], lr=0.1, momentum=momentum, **options)
+        for step in range(6):
+            if step == 3:
+                if lay == "transposed":
+                    weight.data = weight.data.t().contiguous().t()
+                elif lay == "float64":
+                    weight.data = weight.data.double()
+                    for entries in optimizer.state.values():
+                        entries["momentum_buffer"] = entries["momentum_buffer"].double()
+                else:
+                    weight.data = weight.data[:2].clone()
+                    optimizer.state.clear()
+            shape = weight.shape
+            weight.grad = torch.arange(shape.numel(), dtype=torch.float32).view(shape).to(weight.dtype) / (step + 1)
+            optimizer.step()
+        return weight.detach()
+
+    torch.testing.assert_close(run(ClippedSGD, clipping_level=1e9), run(torch.optim.SGD, foreach=False))
+
+
+def test_a_buffer_that_somebody_replaces_is_looked_at():
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = ClippedSGD([weight], lr=0.1, momentum=0.9, clipping_level=1e9)
+    plain = torch.nn.Parameter(torch.ones(3, 2))
+    other = torch.optim.SGD([plain], lr=0.1, momentum=0.9, foreach=False)
+    for step in range(6):
+        for one, p in ((optimizer, weight), (other, plain)):
+            if step == 3:
+                buffer = one.state[p]["momentum_buffer"]
+                one.state[p]["momentum_buffer"] = buffer.t().contiguous().t()
+            p.grad = torch.arange(6.0).view(3, 2)
+            one.step()
+    torch.testing.assert_close(weight, plain)

@@ -79,20 +79,25 @@ class KnownState:
             self._sets is sets
             and len(state) == len(self._dicts)
             and all(map(is_, state.values(), self._dicts))
+            and sum(map(len, self._dicts)) == len(self._values)
             and all(map(is_, chain.from_iterable(map(dict.values, self._dicts)), self._values))
         )
 
     def _learn(self, sets: Sequence[ClipSet], params: Sequence[Tensor], state: State) -> bool:
         self._sets = None
         self._dicts = [*state.values()]
-        if len(self._dicts) != len(params) or not {*map(type, params)} <= PLAIN:
+        if self._dicts and len(self._dicts) != len(params):
+            return False
+        if not self._dicts and any(group.get("momentum") for clip_set in sets for group in clip_set.groups):
+            return False  # before the first step, for which buffers may have to be made
+        if not {*map(type, params)} <= PLAIN:
             return False
         self._values = [*chain.from_iterable(map(dict.values, self._dicts))]
         self._dtype, self._numels = params[0].dtype, [p.numel() for p in params]
         for p in params:
-            if not (p.is_floating_point() and p.device.type in _DEVICES and state.get(p)):
+            if not (p.is_floating_point() and p.device.type in _DEVICES and bool(state.get(p)) == bool(self._dicts)):
                 return False
-            for name, value in state[p].items():
+            for name, value in state.get(p, _NOTHING).items():
                 fits_kernel = type(value) in PLAIN and (
                     value.dtype is torch.float32 and (p.is_cpu or value.device == p.device)
                     if name == "step"

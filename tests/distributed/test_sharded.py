@@ -3,6 +3,7 @@
 import math
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import permutations
 from unittest.mock import patch
 
@@ -19,14 +20,18 @@ from torch_clipped import (
     ClippedAdamW,
     ClippedSGD,
     ClippedSSTM,
+    Clipping,
     ClippingWarning,
+    Constant,
     GradientClipper,
+    Quantile,
     clip_gradients_,
     clip_optimizer,
+    register_clipping,
 )
 from torch_clipped._engine import sharding
 from torch_clipped._engine.sharding import _reduced, local
-from torch_clipped.clipping import CLIPPING_TYPES
+from torch_clipped.clipping import CLIPPING_TYPES, MEASURES
 
 
 def close(one, other):
@@ -42,11 +47,11 @@ def same_on_all_ranks(value):
     return len(set(values)) == 1
 
 
-def steps_of_every_type(optimizers, partial=False, on_device=False):
+def steps_of_every_type(optimizers, partial=False, on_device=False, types=None):
     """Messages about all that differs between whole and sharded parameters."""
     wrong = []
     for name, layout in layouts().items():
-        for clipping_type in CLIPPING_TYPES:
+        for clipping_type in types or CLIPPING_TYPES:
             for cls, arguments in optimizers:
                 params, shards = parameters(), parameters(layout)
                 reference = cls(params, lr=0.1, clipping_type=clipping_type, **arguments)
@@ -86,6 +91,23 @@ def test_every_type_steps_as_on_whole_parameters_with_the_arithmetic_of_accelera
 
 def test_partial_sums_are_summed_up_before_they_are_measured(two):
     assert two.run(steps_of_every_type, [ADAMW], True) == [[]] * 2
+
+
+def steps_of_a_measure_of_ones_own():
+    """The same for types by the root mean square of a tensor, on the host and with the arithmetic of accelerators."""
+    MEASURES["rms"] = replace(MEASURES["layer"], norm_type=2.0, divisor=lambda p: p.numel() ** 0.5, gives_norm=False)
+    try:
+        register_clipping("block_rms", Clipping("rms", Constant(0.1)))
+        register_clipping("block_rms_auto", Clipping("rms", Quantile(0.5)))
+        types = ["block_rms", "block_rms_auto"]
+        return [steps_of_every_type([SGD, ADAMW], False, on_device, types) for on_device in (False, True)]
+    finally:
+        for rows, name in ((MEASURES, "rms"), (CLIPPING_TYPES, "block_rms"), (CLIPPING_TYPES, "block_rms_auto")):
+            rows.pop(name, None)
+
+
+def test_measure_of_ones_own_is_that_of_the_whole_tensor(two):
+    assert two.run(steps_of_a_measure_of_ones_own) == [[[], []]] * 2
 
 
 def gradients_laid_out_otherwise():

@@ -2,13 +2,13 @@
 
 ``python -m experiments launches`` counts, for every clipping type, the operations that a step on an accelerator dispatches: each
 one is launched by the host, which takes some microseconds, however small it is. They are counted on the CPU, with the arithmetic
-that an accelerator gets. The calls of functions of this package are those of a step on the CPU. Nothing is timed, so that the
-numbers are the same on every machine.
+that an accelerator gets, and by the rules of CUDA: an operation on lists of tensors that has no kernel for them counts once a
+tensor. The calls of functions of this package are those of a step on the CPU. Nothing is timed, so that the numbers are the same
+on every machine.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,13 +21,13 @@ from unittest.mock import patch
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import SGD, AdamW
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_clipped import ClippedAdamW, ClippedSGD, mixin
 from torch_clipped._engine.current_sets import CurrentSets
 from torch_clipped.clipping import CLIPPING_TYPES
 
 from .command import out_folder, parser_of, publishing
+from .launches_counting import CountedOperations, called_modules
 from .machine import versions
 from .toy_table import aligned, write_csv, write_json
 
@@ -38,11 +38,6 @@ OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, float]]] = {
 TORCHS_WAY = {"clip_grad_norm_": clip_grad_norm_, "clip_grad_value_": clip_grad_value_}
 SHAPE = (16, 16)  # of each tensor
 WARM_UP = 3  # steps before the one that is counted
-NO_KERNEL = {  # operations that change what a tensor is, and launch nothing
-    *("alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty"),
-    *("permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze"),
-    *("view", "view_as_real", "_unsafe_view", "_record_function_enter_new", "_record_function_exit"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +62,10 @@ class Row(NamedTuple):
     optimizer: str
     clipping_type: str  # or torch's function
     tensors: int
-    small_operations: int  # that launch a kernel, beside those that do one thing for all tensors
-    foreach_kernels: int  # fused updates and operations on lists of tensors
+    small_operations: int  # that launch a kernel, those on lists that CUDA takes tensor by tensor among them
+    foreach_kernels: int  # fused updates and operations that one kernel does for all tensors
     python_calls: int  # of functions of this package, comprehensions not counted, in a step on the CPU
     module_changes: int  # among these calls
-
-
-class CountedOperations(TorchDispatchMode):
-    """Counts the operations that are dispatched while it is active."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.small = self.foreach = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.split("::")[1].rstrip("_")
-        if name.startswith(("_foreach", "_fused", "_amp_foreach")):
-            self.foreach += 1
-        elif name not in NO_KERNEL and func._schema.name.split("::")[1] not in NO_KERNEL:
-            self.small += 1
-        return func(*args, **(kwargs or {}))
 
 
 def run(config: Config) -> list[Row]:
@@ -101,7 +80,7 @@ def count(optimizer: str, clipping_type: str, tensors: int) -> Row:
         step = _prepared(optimizer, clipping_type, tensors)
         with CountedOperations() as counted:
             step()
-    calls = _calls(_prepared(optimizer, clipping_type, tensors))
+    calls = called_modules(_prepared(optimizer, clipping_type, tensors))
     changes = sum(one != other for one, other in pairwise(calls))
     return Row(optimizer, clipping_type, tensors, counted.small, counted.foreach, len(calls), changes)
 
@@ -135,24 +114,6 @@ def _prepared(optimizer: str, clipping_type: str, tensors: int) -> Callable[[], 
     return step
 
 
-def _calls(step: Callable[[], Any]) -> list[str]:
-    """Return the modules of this package whose functions a step calls, in order."""
-    modules: list[str] = []
-
-    def note(frame: Any, event: str, argument: Any) -> None:
-        name = frame.f_globals.get("__name__", "")
-        if event == "call" and name.startswith("torch_clipped.") and not frame.f_code.co_name.startswith("<"):
-            modules.append(name)
-
-    former = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        step()
-    finally:
-        sys.setprofile(former)
-    return modules
-
-
 def aim(clipping_type: str, tensors: int) -> int | None:
     """Return how many small operations a type may launch; None where nothing was aimed at."""
     if clipping_type in TORCHS_WAY:
@@ -162,6 +123,12 @@ def aim(clipping_type: str, tensors: int) -> int | None:
     if rule.measure == "global":
         return 25 if clipping_type == "norm" else 60 if "rand" in clipping_type else 45
     return {"layer": 60 + tensors, "coordinate": 40 + tensors, "unit": 60 + 3 * tensors}[rule.measure]
+
+
+def misses(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that launch more small operations than was aimed at."""
+    aims = [aim(row.clipping_type, row.tensors) for row in rows]
+    return [row for row, most in zip(rows, aims, strict=True) if most is not None and row.small_operations > most]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -162,8 +162,8 @@ class TotalStatistics(SetStatistics):
     def _remember_only(self, record: SetStatistics, values: StepValues) -> None:
         """Do the same on an accelerator for the only clip set, by as few operations as possible."""
         arrays, both = self.arrays, (record, self)
-        counts = arrays.stack([values.recorded, values.clipped, values.skipped])
-        torch._foreach_add_([r.counts for r in both], [cast(Tensor, counts)] * 2)
+        counts = cast(Tensor, arrays.stack([values.recorded, values.clipped, values.skipped]))
+        torch._foreach_add_([r.counts for r in both], [counts.to(record.counts.dtype)] * 2)  # of one type: by one kernel
         if values.lengths.ndim == 0:
             last = arrays.where(values.recorded, arrays.stack(record._summary(values)), record.last)
             torch._foreach_copy_([r.last for r in both], [cast(Tensor, last)] * 2)

@@ -273,3 +273,136 @@ def test_gradient_clipper_is_the_way_around_a_refusal():
     GradientClipper([p], "norm", 1.0).step()
     WithNormType([p]).step()
     assert p.tolist() == pytest.approx([-0.06, -0.08])
+
+
+class LineSearch(torch.optim.Optimizer):
+    """Evaluates the closure with gradients once, and then without, as searches along a line do."""
+
+    def __init__(self, params, lr=1.0):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        (p,), lr = self.param_groups[0]["params"], self.param_groups[0]["lr"]
+        start, slope = p.clone(), p.grad.square().sum()
+        for _ in range(20):
+            p.copy_(start - lr * p.grad)
+            if closure() <= loss - 0.1 * lr * slope:
+                break
+            lr /= 2
+        return loss
+
+
+def test_a_line_search_evaluates_the_loss_alone_and_only_gradients_are_counted():
+    def run(make):
+        weight, calls = torch.nn.Parameter(torch.tensor([1.0, 2.0])), []
+        optimizer = make(LineSearch([weight]))
+
+        def closure():
+            calls.append(torch.is_grad_enabled())
+            if torch.is_grad_enabled():
+                optimizer.zero_grad()
+            loss = (weight**4).sum()
+            if loss.requires_grad:
+                loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        return weight.detach(), calls, optimizer
+
+    weight, calls, _ = run(lambda optimizer: optimizer)
+    found, own_calls, optimizer = run(lambda optimizer: clip_optimizer(optimizer, "norm", float("inf")))
+    assert torch.equal(found, weight)
+    assert own_calls == calls
+    assert optimizer.clipping_stats()["steps"] == len(optimizer.grad_norms()) == 3
+
+
+class BackwardItself(torch.optim.SGD):
+    def step(self, closure=None):
+        closure().backward()
+        return super().step()
+
+
+class IgnoresClosure(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step()
+
+
+class UpdatesFirst(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step()
+        return closure()
+
+
+@pytest.mark.parametrize("cls", [BackwardItself, IgnoresClosure, UpdatesFirst])
+def test_a_step_that_would_use_gradients_that_are_not_clipped_is_taken_back_and_refused(cls):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = clip_optimizer(cls([weight], lr=0.1), "norm", 1.0)
+    if cls is not BackwardItself:
+        weight.grad = torch.tensor([3.0, 4.0])
+    with pytest.raises(RuntimeError, match="GradientClipper"):
+        optimizer.step(lambda: (weight * torch.tensor([3.0, 4.0])).sum())
+    assert not weight.any()
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
+def test_mixin_behind_the_optimizer_is_refused(base):
+    with pytest.raises(TypeError, match=rf"write class Wrong\(Clipped, {base.__name__}\), Clipped first"):
+
+        class Wrong(base, Clipped):
+            """Never clips."""
+
+
+class NoClosure(torch.optim.SGD):
+    def step(self):
+        torch.optim.SGD.step(self)
+        return "done"
+
+
+class KeywordClosure(torch.optim.SGD):
+    def step(self, *, closure=None):
+        return torch.optim.SGD.step(self, closure)
+
+
+class MoreArguments(torch.optim.SGD):
+    def step(self, closure=None, scale=1.0, *, extra=None):
+        self.given = scale, extra
+        return torch.optim.SGD.step(self, closure)
+
+
+class TakesLoss(torch.optim.SGD):
+    def step(self, loss=None):
+        self.given = loss
+        return torch.optim.SGD.step(self)
+
+
+@pytest.mark.parametrize("clipping_type", ["norm", "none"])
+def test_arguments_of_a_step_are_handed_on(clipping_type):
+    def made(cls):
+        weight = torch.nn.Parameter(torch.zeros(2))
+        weight.grad = torch.tensor([3.0, 4.0])
+        return weight, clip_optimizer(cls([weight], lr=1.0), clipping_type)
+
+    length = 1.0 if clipping_type == "norm" else 5.0
+    weight, optimizer = made(NoClosure)
+    assert optimizer.step() == "done"
+    assert weight.norm().item() == pytest.approx(length)
+    weight, optimizer = made(MoreArguments)
+    optimizer.step(None, 2.0, extra="more")
+    assert optimizer.given == (2.0, "more")
+    assert weight.norm().item() == pytest.approx(length)
+    weight, optimizer = made(TakesLoss)
+    optimizer.step(torch.tensor(2.0))
+    assert optimizer.given == 2.0
+    assert weight.norm().item() == pytest.approx(length)
+    weight, optimizer = made(KeywordClosure)
+
+    def closure():
+        weight.grad = torch.tensor([6.0, 8.0])
+        return 7.0
+
+    assert optimizer.step(closure=closure) == 7.0
+    assert weight.norm().item() == pytest.approx(min(length * 2, 10.0) if clipping_type == "none" else 1.0)

@@ -13,9 +13,9 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable imports the
 from torch.optim import Optimizer
 
 from ._engine.arguments import ARGUMENT_NAMES, Arguments, group_arguments
-from ._engine.checks import refuse_class, refuse_optimizer_inside, refuse_own_arguments, refuse_wrapper
+from ._engine.checks import refuse_class, refuse_optimizer_inside, refuse_order, refuse_own_arguments, refuse_wrapper
 from ._engine.clip_sets import ClipSet
-from ._engine.closure_steps import evaluates_closure_first, requires_closure, step_with_clipping_closure
+from ._engine.closure_steps import evaluates_closure_first, requires_closure, step_with_clipping_closure, with_arguments
 from ._engine.current_sets import CurrentSets
 from ._engine.fused import FusedPlan, KnownState, scaler_factors, undecorated
 from ._engine.monitor import warn_of_loaded_arguments
@@ -119,6 +119,7 @@ class Clipped(Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the parent's arguments and the clipping arguments in help() and editors."""
         super().__init_subclass__(**kwargs)
+        refuse_order(cls, Clipped)
         refuse_class(next(c for c in cls.__mro__ if issubclass(c, Optimizer) and not issubclass(c, Clipped)))
         constructor = next(c for c in cls.__mro__ if "__init__" in vars(c))
         if constructor is not Clipped:  # a class with arguments of its own
@@ -209,42 +210,43 @@ class Clipped(Optimizer):
     def _clip_sets(self) -> tuple[list[ClipSet], TotalStatistics]:
         return self._current_sets.of(self.param_groups, self.defaults)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the closure, if there is one, clip the gradients in place and perform the parent's step.
 
         A step whose gradient is not finite does what ``nonfinite`` says; afterwards ``p.grad`` holds the clipped gradient.
 
         Args:
             closure: reevaluates the model and returns the loss.
+            *args, **kwargs: further arguments of the parent's step.
 
         Returns:
-            What the closure returned, or None.
+            What the closure returned; without one, what the parent's step returns.
         """
         parent_step = undecorated(super().step)
-        if False not in [
-            group["clipping_type"] == "none" for group in self.param_groups
-        ]:  # torch.compile looks into this, not further
+        if all(group["clipping_type"] == "none" for group in self.param_groups):  # torch.compile looks into this, not further
             self._clip_sets()  # checks the other arguments, and forgets what is not kept up
-            return parent_step(self, closure)
-        return self._clipped_step(parent_step, closure)
+            return with_arguments(parent_step, closure, args, kwargs)(self)
+        return self._clipped_step(parent_step, closure, args, kwargs)
 
     @_disable_dynamo
-    def _clipped_step(self, parent_step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
+    def _clipped_step(self, parent_step: Callable[..., Any], closure: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if closure is None and requires_closure(parent_step):
-            return parent_step(self)
-        if closure is not None and not evaluates_closure_first(parent_step):
-            return step_with_clipping_closure(self, parent_step, closure, self._clip)
+            return parent_step(self, *args, **kwargs)
+        is_closure = callable(closure)
+        if is_closure and not evaluates_closure_first(parent_step):
+            return step_with_clipping_closure(self, parent_step, closure, self._clip, args, kwargs)
         loss = None
-        if closure is not None:
+        if is_closure:
             with torch.enable_grad():
                 loss = closure()
+        own_step = with_arguments(parent_step, None if is_closure else closure, args, kwargs)
         sets, totals = self._current_sets.of(self.param_groups, self.defaults)  # a closure may have edited them
         if not sets or True in [clip_set.is_dry_run for clip_set in sets]:
-            parent_step(self)
-            return loss
+            returned = own_step(self)
+            return loss if is_closure else returned
         grad_scale, found_inf = scaler_factors(self, sets[0])
         gradients = [clip_set.gradients() for clip_set in sets]
-        plan = FusedPlan(self, sets, gradients, parent_step, self._known_state)
+        plan = FusedPlan(self, sets, gradients, own_step, self._known_state)
         if plan.takes_over_unscaling(found_inf):
             grad_scale = plan.unscale_(grad_scale)
         in_kernel = (
@@ -257,9 +259,8 @@ class Clipped(Optimizer):
         if not plan.can_scale_in_kernel and isinstance(skip, Tensor):
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
             totals.monitor.observe_skip(skip)
-        if skip is not True:
-            plan.step(grad_scale, coefficient, skip)
-        return loss
+        returned = plan.step(grad_scale, coefficient, skip) if skip is not True else None
+        return loss if is_closure else returned
 
     def _clip(self) -> bool:
         """Clip the gradients in the middle of a step; return whether the step is to be left out."""

@@ -15,6 +15,7 @@ from .arguments import ARGUMENT_NAMES
 __all__ = [
     "refuse_class",
     "refuse_optimizer_inside",
+    "refuse_order",
     "refuse_overlap",
     "refuse_own_arguments",
     "refuse_pieces",
@@ -42,6 +43,14 @@ def refuse_class(cls: type[Optimizer]) -> None:
             "arguments for clipping"
         )
     refuse_own_arguments(cls, inspect.signature(cls.__init__).parameters)
+
+
+def refuse_order(cls: type[Optimizer], mixin: type[Optimizer]) -> None:
+    """Raise TypeError if an optimizer class stands before the mixin, so that its step would pass the mixin by."""
+    first = next(c for c in cls.__mro__ if issubclass(c, Optimizer) and (c is mixin or not issubclass(c, mixin)))
+    if first is not mixin:
+        name = mixin.__name__
+        raise TypeError(f"{cls.__name__} would never clip: write class {cls.__name__}({name}, {first.__name__}), {name} first")
 
 
 def refuse_own_arguments(cls: type[Optimizer], names: Iterable[str]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
 from operator import is_
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from .sharding import local
 
-__all__ = ["evaluates_closure_first", "requires_closure", "step_with_clipping_closure"]
+__all__ = ["evaluates_closure_first", "requires_closure", "step_with_clipping_closure", "with_arguments"]
 
 
 @lru_cache
@@ -27,56 +28,118 @@ def requires_closure(step: Callable[..., Any]) -> bool:
 
 
 @lru_cache
+def takes_closure_by_keyword(step: Callable[..., Any]) -> bool:
+    """Return whether a step function takes a closure by keyword only."""
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.kind is closure.KEYWORD_ONLY
+
+
+def with_arguments(
+    step: Callable[..., Any], closure: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Optimizer], Any]:
+    """Return the step as a function of the optimizer alone."""
+    if closure is None and not args and not kwargs:
+        return step
+    if closure is not None and takes_closure_by_keyword(step):
+        return lambda optimizer: step(optimizer, *args, closure=closure, **kwargs)
+    given = (closure, *args) if closure is not None or args else ()
+    return lambda optimizer: step(optimizer, *given, **kwargs)
+
+
+@lru_cache
 def evaluates_closure_first(step: Callable[..., Any]) -> bool:
     """Return whether a step function is one of torch's that evaluate an optional closure once, before anything else."""
     return step.__module__.startswith("torch.") and not requires_closure(step)
 
 
-class _LeaveOut(Exception):  # noqa: N818 (not an error: it ends a step from within)
+class _LeaveOut(BaseException):
     pass
 
 
 def step_with_clipping_closure(
-    optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any], clip: Callable[[], bool]
+    optimizer: Optimizer,
+    step: Callable[..., Any],
+    closure: Callable[..., Any],
+    clip: Callable[[], bool],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
-    """Step with a closure after each evaluation of which ``clip`` is called.
+    """Step with a closure, and call ``clip`` after its first evaluation and after each later one that makes gradients.
 
     If ``clip`` says that the step is to be left out, the weights and the state become what they were before it, and what the
     closure returned is handed on.
+
+    Raises:
+        RuntimeError: the step has used gradients that were not clipped; weights and state are what they were before it.
     """
     attributes = vars(optimizer)
     # copies cost memory: none are made for an optimizer whose first step evaluated its closure once, before any change
     known = attributes.get("_closure_comes_first")
     before = None if known else _Before(optimizer)
-    unchanged, evaluations, loss = False, 0, None
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    unchanged, evaluations, loss, clipped = False, 0, None, _gradients(params)
 
-    def evaluate() -> Any:
-        nonlocal unchanged, evaluations, loss
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        nonlocal unchanged, evaluations, loss, clipped
         evaluations += 1
         if evaluations > 1:
             attributes["_closure_comes_first"] = False
         elif known is None and before is not None and not requires_closure(step):
             unchanged = before.is_unchanged()
-        with torch.enable_grad():
-            loss = closure()
-        if clip():
-            raise _LeaveOut
+        given = _gradients(params)
+        loss = closure(*args, **kwargs)
+        is_new = _gradients(params) != given
+        if evaluations == 1 and before is not None and known is None and not requires_closure(step):
+            _refuse_if(not is_new and not unchanged and any(given), optimizer, before)
+        if is_new or evaluations == 1:  # a line search evaluates the loss alone
+            if clip():
+                raise _LeaveOut
+            clipped = _gradients(params)
         return loss
 
     try:
-        returned = step(optimizer, evaluate)
+        returned = with_arguments(step, evaluate, args, dict(kwargs))(optimizer)
     except _LeaveOut:
         if before is not None:
             before.restore()
         elif evaluations > 1:
             raise RuntimeError(
-                f"the gradient of evaluation {evaluations} in a step of {type(optimizer).__name__} is not finite, and the step "
-                "cannot be left out: earlier steps evaluated their closure once, so that the weights were not kept"
+                f"the gradient of evaluation {evaluations} in a step of {type(optimizer).__name__} is not finite, and the "
+                "weights have been moved: earlier steps evaluated their closure once, so that the weights before it were not kept"
             ) from None
         return loss
+    appeared = any(p.grad is not None and one is None for p, one in zip(params, clipped, strict=True))
+    _refuse_if(appeared or (evaluations == 0 and any(clipped)), optimizer, before)
     if known is None and evaluations == 1:
         attributes["_closure_comes_first"] = unchanged
     return returned
+
+
+def _gradients(params: Sequence[Tensor]) -> list[tuple[int, _Kept, int] | None]:
+    """Return what tells whether gradients are new ones; the tensors are kept, so that no other one gets the address."""
+    return [None if p.grad is None else (id(p.grad), _Kept(p.grad), p.grad._version) for p in params]
+
+
+class _Kept:
+    """A tensor that is equal to any other: it is kept, not compared."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _refuse_if(is_wrong: bool, optimizer: Optimizer, before: _Before | None) -> None:
+    if is_wrong:
+        if before is not None:
+            before.restore()
+        raise RuntimeError(
+            f"{type(optimizer).__name__} uses gradients in its step that the closure did not make, and that are not clipped; "
+            "call GradientClipper(params, ...).step() before an optimizer.step() that does not clip"
+        )
 
 
 class _Before:

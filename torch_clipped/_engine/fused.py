@@ -167,7 +167,7 @@ class FusedPlan:
                 stored(p.grad).div_(grad_scale)
         return 1.0
 
-    def step(self, grad_scale: Any, coefficient: Any, skip: Any) -> None:
+    def step(self, grad_scale: Any, coefficient: Any, skip: Any) -> Any:
         """Take the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
         for members in self.to_complete:
             members.fill_momentum_buffers()
@@ -186,14 +186,14 @@ class FusedPlan:
         if isinstance(skip, Tensor):
             changed["found_inf"] = skip.float()
         if not changed:
-            self.parent_step(self.optimizer)
-            return
+            return self.parent_step(self.optimizer)
         # The step is taken by another object with the same state: what is to hold for it alone need not be taken back, and
         # an interruption leaves nothing behind in the optimizer.
         stand_in = object.__new__(type(self.optimizer))
         vars(stand_in).update(vars(self.optimizer), **changed)
-        self.parent_step(stand_in)
+        returned = self.parent_step(stand_in)
         vars(self.optimizer).update({name: value for name, value in vars(stand_in).items() if name not in changed})
+        return returned
 
 
 class _Members:

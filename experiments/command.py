@@ -126,14 +126,17 @@ def out_folder(parser: argparse.ArgumentParser, options: argparse.Namespace, nam
     Raises:
         ValueError: the folder cannot be written, or none is named for settings other than the defaults.
     """
-    if options.out is not None:
+    is_figures = options.out is None or options.out.resolve() == FIGURES.resolve()
+    if options.out is not None and not is_figures:
         return made(options.out)
-    if getattr(options, "quick", False):
+    is_quick = getattr(options, "quick", False)
+    if is_quick and options.out is None:
         return made(Path(tempfile.mkdtemp(prefix=f"{name}-")))
-    given = [key for key, value in vars(options).items() if key not in NOT_SETTINGS and value != parser.get_default(key)]
+    options_given = [(key, value) for key, value in vars(options).items() if key not in NOT_SETTINGS]
+    given = ["quick"] * is_quick + [key for key, value in options_given if value != parser.get_default(key)]
     if given:
         words = ", ".join(f"--{key.replace('_', '-')}" for key in given)
-        raise ValueError(f"out must name a folder where {words} is given: {FIGURES} holds the results of the default settings")
+        raise ValueError(f"out must name another folder where {words} is given: {FIGURES} holds results of the default settings")
     return made(FIGURES)
 
 

@@ -9,6 +9,7 @@ on every machine.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from torch_clipped import ClippedAdamW, ClippedSGD, mixin
 from torch_clipped._engine.current_sets import CurrentSets
 from torch_clipped.clipping import CLIPPING_TYPES
 
-from .command import out_folder, parser_of, publishing
+from .command import INTERRUPTED, out_folder, parser_of, publishing
 from .launches_counting import CountedOperations, called_modules
 from .machine import versions
 from .toy_table import aligned, write_csv, write_json
@@ -152,7 +153,7 @@ def readme_table(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Count, write launches.csv and launches.json, print the table; returns 0."""
+    """Count, write launches.csv and launches.json, print the table; returns 130 after an interruption, else 0."""
     parser = parser_of("launches", __doc__)
     parser.add_argument("--tensors", type=int, nargs="+", default=Config.tensors, help="how many tensors (default: 10 148 1000)")
     parsed = parser.parse_args(arguments)
@@ -162,7 +163,11 @@ def main(arguments: Sequence[str]) -> int:
         folder: Path = out_folder(parser, parsed, "launches")
     except ValueError as error:
         parser.error(str(error))
-    rows = run(config)
+    try:
+        rows = run(config)
+    except KeyboardInterrupt:
+        print("Interrupted, nothing was written.", file=sys.stderr)
+        return INTERRUPTED
     summary = {"experiment": "launches", "settings": config.settings(), "versions": versions()}
     with publishing(folder) as new:
         write_csv([row._asdict() for row in rows], new / "launches.csv")

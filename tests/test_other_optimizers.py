@@ -80,7 +80,10 @@ def test_readme_says_how_many_there_are():
     if found := counts["pytorch_optimizer"]:
         refused = [name for name in found if name in others.REFUSED]
         clip = [name for name in found if name in RUN and name not in refused]
-        assert f"{len(found)} classes of pytorch_optimizer 4.1, of which {len(clip)} clip and {len(refused)} are refused" in words
+        assert (
+            f"the {len(found)} classes of pytorch_optimizer 4.1 `clip_optimizer` clips {len(clip)} and refuses {len(refused)};"
+            in words
+        )
     if found := counts["schedulefree"]:
         assert f"all {len(found)} of schedulefree 1.4" in words
     if found := counts["timm"]:

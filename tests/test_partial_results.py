@@ -233,9 +233,19 @@ def test_results_of_other_settings_need_a_folder_of_their_own(arguments, option,
     before = set(tmp_path.iterdir())
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    words = f"out must name a folder where {option} is given: figures holds the results of the default settings"
+    words = f"out must name another folder where {option} is given: figures holds results of the default settings"
     assert words in capsys.readouterr().err
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("option", ["--steps", "--quick"])
+def test_figures_may_not_be_named_for_other_settings_either(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["endurance", "--steps", "10"] if option == "--steps" else ["spikes", "--quick"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--out", str(tmp_path / "figures")])
+    assert f"out must name another folder where {option} is given" in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()
 
 
 def test_default_settings_and_the_choice_of_a_problem_write_into_figures(tmp_path, monkeypatch):

@@ -12,8 +12,15 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once, which takes a second
 from torch.optim import Optimizer
 
-from ._engine.arguments import ARGUMENT_NAMES, Arguments, group_arguments
-from ._engine.checks import refuse_class, refuse_optimizer_inside, refuse_order, refuse_own_arguments, refuse_wrapper
+from ._engine.arguments import ARGUMENT_NAMES, Arguments, clipping_arguments, group_arguments
+from ._engine.checks import (
+    refuse_class,
+    refuse_optimizer_inside,
+    refuse_order,
+    refuse_own_arguments,
+    refuse_pieces,
+    refuse_wrapper,
+)
 from ._engine.clip_sets import ClipSet
 from ._engine.closure_steps import evaluates_closure_first, requires_closure, step_with_clipping_closure, with_arguments
 from ._engine.current_sets import CurrentSets
@@ -154,7 +161,8 @@ class Clipped(Optimizer):
     def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
         """Give parameter groups the clipping arguments they lack, each from its source, and the state for them."""
         pairs = enumerate(zip(groups, sources, strict=True))
-        found = [group_arguments(group, source, i, source) for i, (group, source) in pairs]
+        found = [clipping_arguments(group, source, i, source) for i, (group, source) in pairs]
+        refuse_pieces([group | arguments.as_dict() for group, arguments in zip(groups, found, strict=True)])
         for group, arguments in zip(groups, found, strict=True):
             check_memory(group, arguments)
         memories = [prepared_memory(g, arguments, common_device(groups)) for g, arguments in zip(groups, found, strict=True)]
@@ -217,7 +225,8 @@ class Clipped(Optimizer):
 
         Args:
             closure: reevaluates the model and returns the loss.
-            *args, **kwargs: further arguments of the parent's step.
+            *args: further arguments of the parent's step.
+            **kwargs: the same by name.
 
         Returns:
             What the closure returned; without one, what the parent's step returns.

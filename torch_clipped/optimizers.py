@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from ._engine.arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
 from ._engine.checks import refuse_overlap, refuse_own_arguments, refuse_pieces, refuse_wrapper
 from ._engine.monitor import warn
-from ._engine.state import Group, is_memory
+from ._engine.state import Group, forget, is_memory
 from ._engine.validation import hinted
 from .mixin import Clipped
 
@@ -238,7 +238,7 @@ def clip_optimizer(
     norm_type: float = 2.0,
     nonfinite: str = "skip",
     clipping_seed: int = 0,
-) -> Optimizer:
+) -> Clipped:
     """Make an optimizer that exists already clip its gradients.
 
     The object stays the same, and so do its state, its parameter groups, its hooks and the schedulers that drive it; its class
@@ -275,6 +275,7 @@ def clip_optimizer(
     refuse_wrapper(optimizer)
     if isinstance(optimizer, Clipped):
         raise ValueError("optimizer must be one that does not clip yet; change its clipping by writing to param_groups")
+    _refuse_clipped_inside(optimizer)
     arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
     own_step = vars(optimizer).get("step")
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
@@ -285,25 +286,40 @@ def clip_optimizer(
     refuse_own_arguments(cls, optimizer.defaults)
     own, source = tuple(optimizer.defaults), optimizer.defaults | defaults
     from_checkpoint = [group for group in optimizer.param_groups if any(map(is_memory, group))]
-    replaced = {id(group): defaults for group in from_checkpoint}
-    groups = [group | replaced.get(id(group), {}) for group in optimizer.param_groups]
-    refuse_pieces([group | clipping_arguments(group, source, i, own).as_dict() for i, group in enumerate(groups)])
-    refuse_overlap(optimizer)  # all that may be refused is refused before anything is changed
-    _warn_of_checkpoint(from_checkpoint, defaults)
-    for group in from_checkpoint:
-        group.update(defaults)
-    optimizer.__class__ = clipped_class
-    assert isinstance(optimizer, Clipped)
+    # groups that were left alone stay so, unless all of them were
+    replaced = [group for group in from_checkpoint if group.get("clipping_type") != "none"] or from_checkpoint
+    former = [dict(group) for group in optimizer.param_groups]
     try:
-        optimizer._adopt_groups(optimizer.param_groups, [source] * len(optimizer.param_groups))
-    except BaseException:  # no room for so large a window
+        for group in replaced:
+            group.update(defaults)
+            forget(group, former[next(i for i, g in enumerate(optimizer.param_groups) if g is group)], Arguments(**defaults))
+        groups = optimizer.param_groups
+        refuse_pieces([group | clipping_arguments(group, source, i, own).as_dict() for i, group in enumerate(groups)])
+        refuse_overlap(optimizer)
+        optimizer.__class__ = clipped_class
+        assert isinstance(optimizer, Clipped)
+        optimizer._adopt_groups(groups, [source] * len(groups))
+    except BaseException:  # what is refused leaves everything as it was
         optimizer.__class__ = cls
+        for group, kept in zip(optimizer.param_groups, former, strict=True):
+            group.clear()
+            group.update(kept)
         raise
     optimizer.defaults.update(defaults)
     optimizer._patch_step_function()
     if own_step is not None:  # a scheduler counts the steps of the former class
         vars(optimizer)["step"] = _counted_step(ref(optimizer))
+    _warn_of_checkpoint([kept for kept in former if any(map(is_memory, kept)) and kept.get("clipping_type") != "none"], defaults)
     return optimizer
+
+
+def _refuse_clipped_inside(optimizer: Optimizer) -> None:
+    groups = {id(group) for group in optimizer.param_groups}
+    for name, inside in vars(optimizer).items():
+        if isinstance(inside, Clipped) and any(id(group) in groups for group in inside.param_groups):
+            raise ValueError(
+                f"optimizer must be one that does not clip yet, but the {type(inside).__name__} in its {name!r} clips"
+            )
 
 
 def _warn_of_checkpoint(groups: Sequence[Group], arguments: Mapping[str, Any]) -> None:
@@ -313,7 +329,7 @@ def _warn_of_checkpoint(groups: Sequence[Group], arguments: Mapping[str, Any]) -
         if other:
             old, new = (", ".join(f"{name}={values.get(name)!r}" for name in other) for values in (group, arguments))
             warn(
-                f"clip_optimizer replaces {old}, which a checkpoint has brought, by {new}; to keep what the checkpoint says, "
+                f"clip_optimizer replaces {old}, which stood in the parameter groups (of a checkpoint), by {new}; to keep it, "
                 "call clip_optimizer first and load it then"
             )
             return

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
@@ -66,6 +67,12 @@ class Arguments:
         return asdict(self)
 
 
+ELSEWHERE = {  # what other libraries call a clipping type
+    **dict.fromkeys(("agc", "adaptive_clipping"), "adaptive"),
+    **dict.fromkeys(("global", "global_norm", "clip_grad_norm", "clip_grad_norm_", "norm_clip"), "norm"),
+    **dict.fromkeys(("clip_grad_value", "clip_grad_value_", "clip_value"), "value"),
+    **dict.fromkeys(("percentile", "quantile", "autoclip"), "auto"),
+}
 ARGUMENT_NAMES = tuple(Arguments().as_dict())
 MEMORY = "clipping_memory_"  # what the keys of a parameter group begin with under which clipping remembers
 
@@ -77,8 +84,7 @@ def group_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: 
     optimizer's, whatever they look like.
     """
     for key in group:
-        looks_like_ours = (key.startswith("clip") and not key.startswith(MEMORY)) or key in RENAMED
-        if looks_like_ours and key not in ARGUMENT_NAMES and key not in own:
+        if key not in ARGUMENT_NAMES and key not in own and _is_meant_for_clipping(key):
             raise unknown_argument(f"parameter group {index}", key, ARGUMENT_NAMES)
     named = {name: group[name] for name in ARGUMENT_NAMES if name in group}
     level = {"clipping_level": None} if "clipping_type" in named else {}
@@ -88,8 +94,16 @@ def group_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: 
         raise ValueError(f"parameter group {index}: {error}") from None
 
 
+@lru_cache(maxsize=256)
+def _is_meant_for_clipping(key: str) -> bool:
+    """Return whether an unknown key of a parameter group is probably a clipping argument that is misspelt."""
+    plain = key.lower()
+    near = difflib.get_close_matches(plain, ["norm_type", "nonfinite"], cutoff=0.85)
+    return (plain.startswith("clip") and not key.startswith(MEMORY)) or key in RENAMED or bool(near)
+
+
 def clipping_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int, own: Container[str]) -> Arguments:
-    """The same for a group as it is about to step."""
+    """Return the checked arguments; raise ValueError for ``differentiable=True`` with a clipping type."""
     arguments = group_arguments(group, source, index, own)
     if group.get("differentiable") and CLIPPING_TYPES[arguments.clipping_type] is not None:
         raise ValueError(f"parameter group {index}: differentiable=True needs clipping_type='none'")
@@ -101,7 +115,8 @@ def _clipping_type(name: Any) -> str:
     if current in CLIPPING_TYPES:
         return str(current)
     choices = sorted({*CLIPPING_TYPES, "value"})
-    near = difflib.get_close_matches(str(name).lower(), [*choices, *OLDER_SPELLINGS], n=1)
+    plain = str(name).lower()
+    near = [ELSEWHERE[plain]] if plain in ELSEWHERE else difflib.get_close_matches(plain, [*choices, *OLDER_SPELLINGS], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"clipping_type must be one of {', '.join(choices)}, got {name!r}{hint}")
 

@@ -112,6 +112,8 @@ class ClipSet:
         if self.shards:
             lay_out_gradients(self.params)
         grads = [p.grad for p in self.params]
+        if len({*map(id, grads)}) < len(grads):
+            self._separate(grads)
         are_dense = {*map(type, grads)} <= PLAIN and {g.layout for g in grads} == {torch.strided}  # type: ignore[union-attr]
         if are_dense and all(map(Tensor.is_contiguous, cast(list[Tensor], grads))):
             return Gradients(grads, are_plain=True)
@@ -124,6 +126,14 @@ class ClipSet:
             elif not grad.is_contiguous() and _overlaps(grad):
                 grads[i] = self.params[i].grad = grad.contiguous()
         return Gradients([None if grad is None else local(grad) for grad in grads] if self.shards else grads, are_plain=False)
+
+    def _separate(self, grads: list[Tensor | None]) -> None:
+        """Give each parameter a gradient of its own, where ``torch.autograd.grad`` gave one tensor to several."""
+        seen: set[int] = set()
+        for i, grad in enumerate(grads):
+            if grad is not None and id(grad) in seen:
+                grads[i] = self.params[i].grad = grad.clone()
+            seen.add(id(grad))
 
     def norms(self, tensors: Sequence[Tensor | None], are_plain: bool = False) -> Numbers:
         """Return the norm of each block, or of each tensor where all are one block."""

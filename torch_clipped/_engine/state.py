@@ -15,7 +15,7 @@ process, but never that of an array.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ __all__ = [
     "check_memory",
     "common_device",
     "copied",
+    "forget",
     "install",
     "is_memory",
     "is_real",
@@ -98,6 +99,10 @@ def prepared_memory(group: Group, arguments: Arguments, device: torch.device) ->
         one_block = rule.measured.is_one_block
         shapes |= rule.threshold.memory(1 if one_block else sum(block_counts(rule, group["params"])), window)
     found = {name: group[MEMORY + name] for name in shapes if MEMORY + name in group}
+    together: list[Collection[str]] = [("norms", "norms_count"), () if rule is None else rule.threshold.memory(1, 2)]
+    for names in together:
+        if not all(name in found for name in names):  # a count without its norms would speak of zeros
+            found = {name: kept for name, kept in found.items() if name not in names}
     for name, kept in found.items():
         if not isinstance(kept, Tensor) or kept.dim() != len(shapes[name][0]):
             raise ValueError(f"{MEMORY + name} must be a tensor with {len(shapes[name][0])} dimensions, got {kept!r}")
@@ -154,6 +159,12 @@ def check_memory(group: Mapping[str, Any], arguments: Arguments) -> None:
                 raise ValueError(f"{key} must hold integers from 0 to 2**62, got {value.tolist()}")
             if name in _NORMS and not bool((value.isfinite() & (value >= 0)).all()):
                 raise ValueError(f"{key} must hold numbers that are finite and at least 0, got {value.tolist()}")
+        if name in ("steps", "set_steps") and value[1] > value[0]:
+            raise ValueError(f"{key} must count no more clipped steps than steps, got {value.tolist()}")
+        if name in ("last", "set_last") and bool((value < 0).any()):
+            raise ValueError(f"{key} must hold numbers that are at least 0 or NaN, got {value.tolist()}")
+    if rule is not None and is_own and "params" in group:
+        _check_threshold_memory(group, rule)
     for norms, count in (("norms", "norms_count"), ("lengths", "count")):
         pair = [MEMORY + norms, MEMORY + count]
         shapes = [tuple(group[key].shape) for key in pair if key in group]
@@ -161,6 +172,29 @@ def check_memory(group: Mapping[str, Any], arguments: Arguments) -> None:
             raise ValueError(
                 f"{' and '.join(pair)} must have shapes (window, blocks) and (blocks,), got {shapes[0]} and {shapes[1]}"
             )
+
+
+def _check_threshold_memory(group: Mapping[str, Any], rule: Clipping) -> None:
+    """Raise ValueError if a part of a threshold's state is of other blocks; of what is missing a part all starts anew."""
+    blocks = 1 if rule.measured.is_one_block else sum(block_counts(rule, group["params"]))
+    shapes = {MEMORY + name: shape for name, (shape, _) in rule.threshold.memory(blocks, 2).items()}
+    if not all(key in group for key in shapes) or not any(group[key].numel() for key in shapes):
+        return
+    for key, shape in shapes.items():
+        found = tuple(group[key].shape)
+        if len(found) != len(shape) or found[-1] != shape[-1] or (shape[-1] and not all(found)):
+            wanted = f"(window, {shape[-1]})" if len(shape) == 2 else shape
+            raise ValueError(f"{key} must have shape {wanted}, got {found}")
+
+
+def forget(group: Group, former: Mapping[str, Any], now: Arguments) -> None:
+    """Take out of a group the state of norms that other clipping arguments would measure otherwise."""
+    kept = set(COMMON) | ({"norms"} if former.get("norm_type") == now.norm_type else set())
+    if former.get("norm_type") != now.norm_type:
+        kept -= {"norms_count"}
+    if former.get("clipping_type") != now.clipping_type or former.get("norm_type") != now.norm_type:
+        for key in [key for key in group if is_memory(key) and key.removeprefix(MEMORY) not in kept]:
+            del group[key]
 
 
 class _Kept(NamedTuple):

@@ -248,15 +248,16 @@ class Clipped(Optimizer):
         if is_closure:
             with torch.enable_grad():
                 loss = closure()
-        own_step = with_arguments(parent_step, None if is_closure else closure, args, kwargs)
+        is_plain = (is_closure or closure is None) and not (args or kwargs)
+        own_step = parent_step if is_plain else with_arguments(parent_step, None if is_closure else closure, args, kwargs)
         sets, totals = self._current_sets.of(self.param_groups, self.defaults)  # a closure may have edited them
-        if not sets or True in [clip_set.is_dry_run for clip_set in sets]:
+        if not sets or True in [clip_set.is_dry_run for clip_set in sets if clip_set.without_numbers]:
             returned = own_step(self)
             return loss if is_closure else returned
         grad_scale, found_inf = scaler_factors(self, sets[0])
         gradients = [clip_set.gradients() for clip_set in sets]
         plan = FusedPlan(self, sets, gradients, own_step, self._known_state)
-        if plan.takes_over_unscaling(found_inf):
+        if plan.is_refusing and plan.takes_over_unscaling(found_inf):
             grad_scale = plan.unscale_(grad_scale)
         in_kernel = (
             plan.can_scale_in_kernel

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
@@ -65,6 +65,8 @@ class Numbers(Protocol):
 
 Moments = tuple[Numbers, Numbers, Numbers]
 
+numpy: Any = np  # whose types know nothing of Numbers
+
 
 class Arrays:
     """Numpy's arithmetic, on the host. That of scalars goes without arrays, which would take ten times as long."""
@@ -75,28 +77,35 @@ class Arrays:
         """Return ``one`` where the condition holds, else ``other``."""
         if isinstance(condition, (np.bool_, bool)):
             chosen = one if condition else other
-            return cast(Numbers, np.float64(chosen) if isinstance(chosen, (float, int)) else chosen)
-        return cast(Numbers, np.where(cast(Any, condition), cast(Any, one), cast(Any, other)))
+            return numpy.float64(chosen) if isinstance(chosen, (float, int)) else chosen
+        return numpy.where(condition, one, other)
 
     def full_like(self, like: Numbers, number: Numbers | float) -> Numbers:
         """Return the number in the shape of ``like``."""
-        return cast(Numbers, np.float64(cast(float, number)) if isinstance(like, np.float64) else np.full_like(like, number))
+        return numpy.float64(number) if like.ndim == 0 else numpy.full_like(like, number)
 
     def isfinite(self, values: Numbers) -> Numbers:
         """Return which values are neither inf nor NaN."""
-        return cast(Numbers, np.isfinite(cast(Any, values)))
+        return numpy.isfinite(values)
+
+    def are_finite(self, values: Numbers) -> tuple[Numbers, Numbers]:
+        """Return which values are neither inf nor NaN, and whether all are."""
+        finite = numpy.isfinite(values)
+        return finite, finite if finite.ndim == 0 else numpy.logical_and.reduce(finite)
 
     def minimum(self, one: Numbers, other: Numbers) -> Numbers:
         """Return the smaller of two values, one by one."""
-        return cast(Numbers, np.minimum(cast(Any, one), cast(Any, other)))
+        return numpy.minimum(one, other)
 
     def at_least(self, values: Numbers, smallest: float) -> Numbers:
         """Return the values, smaller ones replaced by ``smallest``."""
-        return cast(Numbers, np.maximum(cast(Any, values), smallest))
+        return numpy.maximum(values, smallest)
 
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
         """Return min(1, alpha) where a block is clipped, else 1."""
-        return self.where(clipped, cast(Numbers, np.minimum(cast(Any, alpha), 1.0)), 1.0)
+        if alpha.ndim == 0:
+            return alpha if clipped and alpha < 1 else numpy.float64(1.0)
+        return numpy.where(clipped, numpy.minimum(alpha, 1.0), 1.0)
 
     def lerp_(self, values: Numbers, target: Numbers, share: Numbers) -> None:
         """Move values in place by a share of the way to a target."""
@@ -104,61 +113,52 @@ class Arrays:
 
     def false(self, like: Numbers) -> Numbers:
         """Return False, where ``like`` is."""
-        return cast(Numbers, np.False_)
-
-    def surely(self, condition: Numbers) -> bool:
-        """Return whether the condition holds, as far as that is known without waiting: on an accelerator never."""
-        return bool(condition)
+        return numpy.False_
 
     def concatenate(self, parts: Sequence[Numbers]) -> Numbers:
         """Return the values of all parts in a row."""
-        return cast(Numbers, np.concatenate(cast(Any, parts)))
+        return numpy.concatenate(parts)
 
     def stack(self, values: Sequence[Numbers]) -> Numbers:
         """Return the values as the entries of one array."""
-        return cast(Numbers, np.array(values))
+        return numpy.array(values)
 
     def any(self, condition: Numbers) -> Numbers:
         """Return whether the condition holds anywhere."""
-        return cast(Numbers, condition if condition.ndim == 0 else np.logical_or.reduce(cast(Any, condition)))
-
-    def all(self, condition: Numbers) -> Numbers:
-        """Return whether the condition holds everywhere."""
-        return cast(Numbers, condition if condition.ndim == 0 else np.logical_and.reduce(cast(Any, condition)))
+        return condition if condition.ndim == 0 else numpy.logical_or.reduce(condition)
 
     def norm(self, norms: Numbers, norm_type: float) -> Numbers:
         """Return the p-norm of a vector whose parts have these p-norms; 0 of no parts."""
-        parts = cast(Any, norms)
-        if len(parts) == 1:
-            return cast(Numbers, parts[0])
+        if len(norms) == 1:
+            return norms[0]
         if norm_type == 2:
-            norm = np.sqrt(np.add.reduce(parts * parts))  # not @, whose threads take milliseconds to wake up
+            norm = numpy.sqrt(numpy.add.reduce(norms * norms))  # not @, whose threads take milliseconds to wake up
             if 1e-150 < norm < 1e150:  # no square overflowed or vanished
-                return cast(Numbers, norm)
-        largest = np.max(parts, initial=0.0)
+                return norm
+        largest = numpy.max(norms, initial=0.0)
         if norm_type == math.inf or not 0 < largest < math.inf:
-            return cast(Numbers, largest)
-        return cast(Numbers, ((parts / largest) ** norm_type).sum() ** (1 / norm_type) * largest)
+            return largest
+        return ((norms / largest) ** norm_type).sum() ** (1 / norm_type) * largest
 
     def median(self, values: Numbers, chosen: Numbers) -> Numbers:
         """Return the median of the chosen values; NaN if none is chosen."""
         if values.ndim == 0:
             return values
-        kept = cast(Any, values)[chosen] if len(values) > 1 else values
-        return cast(Numbers, np.median(cast(Any, kept)) if len(kept) else np.float64(math.nan))
+        kept = values[chosen] if len(values) > 1 else values
+        return numpy.median(kept) if len(kept) else numpy.float64(math.nan)
 
     def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
         """Record the values of the blocks that are ``valid`` in a history."""
-        window, ordered = len(history.lengths), getattr(history, "ordered", None)
         if values.ndim == 0:  # one block
-            blocks: Any = [((), float(values), valid, int(history.count))]
+            blocks: Iterable[tuple[object, float, object, int]] = [((), float(values), valid, int(history.count))]
         else:
-            counts = history.count.tolist()
+            counts: list[int] = history.count.tolist()
             blocks = zip(range(len(counts)), values.tolist(), valid.tolist(), counts, strict=True)
+        window, ordered = len(history.lengths), getattr(history, "ordered", None)
         for block, value, known, recorded in blocks:
             if not known:
                 continue
-            place: Any = recorded % window if block == () else (recorded % window, block)
+            place = recorded % window if block == () else (recorded % window, block)
             if ordered is not None:
                 rising = ordered[block or 0]
                 if recorded >= window:
@@ -172,20 +172,20 @@ class Arrays:
         if not hasattr(history, "ordered"):  # sorted once after a start or a load, kept sorted by push
             history.ordered = [array("d", np.sort(chronological(history, block))) for block in range(history.count.size)]
         quantiles = [_sorted_quantile(values, probability) for values in history.ordered]
-        return cast(Numbers, np.array(quantiles) if history.count.ndim else np.float64(quantiles[0]))
+        return numpy.array(quantiles) if history.count.ndim else numpy.float64(quantiles[0])
 
     def mean_and_std(self, history: SimpleNamespace) -> Moments:
         """Return how many values of each block are recorded, their mean and their sample standard deviation."""
-        window, known = len(history.lengths), np.minimum(history.count, len(history.lengths))
+        window, known = len(history.lengths), numpy.minimum(history.count, len(history.lengths))
         if known.min() == known.max():
             values = history.lengths[: int(known.max())]
-            mean = values.sum(0) / np.maximum(known, 1)
+            mean = values.sum(0) / numpy.maximum(known, 1)
             squares = ((values - mean) ** 2).sum(0)
         else:
             is_known = np.arange(window).reshape(-1, *[1] * known.ndim) < known
-            mean = np.where(is_known, history.lengths, 0.0).sum(0) / np.maximum(known, 1)
-            squares = np.where(is_known, (history.lengths - mean) ** 2, 0.0).sum(0)
-        return cast(Moments, (known, mean, (squares / np.maximum(known - 1, 1)) ** 0.5))
+            mean = numpy.where(is_known, history.lengths, 0.0).sum(0) / numpy.maximum(known, 1)
+            squares = numpy.where(is_known, (history.lengths - mean) ** 2, 0.0).sum(0)
+        return known, mean, (squares / numpy.maximum(known - 1, 1)) ** 0.5
 
 
 class AcceleratorArrays(Arrays):
@@ -202,10 +202,11 @@ class AcceleratorArrays(Arrays):
         self._kept: dict[object, Tensor] = {}
 
     def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
-        like = one if isinstance(one, Tensor) else other if isinstance(other, Tensor) else condition
-        return cast(Numbers, torch.where(cast(Tensor, condition), self._number(one, like), self._number(other, like)))
+        like = cast(Tensor, one if isinstance(one, Tensor) else other if isinstance(other, Tensor) else condition)
+        numbers = self._number(one, like), self._number(other, like)
+        return cast(Numbers, torch.where(cast(Tensor, condition), *numbers))
 
-    def _number(self, value: Numbers | float, like: Any) -> Tensor:
+    def _number(self, value: Numbers | float, like: Tensor) -> Tensor:
         if isinstance(value, Tensor):
             return value
         dtype = like.dtype if like.is_floating_point() else accumulation_dtype(like.device)
@@ -227,6 +228,10 @@ class AcceleratorArrays(Arrays):
     def isfinite(self, values: Numbers) -> Numbers:
         return values < math.inf  # of what is not negative; one kernel where torch.isfinite has four
 
+    def are_finite(self, values: Numbers) -> tuple[Numbers, Numbers]:
+        finite = self.isfinite(values)
+        return finite, finite if finite.ndim == 0 else cast(Numbers, cast(Tensor, finite).all())
+
     def minimum(self, one: Numbers, other: Numbers) -> Numbers:
         return cast(Numbers, torch.minimum(cast(Tensor, one), cast(Tensor, other)))
 
@@ -245,20 +250,14 @@ class AcceleratorArrays(Arrays):
             self._kept[key] = torch.zeros((), dtype=torch.bool, device=key[1])
         return cast(Numbers, self._kept[key])
 
-    def surely(self, condition: Numbers) -> bool:
-        return False
-
     def concatenate(self, parts: Sequence[Numbers]) -> Numbers:
-        return cast(Numbers, torch.cat(cast(Any, parts)))
+        return cast(Numbers, torch.cat([*cast(Sequence[Tensor], parts)]))
 
     def stack(self, values: Sequence[Numbers]) -> Numbers:
-        return cast(Numbers, torch.stack(cast(Any, values)))
+        return cast(Numbers, torch.stack([*cast(Sequence[Tensor], values)]))
 
     def any(self, condition: Numbers) -> Numbers:
         return condition if condition.ndim == 0 else cast(Numbers, cast(Tensor, condition).any())
-
-    def all(self, condition: Numbers) -> Numbers:
-        return condition if condition.ndim == 0 else cast(Numbers, cast(Tensor, condition).all())
 
     def norm(self, norms: Numbers, norm_type: float) -> Numbers:
         parts = cast(Tensor, norms)
@@ -272,7 +271,7 @@ class AcceleratorArrays(Arrays):
             return values
         if len(values) < 2:
             return values[0] if len(values) else values.sum() * math.nan
-        kept = torch.where(cast(Any, chosen), cast(Any, values), math.nan)
+        kept = torch.where(cast(Tensor, chosen), cast(Tensor, values), math.nan)
         middle = [kept.nanquantile(0.5, interpolation=side) for side in ("lower", "higher")]  # "linear" makes NaN of two infs
         return cast(Numbers, (middle[0] + middle[1]) / 2)
 
@@ -286,7 +285,7 @@ class AcceleratorArrays(Arrays):
         window, count = len(history.lengths), history.count
         unknown = self._number(math.inf, history.lengths)
         rising = torch.where(self._rows(history) < count, history.lengths, unknown).sort(dim=0).values
-        position = (count.clamp(1, window) - 1) * cast(Any, self.full_like(history.lengths[0], cast(Any, probability)))
+        position = (count.clamp(1, window) - 1) * cast(Tensor, self.full_like(history.lengths[0], probability))
         lower, upper = position.long(), position.ceil().long()
         low, high = rising.gather(0, lower[None])[0], rising.gather(0, upper[None])[0]
         return cast(Numbers, torch.where(low < math.inf, torch.lerp(low, high, position - lower), low))
@@ -307,7 +306,7 @@ def arrays_of(values: object) -> Arrays:
     return AcceleratorArrays() if isinstance(values, Tensor) else HOST
 
 
-def as_tensor(values: Any) -> Tensor:
+def as_tensor(values: object) -> Tensor:
     """Return numbers as a tensor where they are. (``torch.as_tensor`` would put arrays on torch's default device.)"""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
 

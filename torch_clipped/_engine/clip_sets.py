@@ -80,18 +80,19 @@ class ClipSet:
         self._own_counts = self.shards.counts if self.shards else self.counts
         self._divisors = self._find_divisors()
         is_plain = self._divisors is None and self.measure.blocks in (None, one_block)
-        self._shapes = None if is_plain else [p.shape for p in self.params]  # on which the counts depend
+        self.depends_on_shapes = not is_plain
+        self._shapes = [p.shape for p in self.params]
         self.device_types = {p.device.type for p in self.params}
-        self._without_numbers = [p for p in self.params if not is_real(p)]
+        self.without_numbers = [p for p in self.params if not is_real(p)]
 
     @property
     def is_dry_run(self) -> bool:
         """Whether there are gradients without numbers, on the meta device or in FakeTensorMode: they cannot be clipped."""
-        return bool(self._without_numbers) and any(p.grad is not None for p in self._without_numbers)
+        return any(p.grad is not None for p in self.without_numbers)
 
     def has_grown(self) -> bool:
-        """Return whether parameters have other numbers of blocks or of entries in them than before."""
-        return self._shapes is not None and [p.shape for p in self.params] != self._shapes
+        """Return whether parameters have other shapes than before."""
+        return [p.shape for p in self.params] != self._shapes
 
     def _find_shards(self, ranks: Sequence[Any], former: Sequence[ClipSet]) -> Shards:
         made_of = self.params, self.counts, ranks, self.device, self.arrays
@@ -150,8 +151,10 @@ class ClipSet:
         if not self.measure.is_one_block:
             return self.norms(*grads)
         if self.shards or not self.arrays.is_host:
-            return self.arrays.norm(self.norms(*grads), self.norm_type)
-        return self.arrays.norm(host_norms(grads.tensors, None, self.norm_type, grads.are_plain), self.norm_type)
+            norms = self.norms(*grads)
+        else:
+            norms = host_norms(grads.tensors, None, self.norm_type, grads.are_plain)
+        return norms[0] if len(norms) == 1 else self.arrays.norm(norms, self.norm_type)
 
     def norm(self, lengths: Numbers) -> Numbers:
         """Return the norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
@@ -163,7 +166,8 @@ class ClipSet:
         """Return what thresholds may look at; ``kept`` says whether the step is taken."""
         if kept is not True:
             is_finite = kept if self.arguments.nonfinite == "skip" else is_finite & kept  # the former: all are finite
-        return Blocks(lengths, (lengths > 0) & is_finite, self.norm(lengths), step, self._weight_lengths, self.arrays)
+        norm = lengths if self.measure.is_one_block else self.norm(lengths)
+        return Blocks(lengths, (lengths > 0) & is_finite, norm, step, self._weight_lengths, self.arrays)
 
     def thresholds(self, blocks: Blocks) -> Numbers:
         """Return the threshold of each block."""
@@ -205,29 +209,28 @@ class ClipSet:
                 own = (blocks, clipped_lengths) if whole else (blocks.part(part.blocks), clipped_lengths[part.blocks])
                 rule.remember(*own, part.memory)
         is_finite = self.arguments.nonfinite == "skip"
-        if is_finite:
-            recorded = arrays.any(blocks.valid)
-        else:
-            recorded = arrays.any((blocks.lengths > 0) | (blocks.lengths != blocks.lengths))
-            recorded = recorded if kept is True else recorded & kept
-        skipped = skipped if is_finite and kept is not True else arrays.false(recorded)
-        clipped = arrays.any(coefficients < 1)
-        step = blocks.norm, blocks.lengths, thresholds, coefficients, is_finite, recorded, clipped, skipped, math.nan
-        values = StepValues(*step)
-        return values._replace(shrinkage=self._shrinkage(values)) if arrays.surely(recorded) else values
+        recorded = blocks.valid if is_finite else (blocks.lengths > 0) | (blocks.lengths != blocks.lengths)
+        clipped = coefficients < 1
+        if not self.measure.is_one_block:
+            recorded, clipped = arrays.any(recorded), arrays.any(clipped)
+        recorded = recorded if is_finite or kept is True else recorded & kept
+        skipped = skipped if is_finite and kept is not True else False
+        shrinkage = math.nan  # where the level is not in the unit of the gradient
+        if arrays.is_host and recorded and isinstance(rule, Constant):
+            shrinkage = float(coefficients) if self.measure.is_one_block else self._shrinkage(blocks, coefficients)
+        seen = blocks.norm, blocks.lengths, thresholds, coefficients
+        return StepValues(*seen, is_finite, recorded, clipped, skipped, shrinkage)
 
-    def _shrinkage(self, values: StepValues) -> float:
-        """Return by how much the gradient was multiplied, on the host; NaN where the level is not in its unit."""
-        if not isinstance(self.rule.threshold, Constant):
-            return math.nan
-        if values.lengths.ndim == 0 or not values.clipped:
-            return float(values.coefficients) if values.lengths.ndim == 0 else 1.0
+    def _shrinkage(self, blocks: Blocks, coefficients: Numbers) -> float:
+        """Return by how much the gradient was multiplied, on the host."""
         if self.measure.gives_norm:
-            return float(self.norm(values.lengths * values.coefficients) / values.norm)
-        return float(self.arrays.median(values.coefficients, values.lengths > 0))
+            return float(self.norm(blocks.lengths * coefficients) / blocks.norm)
+        return float(self.arrays.median(coefficients, blocks.lengths > 0))
 
     def _weight_lengths(self) -> Numbers:
-        return self.lengths(Gradients([local(p) if is_real(p) else None for p in self.params], are_plain=False))
+        is_usual = not (self.shards or self.without_numbers)
+        weights = self.params if is_usual else [local(p) if is_real(p) else None for p in self.params]
+        return self.lengths(Gradients(weights, are_plain=False))
 
 
 def parameters(groups: Iterable[Group]) -> list[Tensor]:

@@ -34,6 +34,7 @@ class CurrentSets:
         self._is_accelerated, self._accelerator = is_accelerated, AcceleratorArrays()
         self._levels: dict[int, tuple[Group, Tensor]] = {}  # of each clip set's first group, on an accelerator
         self._sets: list[ClipSet] = []
+        self._shaped: list[ClipSet] = []  # those whose blocks depend on shapes
         self._totals: TotalStatistics | None = None
         self._state = StateArrays()
         self._monitor = StepMonitor()
@@ -49,7 +50,8 @@ class CurrentSets:
             TypeError: a group has a key that looks like a clipping argument and is none.
         """
         written, shape = _written(groups)
-        if not (self._totals and shape == self._shape and all(map(is_, written, self._written)) and self._is_as_it_was()):
+        is_as_it_was = shape == self._shape and all(map(is_, written, self._written)) and self._state.are_current()
+        if self._totals is None or not is_as_it_was or True in [clip_set.has_grown() for clip_set in self._shaped]:
             self._make(groups, own)
             self._written, self._shape = _written(groups)
         assert self._totals is not None
@@ -66,9 +68,6 @@ class CurrentSets:
             if record is not None:
                 record.write_down()
         self._state.put_back()
-
-    def _is_as_it_was(self) -> bool:
-        return self._state.are_current() and True not in [clip_set.has_grown() for clip_set in self._sets]
 
     def _make(self, groups: Sequence[Group], own: Container[str]) -> None:
         self.put_back()
@@ -109,7 +108,7 @@ class CurrentSets:
             home, norm_type = groups[0] if groups else _home(), norm_types.pop() if norm_types else 2.0
             self._totals = TotalStatistics(home, state, arrays, is_complete, norm_type, self._monitor)
             self._state = state
-        self._sets = sets
+        self._sets, self._shaped = sets, [clip_set for clip_set in sets if clip_set.depends_on_shapes]
         written, self._arguments = list(zip(self._written, self._arguments, strict=False)), found
         for i, (group, arguments) in enumerate(zip(groups, found, strict=True)):
             former = next((former for known, former in written if known is group), arguments)

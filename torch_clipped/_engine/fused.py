@@ -69,19 +69,18 @@ class KnownState:
             return False
         params = sets[0].params if len(sets) == 1 else [p for clip_set in sets for p in clip_set.params]
         grads = gradients[0].tensors if len(gradients) == 1 else [g for each in gradients for g in each.tensors]
-        if not self._is_known(sets, optimizer.state) and not self._learn(sets, params, optimizer.state):
-            return False
-        dtypes = {p.dtype for p in params} | {g.dtype for g in grads}  # type: ignore[union-attr]
-        return dtypes == {self._dtype} and all(map(Tensor.is_contiguous, params)) and [*map(Tensor.numel, params)] == self._numels
-
-    def _is_known(self, sets: Sequence[ClipSet], state: State) -> bool:
-        return (
+        state = optimizer.state
+        is_known = (
             self._sets is sets
             and len(state) == len(self._dicts)
             and all(map(is_, state.values(), self._dicts))
             and sum(map(len, self._dicts)) == len(self._values)
             and all(map(is_, chain.from_iterable(map(dict.values, self._dicts)), self._values))
         )
+        if not is_known and not self._learn(sets, params, state):
+            return False
+        dtypes = {p.dtype for p in params} | {g.dtype for g in grads}  # type: ignore[union-attr]
+        return dtypes == {self._dtype} and all(map(Tensor.is_contiguous, params)) and [*map(Tensor.numel, params)] == self._numels
 
     def _learn(self, sets: Sequence[ClipSet], params: Sequence[Tensor], state: State) -> bool:
         self._sets = None

@@ -64,18 +64,19 @@ class StepMonitor:
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
-        self._skipped = 0
+        self.skipped_in_a_row = 0
         self._start()
 
     def observe_skip(self, skipped: bool) -> None:
         """Count a step that was skipped or not; warn of the 1st, 10th, 100th, ... that is skipped in a row."""
-        self._skipped = self._skipped + 1 if skipped else 0
-        if self._skipped and str(self._skipped).strip("0") == "1":
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        count = self.skipped_in_a_row
+        if count and str(count).strip("0") == "1":
             warn(
-                f"{self._skipped} steps in a row were left out, because their gradients were not finite (nonfinite='skip')"
-                if self._skipped > 1
-                else "a gradient was not finite, so this step was left out (nonfinite='skip'); such steps are counted in "
-                "clipping_stats()['skipped_steps'], and the 10th, 100th, ... in a row is told of"
+                f"{count} steps in a row were skipped, because their gradients were not finite (nonfinite='skip')"
+                if count > 1
+                else "a gradient was not finite, so this step was skipped (nonfinite='skip'); such steps are counted in "
+                "clipping_stats()['skipped_steps'], and the 10th, 100th, ... in a row warns again"
             )
 
     def _start(self) -> None:

@@ -75,37 +75,32 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Number
 
 def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
     """Multiply each unit of each gradient by its own coefficient."""
-    factors = as_tensor(coefficients)
-    if not is_host:
-        single = factors.float()
-        pairs = zip(torch.split(factors, list(counts)), torch.split(single, list(counts)), strict=True)
-        for grad, (exact, rounded) in zip(grads, pairs, strict=True):
-            if grad is not None:
-                _multiply_rows_(grad, exact if grad.dtype in _DOUBLE else rounded)
-        return
-    ends = np.cumsum(counts).tolist()
-    present = [i for i, grad in enumerate(grads) if grad is not None and counts[i]]
-    bounds = [place for i in present for place in (ends[i] - counts[i], ends[i])]
-    smallest = np.minimum.reduceat(np.append(factors.numpy(), 1.0), bounds)[::2].tolist() if present else []
-    clipped = [i for i, coefficient in zip(present, smallest, strict=True) if coefficient < 1]
-    alone = [i for i in reversed(clipped) if counts[i] == 1]
-    _multiply_([grads[i] for i in alone], [float(factors[ends[i] - 1]) for i in alone])  # type: ignore[misc]
-    for i in clipped:
-        if counts[i] > 1:
-            part, times = factors[ends[i] - counts[i] : ends[i]], 1
-            if float(part.min()) < _SMALL:
-                part, times = part.sqrt(), 2
-            for _ in range(times):
-                _multiply_rows_(grads[i], part)  # type: ignore[arg-type]
+    chosen, times, factors = [i for i, grad in enumerate(grads) if grad is not None and counts[i]], 1, as_tensor(coefficients)
+    if is_host:
+        ends = np.cumsum(counts).tolist()
+        bounds = [place for i in chosen for place in (ends[i] - counts[i], ends[i])]
+        smallest = np.minimum.reduceat(np.append(factors.numpy(), 1.0), bounds)[::2].tolist() if chosen else []
+        clipped = {i: coefficient for i, coefficient in zip(chosen, smallest, strict=True) if coefficient < 1}
+        alone = [i for i in reversed(clipped) if counts[i] == 1]
+        _multiply_([grads[i] for i in alone], [clipped[i] for i in alone])
+        chosen = [i for i in clipped if counts[i] > 1]
+        if min(clipped.values(), default=1.0) < _SMALL:
+            factors, times = factors.sqrt(), 2
+    if chosen:
+        exact, rounded = torch.split(factors, list(counts)), torch.split(factors.float(), list(counts))
+        own = [(exact if grads[i].dtype in _DOUBLE else rounded)[i] for i in chosen]  # type: ignore[union-attr]
+        for _ in range(times):
+            _multiply_rows_([grads[i] for i in chosen], own)  # type: ignore[misc]
 
 
-def _multiply_rows_(grad: Tensor, factors: Tensor) -> None:
-    """Multiply each row of a gradient by its factor; never in low precision, which would round it."""
-    if grad.is_sparse and grad.dim() > 1:
-        factors = factors[grad._indices()[0]]
-    values = stored(grad)
-    factors = factors.to(values.device, _exact(values.dtype))
-    torch.mul(values, factors.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else factors[0], out=values)
+def _multiply_rows_(grads: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
+    """Multiply each row of each gradient by its factor; never in low precision, which would round it."""
+    by_row = []
+    for grad, own in zip(grads, factors, strict=True):
+        own = own.to(grad.device)
+        own = own[grad._indices()[0]] if grad.is_sparse and grad.dim() > 1 else own
+        by_row.append(own.view(-1, *[1] * (grad.dim() - 1)) if grad.dim() > 1 else own[0] if grad.dim() == 0 else own)
+    torch._foreach_mul_([stored(grad) for grad in grads], by_row)
 
 
 def _multiply_(grads: Sequence[Tensor], coefficients: Sequence[float]) -> None:

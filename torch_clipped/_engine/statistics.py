@@ -29,7 +29,7 @@ class StepValues(NamedTuple):
     is_finite: bool  # whether only gradients that are finite are recorded
     recorded: Numbers  # whether the gradient is not zero
     clipped: Numbers  # whether a block was shortened
-    skipped: Numbers  # whether the step is left out
+    skipped: Numbers | bool  # whether the step is left out
     shrinkage: float  # by how much the gradient was multiplied, on the host; NaN where the level is not in its unit
 
     def summary(self, measure: Measure, arrays: Arrays, norm_type: float) -> list[Numbers]:
@@ -64,12 +64,15 @@ class SetStatistics:
 
     def count(self, recorded: Any, clipped: Any, skipped: Any) -> None:
         """Count one more step if it is ``recorded``, if something was ``clipped``, and if it is ``skipped``."""
-        if self.arrays.is_host:
-            self.counts[0] += recorded
-            self.counts[1] += clipped
-            self.counts[2] += skipped
-        else:
-            self.counts.add_(self.arrays.stack([recorded, clipped, skipped]))
+        if not self.arrays.is_host:
+            self.counts.add_(self._truths(recorded, clipped, skipped))
+            return
+        for i, truth in enumerate((recorded, clipped, skipped)):
+            if truth:
+                self.counts[i] += 1
+
+    def _truths(self, recorded: Numbers, clipped: Numbers, skipped: Numbers | bool) -> Numbers:
+        return self.arrays.stack([recorded, clipped, self.arrays.false(recorded) if isinstance(skipped, bool) else skipped])
 
     def remember(self, values: StepValues) -> None:
         """Count a step and keep its values, if it is recorded."""
@@ -144,7 +147,8 @@ class TotalStatistics(SetStatistics):
             record.remember(v)
         arrays, (recorded, clipped, skipped, shrinkage) = self.arrays, values[0][-4:]
         for v in values[1:]:
-            recorded, clipped, skipped = recorded | v.recorded, clipped | v.clipped, skipped | v.skipped
+            recorded, clipped = recorded | v.recorded, clipped | v.clipped
+            skipped = v.skipped if isinstance(skipped, bool) else skipped | v.skipped
             shrinkage = float(np.fmin(shrinkage, v.shrinkage))
         if arrays.is_host and not recorded:
             return
@@ -157,12 +161,13 @@ class TotalStatistics(SetStatistics):
             self.last.copy_(arrays.where(recorded, arrays.stack(self._combined()), self.last))
             self._all = []
         if self.is_complete:
-            arrays.push(self.norms, norm, arrays.isfinite(norm) & recorded)
+            is_new = recorded if values[0].is_finite and values[0].lengths.ndim == 0 else arrays.isfinite(norm) & recorded
+            arrays.push(self.norms, norm, is_new)
 
     def _remember_only(self, record: SetStatistics, values: StepValues) -> None:
         """Do the same on an accelerator for the only clip set, by as few operations as possible."""
         arrays, both = self.arrays, (record, self)
-        counts = cast(Tensor, arrays.stack([values.recorded, values.clipped, values.skipped]))
+        counts = cast(Tensor, self._truths(values.recorded, values.clipped, values.skipped))
         torch._foreach_add_([r.counts for r in both], [counts.to(record.counts.dtype)] * 2)  # of one type: by one kernel
         if values.lengths.ndim == 0:
             last = arrays.where(values.recorded, arrays.stack(record._summary(values)), record.last)

@@ -57,7 +57,11 @@ def clip_(
         return ClipResult(found_inf)
     with np.errstate(all="ignore"):
         measured = [_measure(clip_set, grads, grad_scale) for clip_set, grads in zip(sets, gradients, strict=True)]
-        skip, kept = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
+        skip, kept = False, True
+        if totals.arrays.is_host and False not in [bool(m.all_finite) for m in measured]:
+            totals.monitor.skipped_in_a_row = 0
+        else:
+            skip, kept = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
         if skip is True:
             return ClipResult(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
         values, coefficients = [], None
@@ -67,7 +71,9 @@ def clip_(
             thresholds = clip_set.thresholds(blocks)  # how long is too long
             alpha = thresholds / lengths
             coefficients = arrays.coefficients(alpha, clip_set.decide(alpha, blocks))  # min(1, alpha) or 1
-            if clip_set.measure.clamps_entries and not arrays.surely(all_finite):  # inf is clamped, and what stands beside NaN
+            if clip_set.measure.clamps_entries and not (
+                arrays.is_host and all_finite
+            ):  # inf is clamped, and what stands beside NaN
                 coefficients = arrays.where(is_finite if skip is False else is_finite | skip, coefficients, 0.0)
             if not (in_kernel and _is_for_kernel(clip_set, grads, coefficients)):
                 clip_set.scale_(grads, coefficients, thresholds, grad_scale)
@@ -92,17 +98,13 @@ def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Any) -> Measured:
     lengths = clip_set.lengths(grads)
     if isinstance(grad_scale, Tensor) or grad_scale != 1:
         lengths = lengths / grad_scale
-    is_finite = arrays.isfinite(lengths)
-    return Measured(grads, lengths, is_finite, arrays.all(is_finite))
+    return Measured(grads, lengths, *arrays.are_finite(lengths))
 
 
 def _obey_nonfinite(
     sets: Sequence[ClipSet], measured: list[Measured], totals: TotalStatistics, grad_scale: Any, found_inf: Any
 ) -> tuple[Any, Any]:
     """Do what the sets' policies say about gradients that are not finite; return whether to skip the step, and to take it."""
-    if False not in [totals.arrays.surely(m.all_finite) for m in measured]:
-        totals.monitor.observe_skip(False)
-        return False, True
     for clip_set, m in zip(sets, measured, strict=True):
         if clip_set.arguments.nonfinite == "error" and not m.all_finite:  # has to look, also on an accelerator
             raise RuntimeError(

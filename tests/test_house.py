@@ -1,6 +1,7 @@
 """Where things stand, and what may import what."""
 
 import ast
+import re
 from pathlib import Path
 
 import torch_clipped
@@ -8,7 +9,7 @@ import torch_clipped
 PACKAGE = Path(torch_clipped.__file__).parent
 # A module may import from the levels below its own, and from its own level what stands before it
 LEVELS = [
-    {"_engine.arrays", "_engine.validation"},
+    {"_engine.types", "_engine.arrays", "_engine.validation"},
     {"_engine.norms", "_engine.scaling", "_engine.sharding"},
     {"measures", "thresholds", "decisions", "_engine.draws"},
     {"clipping", "history"},
@@ -61,7 +62,7 @@ def test_nothing_imports_what_stands_above_it():
 
 
 def test_tails_and_restarts_use_norms_arithmetic_and_validation_only():
-    allowed = {"_engine.norms", "_engine.arrays", "_engine.validation", "_engine.sharding"}
+    allowed = {"_engine.types", "_engine.norms", "_engine.arrays", "_engine.validation", "_engine.sharding"}
     wrong = {name: [m for m in IMPORTS[name] if m.startswith("_engine") and m not in allowed] for name in BESIDE}
     assert not {name: found for name, found in wrong.items() if found}
 
@@ -80,3 +81,8 @@ def test_no_module_imports_itself_by_others():
 def test_every_module_has_its_place():
     known = set().union(*LEVELS) | BESIDE | {"", "_engine", "plots", "_plot_parts", "optimizers_collector"}
     assert MODULES.keys() <= known
+
+
+def test_any_stands_in_few_lines():
+    lines = [line for path in MODULES.values() for line in path.read_text().splitlines() if re.search(r"\bAny\b", line)]
+    assert len(lines) < 40

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from ._engine.types import Entries, StateDict
 from ._engine.validation import check_fits, fits, integer
 
 __all__ = ["RunningMeans"]
@@ -24,7 +24,7 @@ class RunningMeans:
     @torch.no_grad()
     def add(self, params: Iterable[Tensor]) -> None:
         """Take in the present values; parameters that are not given or do not require gradients lose their mean."""
-        alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
+        alike: defaultdict[tuple[int, object, object, object], list[Tensor]] = defaultdict(list)
         averaged = [p for p in params if p.requires_grad]
         for p in self._means.keys() - set(averaged):
             del self._means[p]
@@ -63,7 +63,7 @@ class RunningMeans:
                 p.copy_(torch.where(mean.isfinite(), mean, p))
         self._counts.clear()
 
-    def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
+    def state_dict(self, params: Sequence[Tensor]) -> StateDict:
         """The counts and copies of the means of these parameters, by position; None where there is no mean."""
         known = [p in self._counts and fits(self._means[p], p) for p in params]
         return {
@@ -73,7 +73,7 @@ class RunningMeans:
 
     @classmethod
     @torch.no_grad()
-    def from_state_dict(cls, state_dict: Mapping[str, Any], params: Sequence[Tensor], largest: int) -> RunningMeans:
+    def from_state_dict(cls, state_dict: Entries, params: Sequence[Tensor], largest: int) -> RunningMeans:
         """Copies of the means for these parameters, of at most ``largest`` values each; ValueError if they are of others."""
         counts, means = state_dict["counts"], state_dict["means"]
         for name, values in (("counts", counts), ("means", means)):

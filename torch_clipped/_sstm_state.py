@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ._engine.types import Entries, StateDict
 from ._engine.validation import check_fits, check_keys, integer, number
 
 __all__ = ["check_hyperparameters", "checked_state_dict"]
@@ -18,7 +18,7 @@ OWNER = "ClippedSSTM"
 HYPERPARAMETERS = ("lr", "L", "nu", "a_k_ratio_upper_bound", "first_clipped_iteration", "train_mode")
 
 
-def check_hyperparameters(group: Mapping[str, Any], lowest_lr: float = 0.0) -> None:
+def check_hyperparameters(group: Entries, lowest_lr: float = 0.0) -> None:
     """Raise ValueError if a hyperparameter of a parameter group is invalid."""
     largest = sys.float_info.max
     _check_number("lr", group["lr"], lowest_lr, largest, "a finite number" if lowest_lr else "a number at least 0 and finite")
@@ -30,7 +30,7 @@ def check_hyperparameters(group: Mapping[str, Any], lowest_lr: float = 0.0) -> N
         raise ValueError(f"train_mode must be True or False, got {group['train_mode']!r}")
 
 
-def checked_state_dict(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+def checked_state_dict(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
     """Return a state to load, with tensors of its own; raise ValueError if something in it is invalid."""
     check_keys("state_dict", state_dict, ("state", "param_groups"), OWNER, exact=False)
     groups, states = state_dict["param_groups"], state_dict["state"]
@@ -51,7 +51,7 @@ def checked_state_dict(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict
     return {**state_dict, "state": {**states, **{key: _checked_state(f"state[{key!r}]", states[key], p) for key, p in named}}}
 
 
-def _checked_state(name: str, state: Any, param: Tensor) -> dict[str, Any]:
+def _checked_state(name: str, state: StateDict, param: Tensor) -> StateDict:
     """The state of one parameter, with copies of its tensors; empty before its first step."""
     check_keys(name, state, (), OWNER, exact=False)
     if not state:
@@ -65,6 +65,6 @@ def _checked_state(name: str, state: Any, param: Tensor) -> dict[str, Any]:
     return {**state, "y": state["y"].detach().clone(), "z": state["z"].detach().clone()}
 
 
-def _check_number(name: str, value: Any, low: float, high: float, wanted: str) -> None:
+def _check_number(name: str, value: object, low: float, high: float, wanted: str) -> None:
     if not low <= number(name, value, wanted) <= high:
         raise ValueError(f"{name} must be {wanted}, got {value!r}")

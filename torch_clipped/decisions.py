@@ -10,16 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ._engine.arrays import Numbers
+
 __all__ = ["Always", "Decision", "Randomly", "uniform"]
 
-Decision = Callable[[Any, float, Callable[[], Any]], Any]
+Decision = Callable[[Numbers, float, Callable[[], Numbers]], Numbers]
 
 
 @dataclass(frozen=True)
 class Always:
     """Clip every block that is longer than its threshold."""
 
-    def __call__(self, alpha: Any, beta: float, draw: Callable[[], Any]) -> Any:
+    def __call__(self, alpha: Numbers, beta: float, draw: Callable[[], Numbers]) -> Numbers:
         return alpha < 1
 
 
@@ -37,7 +39,7 @@ class Randomly:
         if not self.power > 0:
             raise ValueError(f"power must be > 0, got {self.power!r}")
 
-    def __call__(self, alpha: Any, beta: float, draw: Callable[[], Any]) -> Any:
+    def __call__(self, alpha: Numbers, beta: float, draw: Callable[[], Numbers]) -> Numbers:
         return (alpha < 1) & (draw() < beta ** (alpha**self.power))
 
 

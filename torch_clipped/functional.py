@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,10 @@ from ._engine.arrays import as_tensor
 from ._engine.checks import refuse_pieces
 from ._engine.clip_sets import ClipSet
 from ._engine.current_sets import CurrentSets
-from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
+from ._engine.state import check_memory, common_device, copied, install, is_memory, prepared_memory
 from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
+from ._engine.types import Group, StateDict
 from ._engine.validation import hinted
 from .clipping import CLIPPING_TYPES
 from .decisions import Always
@@ -68,11 +68,11 @@ class GradientClipper:
         self._group = _group(parameters, Arguments.of(arguments.as_dict()))
         self._current_sets = CurrentSets()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         self._current_sets.put_back()
         return {"_group": self._group}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self._group, self._current_sets = state["_group"], CurrentSets()
 
     def step(self) -> Tensor:
@@ -87,12 +87,12 @@ class GradientClipper:
         """The norms before clipping, oldest first: see :meth:`torch_clipped.Clipped.grad_norms`."""
         return self._current_sets.of([self._group])[1].grad_norms()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The arguments and the memory of this clipper: plain names, numbers and tensors."""
         self._current_sets.put_back()
         return {key: value for key, value in copied(self._group).items() if key != "params"}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take over arguments and memory from :meth:`state_dict` of a clipper with the same parameters.
 
         Raises:

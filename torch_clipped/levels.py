@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ._engine.arguments import Arguments
+from ._engine.types import StateDict
 from ._engine.validation import check_keys, integer, number, refuse_masked
 from .mixin import Clipped
 
@@ -80,11 +81,11 @@ class LevelScheduler:
         """The level of each parameter group as it was last written."""
         return [group["clipping_level"] for group in self.optimizer.param_groups]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The step count; the schedule itself is code and is not saved."""
         return {"last_epoch": self.last_epoch}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Go to the step of :meth:`state_dict` and write its level.
 
         Raises:
@@ -123,7 +124,7 @@ def _check_steps(steps: int) -> None:
         raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
 
 
-def suggest_level(norms: Sequence[Any] | Tensor | Any, clip_rate: float = 0.1) -> float:
+def suggest_level(norms: npt.ArrayLike | Sequence[Tensor] | Tensor, clip_rate: float = 0.1) -> float:
     """The level of ``clipping_type="norm"`` at which a given share of these gradients would have been clipped.
 
     Of the N norms in ascending order n_1 <= ... <= n_N
@@ -167,7 +168,7 @@ def suggest_level(norms: Sequence[Any] | Tensor | Any, clip_rate: float = 0.1) -
     return float(ascending[count - 1 - clipped])
 
 
-def _positive_numbers(norms: Any) -> Tensor:
+def _positive_numbers(norms: object) -> Tensor:
     refuse_masked("norms", norms)
     try:
         values = torch.as_tensor(norms, dtype=torch.float64, device="cpu").detach()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,14 @@ from ._engine.sharding import is_sharded
 
 __all__ = ["estimate_lipschitz"]
 
+Target = TypeVar("Target", bound=Sized)
+Loss = Callable[[Any, Target], Tensor]  # of what the model returns, and the targets
+
 _PASSES = 100  # over the loader, at most
 _TOLERANCE = 1e-4  # residual of the eigenvector, relative to the eigenvalue, at which the iteration ends
 
 
-def estimate_lipschitz(model: nn.Module, loss: Callable[[Any, Any], Tensor], loader: Iterable[tuple[Any, Any]]) -> float:
+def estimate_lipschitz(model: nn.Module, loss: Loss[Target], loader: Iterable[tuple[object, Target]]) -> float:
     """The local Lipschitz constant of the gradient: the largest absolute eigenvalue of the Hessian of the mean loss.
 
         beta_{k+1} v_{k+1} = H v_k - alpha_k v_k - beta_k v_{k-1}          alpha_k = <H v_k, v_k>, all v of length 1
@@ -101,8 +104,8 @@ def _length(vector: Sequence[Tensor]) -> float:
 
 def _mean_hessian_product(
     model: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
-    loader: Iterable[tuple[Any, Any]],
+    loss: Loss[Target],
+    loader: Iterable[tuple[object, Target]],
     params: Sequence[Tensor],
     vector: Sequence[Tensor],
 ) -> list[Tensor]:

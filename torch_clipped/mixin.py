@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, overload
 
@@ -26,9 +26,10 @@ from ._engine.closure_steps import evaluates_closure_first, requires_closure, st
 from ._engine.current_sets import CurrentSets
 from ._engine.fused import FusedPlan, KnownState, scaler_factors, undecorated
 from ._engine.monitor import warn_of_loaded_arguments
-from ._engine.state import Group, check_memory, common_device, copied, install, is_memory, prepared_memory
+from ._engine.state import check_memory, common_device, copied, install, is_memory, prepared_memory
 from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
+from ._engine.types import Entries, Group, StateDict, StepFunction
 from ._engine.validation import is_like_clipping, refuse_unknown
 
 __all__ = ["Clipped"]
@@ -123,7 +124,7 @@ class Clipped(Optimizer):
                     break
         refuse_unknown(type(self).__name__, names, known)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         """Show the parent's arguments and the clipping arguments in help() and editors."""
         super().__init_subclass__(**kwargs)
         refuse_order(cls, Clipped)
@@ -158,7 +159,7 @@ class Clipped(Optimizer):
         if not hasattr(self, "_current_sets"):
             self._current_sets, self._known_state = CurrentSets(), KnownState()
 
-    def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Mapping[str, Any]]) -> None:
+    def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Entries]) -> None:
         """Give parameter groups the clipping arguments they lack, each from its source, and the state for them."""
         pairs = enumerate(zip(groups, sources, strict=True))
         found = [clipping_arguments(group, source, i, source) for i, (group, source) in pairs]
@@ -171,13 +172,13 @@ class Clipped(Optimizer):
             install(group, memory)
         self._current_sets, self._known_state = CurrentSets(), KnownState()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         """Return the state for copy and pickle; no copies, since a process that is being started needs tensors that live on."""
         self._settle()
-        state: dict[str, Any] = super().__getstate__()
+        state: StateDict = super().__getstate__()
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
         if "param_groups" not in state:  # no group is replaced
             super().__setstate__(state)
@@ -194,10 +195,10 @@ class Clipped(Optimizer):
         if known:
             warn_of_loaded_arguments(known, groups, levels=not vars(self).get("_level_is_scheduled", False))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state as torch does; what clipping remembers is in it as copies, which later steps do not change."""
         self._settle()
-        state_dict: dict[str, Any] = super().state_dict()
+        state_dict: StateDict = super().state_dict()
         if "param_groups" in state_dict:
             state_dict["param_groups"] = [copied(group) for group in state_dict["param_groups"]]
         return state_dict
@@ -238,14 +239,14 @@ class Clipped(Optimizer):
         return self._clipped_step(parent_step, closure, args, kwargs)
 
     @_disable_dynamo
-    def _clipped_step(self, parent_step: Callable[..., Any], closure: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _clipped_step(self, parent_step: StepFunction, closure: object, args: tuple[object, ...], kwargs: StateDict) -> object:
         if closure is None and requires_closure(parent_step):
             return parent_step(self, *args, **kwargs)
         is_closure = callable(closure)
-        if is_closure and not evaluates_closure_first(parent_step):
+        if callable(closure) and not evaluates_closure_first(parent_step):
             return step_with_clipping_closure(self, parent_step, closure, self._clip, args, kwargs)
         loss = None
-        if is_closure:
+        if callable(closure):
             with torch.enable_grad():
                 loss = closure()
         is_plain = (is_closure or closure is None) and not (args or kwargs)

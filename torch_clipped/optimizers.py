@@ -1,7 +1,7 @@
 """Optimizers that clip: torch's own, with the gradient clipped between the closure and the update."""
 
 import copyreg
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 from weakref import ref
@@ -13,7 +13,8 @@ from torch.optim.optimizer import ParamsT
 from ._engine.arguments import ARGUMENT_NAMES, Arguments, clipping_arguments
 from ._engine.checks import refuse_overlap, refuse_own_arguments, refuse_pieces, refuse_wrapper
 from ._engine.monitor import warn
-from ._engine.state import Group, forget, is_memory
+from ._engine.state import forget, is_memory
+from ._engine.types import Entries, Group, StepFunction
 from ._engine.validation import hinted
 from .mixin import Clipped
 
@@ -282,7 +283,7 @@ def clip_optimizer(
         raise ValueError(f"optimizer must have the step of its class, but {own_step!r} was put in its place: clip it before that")
     defaults = Arguments.of(arguments.as_dict()).as_dict()
     cls: Any = type(optimizer)
-    clipped_class: Any = _clipped_class(cls)
+    clipped_class = _clipped_class(cls)
     refuse_own_arguments(cls, optimizer.defaults)
     own, source = tuple(optimizer.defaults), optimizer.defaults | defaults
     from_checkpoint = [group for group in optimizer.param_groups if any(map(is_memory, group))]
@@ -322,7 +323,7 @@ def _refuse_clipped_inside(optimizer: Optimizer) -> None:
             )
 
 
-def _warn_of_checkpoint(groups: Sequence[Group], arguments: Mapping[str, Any]) -> None:
+def _warn_of_checkpoint(groups: Sequence[Group], arguments: Entries) -> None:
     """Warn if parameter groups that come from the checkpoint of a clipped optimizer have other clipping arguments than these."""
     for group in groups:
         other = [name for name in ARGUMENT_NAMES if group.get(name) != arguments[name]]
@@ -335,8 +336,8 @@ def _warn_of_checkpoint(groups: Sequence[Group], arguments: Mapping[str, Any]) -
             return
 
 
-def _counted_step(optimizer: Callable[[], Any]) -> Callable[..., Any]:
-    def step(*args: Any, **kwargs: Any) -> Any:
+def _counted_step(optimizer: Callable[[], Any]) -> StepFunction:
+    def step(*args: object, **kwargs: object) -> object:
         optimizer()._opt_called = True
         return type(optimizer()).step(optimizer(), *args, **kwargs)
 
@@ -352,12 +353,12 @@ def _clipped_class(cls: Any) -> type[Clipped]:
 
     metaclass: Any = type(cls)
 
-    def mro(self: Any) -> list[type]:
+    def mro(self: type) -> list[type]:
         order = [c for c in metaclass.mro(self) if c is not Clipped]
         at = order.index(cls)
         return [*order[:at], Clipped, *order[at:]]
 
-    def reduce(self: Any) -> tuple[Any, ...]:
+    def reduce(self: Clipped) -> tuple[object, ...]:
         made = (_remake, (cls,)) if type(self) is clipped else (copyreg.__newobj__, (type(self),))  # type: ignore[attr-defined]
         return (*made, self.__getstate__())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from .properties import ModelProperties, OptimizerProperties
 from .restarter import RestartProperties
 
 __all__ = ["ModelProperties", "OptimizerProperties", "OptimizersCollector", "RestartProperties"]
+
+Batch = TypeVar("Batch")
 
 
 Contender = OptimizerProperties | tuple[OptimizerProperties, RestartProperties]
@@ -81,7 +83,7 @@ class OptimizersCollector:
         self.losses: dict[str, list[float]] = {label: [] for label in pairs}
         self._steps = 0
 
-    def step(self, batch: Any, loss_function: Callable[[Module, Any], Tensor]) -> dict[str, float]:
+    def step(self, batch: Batch, loss_function: Callable[[Module, Batch], Tensor]) -> dict[str, float]:
         """Let each optimizer take one step on the same batch, in their order: an exception leaves the later ones a step behind.
 
         Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from torch import Tensor
@@ -214,16 +214,16 @@ def _draw_coefficient(ax: Axes, steps: Array, coefficients: Array) -> Axes:
     return right
 
 
-def _columns(history: Any) -> dict[str, Array]:
+def _columns(history: object) -> dict[str, Array]:
     """Arrays of one length: steps and norms, and what else is known."""
     if isinstance(history, Clipped):
         norms = checked("history", history.grad_norms(), smallest=1)
         last = int(history.clipping_stats()["steps"])
         return {"steps": np.arange(last - len(norms) + 1, last + 1, dtype=np.float64), "grad_norm": norms}
     several = isinstance(history, Iterable) and not isinstance(history, (str, Tensor, np.ndarray))
-    rows = list(history) if several else []
+    rows = list(cast(Iterable[Mapping[str, float]], history)) if several else []
     if not rows or not all(isinstance(row, Mapping) for row in rows):
-        norms = checked("history", rows if several else history, smallest=1)
+        norms = checked("history", cast(Samples, rows if several else history), smallest=1)
         return {"steps": np.arange(1, len(norms) + 1, dtype=np.float64), "grad_norm": norms}
     names = ("steps", "grad_norm", "threshold", "coefficient", "clipped_steps")
     missing = next((name for name in names for row in rows if name not in row), None)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
+from ._engine.types import StateDict
 from ._engine.validation import integer, number, refuse_unknown
 
 __all__ = ["ModelProperties", "OptimizerProperties", "RestartSchedule"]
@@ -40,14 +41,14 @@ class OptimizerProperties:
     """
 
     optimizer_class: Callable[..., Optimizer]
-    optimizer_kwargs: dict[str, Any]
+    optimizer_kwargs: StateDict
 
-    def __init__(self, optimizer_class: Callable[..., Optimizer], **optimizer_kwargs: Any) -> None:
+    def __init__(self, optimizer_class: Callable[..., Optimizer], **optimizer_kwargs: object) -> None:
         _bind("optimizer_class", optimizer_class, ([],), optimizer_kwargs)
         object.__setattr__(self, "optimizer_class", optimizer_class)
         object.__setattr__(self, "optimizer_kwargs", optimizer_kwargs)
 
-    def make(self, parameters: Iterable[Any]) -> Optimizer:
+    def make(self, parameters: ParamsT) -> Optimizer:
         """An optimizer of these parameters, with copies of arguments that are tensors: schedulers write into learning rates."""
         kwargs = {key: value.clone() if isinstance(value, Tensor) else value for key, value in self.optimizer_kwargs.items()}
         return self.optimizer_class(parameters, **kwargs)
@@ -87,10 +88,10 @@ class ModelProperties:
     """
 
     model_class: Callable[..., Module]
-    model_args: tuple[Any, ...]
-    model_kwargs: dict[str, Any]
+    model_args: tuple[object, ...]
+    model_kwargs: StateDict
 
-    def __init__(self, model_class: Callable[..., Module], *model_args: Any, **model_kwargs: Any) -> None:
+    def __init__(self, model_class: Callable[..., Module], *model_args: object, **model_kwargs: object) -> None:
         _bind("model_class", model_class, model_args, model_kwargs)
         object.__setattr__(self, "model_class", model_class)
         object.__setattr__(self, "model_args", model_args)
@@ -128,7 +129,7 @@ class RestartSchedule:
         return f"restarts {windows}" + ("" if self.average == "mean" else f", average {self.average}")
 
 
-def _bind(argument: str, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+def _bind(argument: str, function: Callable[..., object], args: Sequence[object], kwargs: StateDict) -> None:
     if not callable(function):
         raise TypeError(f"{argument} must be a class or a function, got {function!r}")
     signature = inspect.signature(function)
@@ -141,5 +142,5 @@ def _bind(argument: str, function: Any, args: Sequence[Any], kwargs: dict[str, A
         raise TypeError(f"{name}: {error}") from None
 
 
-def _in_words(value: Any) -> str:
+def _in_words(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
+from ._engine.types import StateDict
 from ._engine.validation import check_keys, integer
 from ._running_means import RunningMeans
 from .properties import OptimizerProperties, RestartSchedule
@@ -97,7 +97,7 @@ class Restarter:
         max_steps_cnt: int = 2000,
         *,
         average: str = "mean",
-        on_restart: Callable[[Restarter], Any] | None = None,
+        on_restart: Callable[[Restarter], object] | None = None,
         model: Module | None = None,
         optimizer_properties: OptimizerProperties | None = None,
     ) -> None:
@@ -175,7 +175,7 @@ class Restarter:
         self._restart_if_due()
         return optimizer
 
-    def recalibrate(self, loader: Iterable[Any], device: torch.device | str | int | None = None) -> None:
+    def recalibrate(self, loader: Iterable[object], device: torch.device | str | int | None = None) -> None:
         """Measure the running statistics of the model's batch normalization anew, with one pass over ``loader``.
 
         After a restart from a mean they belong to weights that are gone. To do it at each restart:
@@ -196,7 +196,7 @@ class Restarter:
             raise ValueError("loader must give at least one batch each time, got none")
         update_bn(chain(first, batches), self.model, device)  # type: ignore[arg-type]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return where this restarter stands: numbers and tensors, the latter by the position of the parameter in the optimizer.
 
         What the constructor was given is not in it, ``average`` apart. The tensors are copies, so that it stays the state of this
@@ -206,7 +206,7 @@ class Restarter:
         numbers = {key: getattr(self, key) for key in COUNTS}
         return {"average": self.average} | numbers | self._means.state_dict(params)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take over where another restarter stood; its optimizer's state is loaded by the optimizer.
 
         Raises:
@@ -268,6 +268,6 @@ class RestartProperties(RestartSchedule):
         return Restarter(optimizer, **asdict(self))
 
 
-def _check_optimizer(optimizer: Any) -> None:
+def _check_optimizer(optimizer: object) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 from ._engine.clip_sets import ClipSet
 from ._engine.sharding import lay_out_gradients, local
+from ._engine.types import Group, StateDict
 from ._engine.validation import check_fits, check_keys, integer
 from ._sstm_state import check_hyperparameters, checked_state_dict
 from .mixin import Clipped
@@ -20,7 +22,6 @@ from .thresholds import Constant
 
 __all__ = ["ClippedSSTM"]
 
-Group = dict[str, Any]
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -29,7 +30,7 @@ class _SimilarTriangles(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float,
         L: float,  # noqa: N803 (the formula's letter)
         nu: float = 1,
@@ -46,7 +47,7 @@ class _SimilarTriangles(Optimizer):
             check_hyperparameters({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state, as torch does; ValueError, before anything has changed, names what is wrong in it."""
         check_keys("state_dict", state_dict, (), "ClippedSSTM", exact=False)
         check = self.register_load_state_dict_pre_hook(checked_state_dict)  # the last one: it sees what the user's hooks return
@@ -56,7 +57,7 @@ class _SimilarTriangles(Optimizer):
             check.remove()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], object] | None = None) -> Any:
         """Perform one iteration; a closure has been evaluated by :meth:`ClippedSSTM.step`."""
         for group in self.param_groups:
             alike: dict[tuple[int, float], list[Tensor]] = {}
@@ -177,7 +178,7 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         https://arxiv.org/abs/2106.05958 (nu < 1).
     """
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], object] | None = None) -> Any:
         """Evaluate the closure, if there is one, clip the gradients in place and perform one iteration.
 
         Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
 
 from ..clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
+from .types import Entries, StateDict
 from .validation import RENAMED, integer, number, unknown_argument
 
 __all__ = [
@@ -29,7 +29,7 @@ class Arguments:
     """The validated clipping arguments of one parameter group, as plain names and numbers."""
 
     clipping_type: str = "norm"
-    clipping_level: Any = None  # a float, or None for a type without a level
+    clipping_level: float | None = None  # None: a type without a level
     clipping_beta: float = 0.85
     clipping_window: int = 1000
     norm_type: float = 2.0
@@ -37,7 +37,7 @@ class Arguments:
     clipping_seed: int = 0
 
     @classmethod
-    def of(cls, group: Mapping[str, Any]) -> Arguments:
+    def of(cls, group: Entries) -> Arguments:
         """The arguments that stand in a parameter group; ValueError names the first one that is nonsense."""
         name = _clipping_type(group["clipping_type"])
         beta = number("clipping_beta", group["clipping_beta"], "a number between 0 and 1")
@@ -62,7 +62,7 @@ class Arguments:
             clipping_seed=integer("clipping_seed", group["clipping_seed"], smallest=0),
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> StateDict:
         """The entries of a parameter group."""
         return asdict(self)
 
@@ -77,7 +77,7 @@ ARGUMENT_NAMES = tuple(Arguments().as_dict())
 MEMORY = "clipping_memory_"  # what the keys of a parameter group begin with under which clipping remembers
 
 
-def group_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int, own: Container[str]) -> Arguments:
+def group_arguments(group: Entries, source: Entries, index: int, own: Container[str]) -> Arguments:
     """The checked arguments of the parameter group with this index; what it does not name comes from ``source``.
 
     A group that names its type takes that type's default level unless it names a level too. The keys ``own`` are the
@@ -102,7 +102,7 @@ def _is_meant_for_clipping(key: str) -> bool:
     return (plain.startswith("clip") and not key.startswith(MEMORY)) or key in RENAMED or bool(near)
 
 
-def clipping_arguments(group: Mapping[str, Any], source: Mapping[str, Any], index: int, own: Container[str]) -> Arguments:
+def clipping_arguments(group: Entries, source: Entries, index: int, own: Container[str]) -> Arguments:
     """Return the checked arguments; raise ValueError for ``differentiable=True`` with a clipping type."""
     arguments = group_arguments(group, source, index, own)
     if group.get("differentiable") and CLIPPING_TYPES[arguments.clipping_type] is not None:
@@ -110,7 +110,7 @@ def clipping_arguments(group: Mapping[str, Any], source: Mapping[str, Any], inde
     return arguments
 
 
-def _clipping_type(name: Any) -> str:
+def _clipping_type(name: object) -> str:
     current = OLDER_SPELLINGS.get(name, name) if isinstance(name, str) else None
     if current in CLIPPING_TYPES:
         return str(current)
@@ -121,7 +121,7 @@ def _clipping_type(name: Any) -> str:
     raise ValueError(f"clipping_type must be one of {', '.join(choices)}, got {name!r}{hint}")
 
 
-def _level(name: str, rule: Clipping | None, level: Any) -> float | None:
+def _level(name: str, rule: Clipping | None, level: object) -> float | None:
     if rule is None:
         if level is not None:
             raise ValueError(f"clipping_level must be None for clipping_type={name!r}, which does not clip, got {level!r}")

@@ -21,11 +21,14 @@ __all__ = [
     "HOST",
     "AcceleratorArrays",
     "Arrays",
+    "Factor",
     "Numbers",
+    "Truth",
     "accumulation_dtype",
     "arrays_of",
     "as_tensor",
     "chronological",
+    "numpy",
     "resized",
 ]
 
@@ -65,6 +68,8 @@ class Numbers(Protocol):
 
 Moments = tuple[Numbers, Numbers, Numbers]
 
+Factor = float | Numbers  # numbers: a tensor on an accelerator, at which the host does not look
+Truth = bool | Numbers
 numpy: Any = np  # whose types know nothing of Numbers
 
 

@@ -6,11 +6,11 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any
 
 from torch.optim import Optimizer
 
 from .arguments import ARGUMENT_NAMES
+from .types import Group
 
 __all__ = [
     "refuse_class",
@@ -102,7 +102,7 @@ _DEEPSPEED = tuple(f"deepspeed.runtime.{name}" for name in ("zero.stage", "bf16_
 _OTHER_WAY = 'Set "gradient_clipping" in the DeepSpeed config instead, which clips by the norm of the whole gradient'
 
 
-def refuse_pieces(groups: Sequence[dict[str, Any]]) -> None:
+def refuse_pieces(groups: Sequence[Group]) -> None:
     """Refuse parameter groups that are clipped, if their parameters are but this rank's share of what is trained.
 
     Raises:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,14 +17,20 @@ from ..decisions import uniform
 from ..measures import one_block
 from ..thresholds import Blocks, Constant, Threshold
 from .arguments import Arguments
-from .arrays import Arrays, Numbers
+from .arrays import Arrays, Factor, Numbers, Truth
 from .draws import DrawTable
 from .norms import PLAIN, accelerator_norms, host_norms
 from .sharding import Shards, lay_out_gradients, local
-from .state import Group, StateArrays, block_counts, is_real
+from .state import StateArrays, block_counts, is_real
 from .statistics import SetStatistics, StepValues
+from .types import Group
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["ClipSet", "Gradients", "StatePart", "parameters", "parts_of", "source_of"]
+
+Source = tuple[object, ...]
 
 
 class Gradients(NamedTuple):
@@ -40,7 +46,7 @@ class StatePart(NamedTuple):
     blocks: slice
     memory: SimpleNamespace
     group: Group
-    source: tuple[Any, ...]  # of the norms: see source_of
+    source: Source  # of the norms: see source_of
 
 
 class ClipSet:
@@ -54,10 +60,10 @@ class ClipSet:
         indices: Sequence[int],
         device: torch.device,
         arrays: Arrays,
-        ranks: Sequence[Any] | None,
+        ranks: Sequence[ProcessGroup] | None,
         state: StateArrays,
         former: Sequence[ClipSet],
-        level: Any,
+        level: float | Tensor | None,
     ) -> None:
         self.arguments, self.rule, self.groups, self.indices = arguments, rule, groups, indices
         self.device, self.arrays, self.measure = device, arrays, rule.measured
@@ -74,7 +80,7 @@ class ClipSet:
         self.counts = tuple(counts)
         self.norm_type = arguments.norm_type if self.measure.norm_type is None else self.measure.norm_type
         self.record = SetStatistics(groups[0], state, "set_", arrays, self.measure, self.norm_type)
-        self.level = level  # a tensor on an accelerator, which goes on being the same one when the level changes
+        self.level = cast(float, level)  # a tensor on an accelerator, which goes on being the same one when the level changes
         self._draws: DrawTable | None = None
         self.shards = None if ranks is None else self._find_shards(ranks, former)
         self._own_counts = self.shards.counts if self.shards else self.counts
@@ -94,7 +100,7 @@ class ClipSet:
         """Return whether parameters have other shapes than before."""
         return [p.shape for p in self.params] != self._shapes
 
-    def _find_shards(self, ranks: Sequence[Any], former: Sequence[ClipSet]) -> Shards:
+    def _find_shards(self, ranks: Sequence[ProcessGroup], former: Sequence[ClipSet]) -> Shards:
         made_of = self.params, self.counts, ranks, self.device, self.arrays
         known = (clip_set.shards for clip_set in former if clip_set.shards and clip_set.shards.are_of(*made_of))
         return next(known, None) or Shards(*made_of)
@@ -139,7 +145,7 @@ class ClipSet:
     def norms(self, tensors: Sequence[Tensor | None], are_plain: bool = False) -> Numbers:
         """Return the norm of each block, or of each tensor where all are one block."""
         if self.arrays.is_host:
-            norms: Numbers = host_norms(tensors, self._own_counts, self.norm_type, are_plain)
+            norms = cast(Numbers, host_norms(tensors, self._own_counts, self.norm_type, are_plain))
         else:
             norms = cast(Numbers, accelerator_norms(tensors, self._own_counts, self.norm_type, self.device))
         if self.shards:
@@ -153,7 +159,7 @@ class ClipSet:
         if self.shards or not self.arrays.is_host:
             norms = self.norms(*grads)
         else:
-            norms = host_norms(grads.tensors, None, self.norm_type, grads.are_plain)
+            norms = cast(Numbers, host_norms(grads.tensors, None, self.norm_type, grads.are_plain))
         return norms[0] if len(norms) == 1 else self.arrays.norm(norms, self.norm_type)
 
     def norm(self, lengths: Numbers) -> Numbers:
@@ -162,12 +168,12 @@ class ClipSet:
             return lengths.sum() * math.nan
         return lengths if lengths.ndim == 0 else self.arrays.norm(lengths, self.norm_type)
 
-    def blocks(self, lengths: Numbers, is_finite: Numbers, step: Any, kept: Any) -> Blocks:
+    def blocks(self, lengths: Numbers, is_finite: Numbers, step: Numbers, kept: Truth) -> Blocks:
         """Return what thresholds may look at; ``kept`` says whether the step is taken."""
+        norm, usable = lengths if self.measure.is_one_block else self.norm(lengths), cast(Truth, is_finite)
         if kept is not True:
-            is_finite = kept if self.arguments.nonfinite == "skip" else is_finite & kept  # the former: all are finite
-        norm = lengths if self.measure.is_one_block else self.norm(lengths)
-        return Blocks(lengths, (lengths > 0) & is_finite, norm, step, self._weight_lengths, self.arrays)
+            usable = kept if self.arguments.nonfinite == "skip" else is_finite & kept  # the former: all are finite
+        return Blocks(lengths, (lengths > 0) & usable, norm, step, self._weight_lengths, self.arrays)
 
     def thresholds(self, blocks: Blocks) -> Numbers:
         """Return the threshold of each block."""
@@ -184,14 +190,14 @@ class ClipSet:
         decided: Numbers = self.rule.decision(alpha, self.arguments.clipping_beta, partial(self._draw, blocks.step))
         return blocks.valid & decided
 
-    def _draw(self, step: Any) -> Any:
+    def _draw(self, step: Numbers) -> Numbers:
         if self.arrays.is_host:
-            return uniform(self.arguments.clipping_seed, self.indices[0], step)
+            return cast(Numbers, uniform(self.arguments.clipping_seed, self.indices[0], step))
         if self._draws is None:
             self._draws = DrawTable(self.arguments.clipping_seed, self.indices[0])
-        return self._draws.draw(step)
+        return cast(Numbers, self._draws.draw(cast(Tensor, step)))
 
-    def scale_(self, grads: Gradients, coefficients: Numbers, thresholds: Numbers, grad_scale: Any) -> None:
+    def scale_(self, grads: Gradients, coefficients: Numbers, thresholds: Numbers, grad_scale: Factor) -> None:
         """Make the blocks of the gradients as short as these values of each block say."""
         if self.measure.clamps_entries and not (self.arrays.is_host and grad_scale == 1):
             thresholds = thresholds * grad_scale
@@ -199,7 +205,7 @@ class ClipSet:
             coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
         self.measure.scale_(grads.tensors, self._own_counts, coefficients, thresholds, self.arrays.is_host)
 
-    def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, kept: Any, skipped: Any) -> StepValues:
+    def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, kept: Truth, skipped: Truth) -> StepValues:
         """Let the threshold take notice of the step; return what is to be recorded of it."""
         arrays, rule = self.arrays, self.rule.threshold
         if type(rule).remember is not Threshold.remember:
@@ -243,7 +249,7 @@ def parts_of(rule: Clipping, groups: Sequence[Group]) -> list[Sequence[Group]]:
     return [groups] if rule.measured.is_one_block else [[group] for group in groups]
 
 
-def source_of(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> tuple[Any, ...]:
+def source_of(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> Source:
     """Return what norms are taken of, how, and what is kept of them: only norms that agree in it make one history."""
     measure, members = rule.measured, parameters(part)
     ids = [id(p) for p in members]

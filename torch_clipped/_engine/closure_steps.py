@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import lru_cache
 from operator import is_
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .sharding import local
+from .types import Entries, Group, StateDict, StepFunction
 
 __all__ = ["evaluates_closure_first", "requires_closure", "step_with_clipping_closure", "with_arguments"]
 
 
 @lru_cache
-def requires_closure(step: Callable[..., Any]) -> bool:
+def requires_closure(step: StepFunction) -> bool:
     """Return whether a step function cannot do without a closure."""
     closure = inspect.signature(step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
 
 
 @lru_cache
-def takes_closure_by_keyword(step: Callable[..., Any]) -> bool:
+def takes_closure_by_keyword(step: StepFunction) -> bool:
     """Return whether a step function takes a closure by keyword only."""
     closure = inspect.signature(step).parameters.get("closure")
     return closure is not None and closure.kind is closure.KEYWORD_ONLY
 
 
-def with_arguments(
-    step: Callable[..., Any], closure: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[Optimizer], Any]:
+def with_arguments(step: StepFunction, closure: object, args: tuple[object, ...], kwargs: StateDict) -> StepFunction:
     """Return the step as a function of the optimizer alone."""
     if closure is None and not args and not kwargs:
         return step
@@ -47,7 +45,7 @@ def with_arguments(
 
 
 @lru_cache
-def evaluates_closure_first(step: Callable[..., Any]) -> bool:
+def evaluates_closure_first(step: StepFunction) -> bool:
     """Return whether a step function is one of torch's that evaluate an optional closure once, before anything else."""
     return step.__module__.startswith("torch.") and not requires_closure(step)
 
@@ -58,12 +56,12 @@ class _LeaveOut(BaseException):
 
 def step_with_clipping_closure(
     optimizer: Optimizer,
-    step: Callable[..., Any],
-    closure: Callable[..., Any],
+    step: StepFunction,
+    closure: Callable[..., object],
     clip: Callable[[], bool],
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] = MappingProxyType({}),
-) -> Any:
+    args: tuple[object, ...] = (),
+    kwargs: Entries = MappingProxyType({}),
+) -> object:
     """Step with a closure, and call ``clip`` after its first evaluation and after each later one that makes gradients.
 
     If ``clip`` says that the step is to be left out, the weights and the state become what they were before it, and what the
@@ -79,7 +77,7 @@ def step_with_clipping_closure(
     params = [p for group in optimizer.param_groups for p in group["params"]]
     unchanged, evaluations, loss, clipped = False, 0, None, _gradients(params)
 
-    def evaluate(*args: Any, **kwargs: Any) -> Any:
+    def evaluate(*args: object, **kwargs: object) -> object:
         nonlocal unchanged, evaluations, loss, clipped
         evaluations += 1
         if evaluations > 1:
@@ -149,7 +147,7 @@ class _Before:
         self.optimizer = optimizer
         self.params = [p for group in optimizer.param_groups for p in group["params"]]
         self.weights = [p.detach().clone() for p in self.params]
-        self.state = _copied(dict(optimizer.state))
+        self.state = {key: _copied(kept) for key, kept in optimizer.state.items()}
         self.numbers = [_numbers(group) for group in optimizer.param_groups]
 
     @torch.no_grad()
@@ -177,11 +175,11 @@ class _Before:
             group.update(numbers)
 
 
-def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+def _numbers(group: Group) -> Group:
     return {key: value for key, value in group.items() if isinstance(value, (int, float))}
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
     """Copy what a step may change in place: tensors, dicts and lists, but not the tensors in lists."""
     if isinstance(value, Tensor):
         return value.clone()
@@ -190,11 +188,15 @@ def _copied(value: Any) -> Any:
     return copy(value) if isinstance(value, (list, deque)) else value
 
 
-def _same(value: Any, kept: Any) -> bool:
+def _same(value: object, kept: object) -> bool:
     if isinstance(value, Tensor):
         return isinstance(kept, Tensor) and torch.equal(local(value), local(kept))
     if isinstance(value, dict):
-        return value.keys() == kept.keys() and all(_same(entry, kept[key]) for key, entry in value.items())
+        return (
+            isinstance(kept, dict)
+            and value.keys() == kept.keys()
+            and all(_same(entry, kept[key]) for key, entry in value.items())
+        )
     if isinstance(value, (list, deque)):
-        return len(value) == len(kept) and all(map(is_, value, kept))
+        return isinstance(kept, (list, deque)) and len(value) == len(kept) and all(map(is_, value, kept))
     return value is kept or (isinstance(value, (int, float)) and value == kept)

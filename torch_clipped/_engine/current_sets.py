@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from operator import is_
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from .checks import refuse_pieces
 from .clip_sets import ClipSet, parameters, parts_of, source_of
 from .monitor import StepMonitor, warn_of_kept_level
 from .sharding import process_groups
-from .state import Group, StateArrays, common_device, install, prepared_memory
+from .state import StateArrays, common_device, install, prepared_memory
 from .statistics import TotalStatistics
+from .types import Group
 
 __all__ = ["CurrentSets"]
 
@@ -38,8 +39,8 @@ class CurrentSets:
         self._totals: TotalStatistics | None = None
         self._state = StateArrays()
         self._monitor = StepMonitor()
-        self._shape: list[Any] = []
-        self._written: list[Any] = []
+        self._shape: list[object] = []
+        self._written: list[object] = []
         self._arguments: list[Arguments] = []  # of the groups at the beginning of what was written
 
     def of(self, groups: Sequence[Group], own: Container[str] = ()) -> tuple[list[ClipSet], TotalStatistics]:
@@ -120,7 +121,7 @@ class CurrentSets:
         if known is not group or level is None or level.device != device:
             level = torch.zeros((), dtype=accumulation_dtype(device), device=device)
             self._levels[id(group)] = group, level
-        return level.fill_(arguments.clipping_level)
+        return level.fill_(cast(float, arguments.clipping_level))
 
     def _move_counts(self, groups: Sequence[Group]) -> None:
         """Find the counts of a clip set whose groups stand in another order."""
@@ -155,9 +156,10 @@ def _home() -> Group:
     return dict(prepared_memory({"params": []}, Arguments("none"), torch.device("cpu")))
 
 
-def _written(groups: Sequence[Group]) -> tuple[list[Any], list[Any]]:
+def _written(groups: Sequence[Group]) -> tuple[list[object], list[object]]:
     """Return what decides about clip sets: groups, clipping arguments and parameters, and how many there are and where."""
-    written, shape = [*groups], []
+    written: list[object] = [*groups]
+    shape: list[object] = []
     for group in groups:
         params = group["params"]
         written += [group[name] for name in ARGUMENT_NAMES]

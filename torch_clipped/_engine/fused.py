@@ -6,40 +6,41 @@ checkpoints stay the same and a checkpoint of the plain optimizer does not switc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
+from .arrays import Factor, Numbers, Truth
 from .clip_sets import ClipSet, Gradients
 from .norms import PLAIN, stored
 from .sharding import is_sharded, local
+from .types import Group, StateDict, StepFunction
 
 __all__ = ["FusedPlan", "KnownState", "scaler_factors", "undecorated"]
 
 _DEVICES = frozenset(_get_fused_kernels_supported_devices())
 _HALVES = {torch.bfloat16, torch.float16}
-State = dict[Any, dict[str, Any]]
-Group = dict[str, Any]
-_NOTHING: dict[str, Any] = {}
+State = dict[Tensor, StateDict]
+_NOTHING: StateDict = {}
 
 
-def undecorated(step: Callable[..., Any]) -> Callable[..., Any]:
+def undecorated(step: StepFunction) -> StepFunction:
     """The step function without torch's wrapper that runs the step hooks: our own step has run them already."""
-    function: Any = getattr(step, "__func__", step)
-    return function.__wrapped__ if getattr(function, "hooked", False) else function  # type: ignore[no-any-return]
+    function = getattr(step, "__func__", step)
+    return cast(StepFunction, vars(function)["__wrapped__"] if getattr(function, "hooked", False) else function)
 
 
 _SCALING_STEPS = {undecorated(SGD.step), undecorated(Adam.step)}
 _FUSED_STEPS = {*_SCALING_STEPS, undecorated(Adagrad.step)}  # all that torch has
 
 
-def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Any, Any]:
+def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Factor, Truth]:
     """What a gradient scaler hands to a fused optimizer: the factor in the gradients, and whether it found an infinity."""
     grad_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     if clip_set.arrays.is_host:
@@ -55,8 +56,8 @@ class KnownState:
 
     def __init__(self) -> None:
         self._sets: Sequence[ClipSet] | None = None
-        self._dicts: list[dict[str, Any]] = []
-        self._values: list[Any] = []
+        self._dicts: list[StateDict] = []
+        self._values: list[object] = []
         self._numels: list[int] = []
         self._dtype: torch.dtype | None = None
 
@@ -120,7 +121,7 @@ class FusedPlan:
         optimizer: Optimizer,
         sets: Sequence[ClipSet],
         gradients: Sequence[Gradients],
-        parent_step: Callable[..., Any],
+        parent_step: StepFunction,
         known: KnownState,
     ) -> None:
         self.optimizer, self.parent_step = optimizer, parent_step
@@ -152,26 +153,26 @@ class FusedPlan:
         kinds = sets[0].device_types if len(sets) == 1 else set().union(*[clip_set.device_types for clip_set in sets])
         self.can_scale_in_kernel = can_scale and fused_groups == len(groups) and len(kinds) == 1
 
-    def takes_over_unscaling(self, found_inf: Any) -> bool:
+    def takes_over_unscaling(self, found_inf: Truth) -> bool:
         """Return whether a gradient scaler has left its factor to fused kernels that are refused; other ones ignore it."""
         handed = vars(self.optimizer)
         left = handed.get("grad_scale") is not None or handed.get("found_inf") is not None
         return left and self.is_refusing and not bool(found_inf)  # looks at an accelerator only where the step goes wrong without
 
-    def unscale_(self, grad_scale: Any) -> float:
+    def unscale_(self, grad_scale: Factor) -> float:
         """Take the scaler's factor out of all gradients; returns the factor that is left in them."""
         self.is_unscaled = True
         if vars(self.optimizer).get("grad_scale") is not None:
             for p in (p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None):
-                stored(p.grad).div_(grad_scale)
+                stored(p.grad).div_(cast(float, grad_scale))
         return 1.0
 
-    def step(self, grad_scale: Any, coefficient: Any, skip: Any) -> Any:
+    def step(self, grad_scale: Factor, coefficient: Numbers | None, skip: Truth) -> object:
         """Take the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
         for members in self.to_complete:
             members.fill_momentum_buffers()
             members.mend_step_counts()
-        changed: dict[str, Any] = {}
+        changed: StateDict = {}
         if self.flags != [group.get("fused") for group in self.optimizer.param_groups]:
             pairs = zip(self.optimizer.param_groups, self.flags, strict=True)
             changed["param_groups"] = [{**group, "fused": fused} for group, fused in pairs]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ..clipping import CLIPPING_TYPES
 from .arguments import Arguments
+from .types import Entries
 
 __all__ = ["ClippingWarning", "StepMonitor", "warn", "warn_of_kept_level"]
 
@@ -39,7 +39,7 @@ def warn_of_kept_level(index: int, former: Arguments, now: Arguments) -> None:
         )
 
 
-def warn_of_loaded_arguments(former: Sequence[Mapping[str, Any]], loaded: Sequence[Mapping[str, Any]], levels: bool) -> None:
+def warn_of_loaded_arguments(former: Sequence[Entries], loaded: Sequence[Entries], levels: bool) -> None:
     """Warn if a checkpoint has brought another clipping type or, with ``levels``, level than the optimizer had."""
     names = ("clipping_type", "clipping_level") if levels else ("clipping_type",)
     changes = [

@@ -14,9 +14,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -24,6 +25,9 @@ from torch.nn import Parameter
 from .arrays import HOST, AcceleratorArrays, Numbers, accumulation_dtype
 
 __all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "stored", "total_norm"]
+
+Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
 
 PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
 _LARGE = 8192  # tensors of so many entries are measured where they are
@@ -50,7 +54,7 @@ def entries(tensor: Tensor) -> Tensor:
 
 def host_norms(
     tensors: Sequence[Tensor | None], counts: tuple[int, ...] | None, norm_type: float, are_plain: bool = False
-) -> Any:
+) -> Floats:
     """Return the p-norm of each block of each tensor on the CPU, 0 where there is none: float64 of shape (sum of counts,).
 
     A tensor has ``counts`` blocks, of equal numbers of its rows. Without counts the norms are those of any parts that make up all
@@ -81,7 +85,7 @@ def total_norm(tensors: Sequence[Tensor]) -> float:
     """Return the Euclidean norm of all entries of some tensors."""
     device = next((t.device for t in tensors if not t.is_cpu), None)
     if device is None:
-        return float(HOST.norm(host_norms(tensors, None, 2.0), 2.0))
+        return _combined(host_norms(tensors, None, 2.0), 2.0)
     return float(AcceleratorArrays().norm(cast(Numbers, accelerator_norms(tensors, None, 2.0, device)), 2.0))
 
 
@@ -91,17 +95,17 @@ class _Chunk(NamedTuple):
     members: list[int]
     views: list[Tensor]  # of the buffer, each in the shape of a tensor; none for complex tensors, which are not copied there
     flat: Tensor
-    values: Any  # the same as an array
-    starts: Any  # of the blocks
+    values: Floats  # the same as an array
+    starts: Places  # of the blocks
 
 
 class _Layout(NamedTuple):
     """In which order tensors of some shapes are measured."""
 
     large: list[int]
-    starts: Any  # of the blocks of large tensors among the norms of their rows
+    starts: Places  # of the blocks of large tensors among the norms of their rows
     chunks: list[_Chunk]
-    places: Any  # of the measured blocks among all; None: they are in order
+    places: Places | None  # of the measured blocks among all; None: they are in order
     blocks: int
 
 
@@ -131,10 +135,9 @@ def _layout(
         starts = np.cumsum([0, *lengths[:-1]]) if counts else _WHOLE
         chunks.append(_Chunk(chosen, [] if are_complex else views, flat, flat.numpy(), starts))
     order = [*large, *chain.from_iterable(small)]
-    places: Any = np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in order]) if order else np.zeros(0, np.int64)
-    if counts is None or (len(places) == firsts[-1] and (places == np.arange(firsts[-1])).all()):
-        places = None
-    return _Layout(large, np.cumsum([0, *rows[:-1]]), chunks, places, int(firsts[-1]))
+    places = np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in order]) if order else np.zeros(0, np.int64)
+    are_in_order = counts is None or np.array_equal(places, np.arange(firsts[-1]))
+    return _Layout(large, np.cumsum([0, *rows[:-1]]), chunks, None if are_in_order else places, int(firsts[-1]))
 
 
 def _row_count(size: int, blocks: int) -> int:
@@ -142,7 +145,7 @@ def _row_count(size: int, blocks: int) -> int:
     return math.ceil(size / blocks / _ROW) if blocks == 1 or size // blocks >= _LARGE else 1
 
 
-def _plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm_type: float) -> Any:
+def _plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm_type: float) -> Floats:
     layout = _layout(tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors]), counts, threading.get_ident())
     parts = []
     large = [(tensors[i], counts[i] if counts else 1) for i in layout.large]
@@ -165,7 +168,7 @@ def _plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm
     return norms
 
 
-def _flat_norms(tensors: Sequence[Tensor], starts: Any, norm_type: float) -> Any:
+def _flat_norms(tensors: Sequence[Tensor], starts: Places, norm_type: float) -> Floats:
     """Return the norms of the blocks of tensors that are copied to fresh memory."""
     flat: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     if flat.is_complex() and norm_type == 2:
@@ -176,7 +179,7 @@ def _flat_norms(tensors: Sequence[Tensor], starts: Any, norm_type: float) -> Any
     return _norms_of(flat, flat.numpy(), starts, norm_type)
 
 
-def _norms_of(flat: Tensor, values: Any, starts: Any, norm_type: float) -> Any:
+def _norms_of(flat: Tensor, values: Floats, starts: Places, norm_type: float) -> Floats:
     """Return the norms of the blocks of entries in float64, which are given as a tensor and as an array."""
     if norm_type != 2:
         return _careful_norms(values, starts, norm_type)
@@ -189,7 +192,7 @@ def _norms_of(flat: Tensor, values: Any, starts: Any, norm_type: float) -> Any:
     return norms
 
 
-def _careful_norms(values: Any, starts: Any, norm_type: float) -> Any:
+def _careful_norms(values: Floats, starts: Places, norm_type: float) -> Floats:
     """Return norms relative to the largest value of each block, so that no power overflows or vanishes."""
     magnitudes = np.abs(values)
     largest = np.maximum.reduceat(magnitudes, starts)
@@ -200,7 +203,7 @@ def _careful_norms(values: Any, starts: Any, norm_type: float) -> Any:
     return np.add.reduceat(magnitudes**norm_type, starts) ** (1 / norm_type) * unit
 
 
-def _large_euclidean_norms(large: Sequence[tuple[Tensor, int]], starts: Any) -> Any:
+def _large_euclidean_norms(large: Sequence[tuple[Tensor, int]], starts: Places) -> Floats:
     rows = [norms for tensor, count in large for norms in _row_norms(tensor, count)]
     doubles = (torch.cat(rows) if len(rows) > 1 else rows[0]).numpy().astype(np.float64)
     norms = np.sqrt(np.add.reduceat(doubles * doubles, starts))
@@ -246,7 +249,7 @@ def _buffer() -> Tensor:
     return buffer
 
 
-def _large_norms(tensor: Tensor, count: int, norm_type: float) -> Any:
+def _large_norms(tensor: Tensor, count: int, norm_type: float) -> Floats:
     """Return p-norms of the blocks of a large tensor; p is not 2."""
     if count == 1 and norm_type == math.inf and not tensor.is_complex():
         low, high = (float(x) for x in torch.aminmax(tensor))
@@ -258,17 +261,21 @@ def _large_norms(tensor: Tensor, count: int, norm_type: float) -> Any:
     return np.concatenate([_flat_norms([part], np.arange(len(part)) * rows.shape[1], norm_type) for part in parts])
 
 
-def _norm_by_chunks(values: Tensor, norm_type: float) -> Any:
+def _norm_by_chunks(values: Tensor, norm_type: float) -> float:
     parts = [_flat_norms([chunk], _WHOLE, norm_type) for chunk in torch.split(values, _CHUNK)]
-    return HOST.norm(cast(Numbers, np.concatenate(parts)), norm_type)
+    return _combined(np.concatenate(parts), norm_type)
 
 
-def _odd_norms(tensor: Tensor, count: int, norm_type: float) -> Any:
+def _combined(norms: Floats, norm_type: float) -> float:
+    return float(HOST.norm(cast(Numbers, norms), norm_type))
+
+
+def _odd_norms(tensor: Tensor, count: int, norm_type: float) -> Floats:
     """Return the norms of a sparse tensor, or of one of a class that is not torch's own."""
     if tensor.is_sparse and (count == 1 or tensor.sparse_dim() == 1):
         values = tensor._values()
         if count == 1:
-            return np.array([HOST.norm(host_norms([values], None, norm_type), norm_type)])
+            return np.array([_combined(host_norms([values], None, norm_type), norm_type)])
         norms = np.zeros(count)
         norms[tensor._indices()[0].numpy()] = host_norms([values], (len(values),), norm_type)
         return norms

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ __all__ = ["Scaling", "clamp_entries_", "scale_all_", "scale_each_", "scale_unit
 Gradients = Sequence[Tensor | None]
 Scaling = Callable[[Gradients, Sequence[int], Numbers, Numbers, bool], None]
 
+_Bound = float | Tensor
 _DOUBLE = (torch.float64, torch.complex128)
 _SMALL = 1e-30  # coefficients below are multiplied in two steps: float32 has few digits left below 1e-38, and ends at 1e-45
 
@@ -56,8 +57,8 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Number
     """
     if is_host:
         pairs = zip(coefficients.tolist(), thresholds.tolist(), strict=True)
-        limits: Sequence[Any] = [limit if coefficient < 1 else None for coefficient, limit in pairs]
-        lowest: Sequence[Any] = [None if limit is None else -limit for limit in limits]
+        limits: Sequence[_Bound | None] = [limit if coefficient < 1 else None for coefficient, limit in pairs]
+        lowest: Sequence[_Bound | None] = [None if limit is None else -limit for limit in limits]
     else:
         bounds = torch.where(cast(Tensor, coefficients < 1), cast(Tensor, thresholds), torch.inf)
         limits, lowest = bounds.unbind(), (-bounds).unbind()
@@ -70,7 +71,8 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Number
             parts = torch.view_as_real(quarters).div_(quarters.abs().unsqueeze(-1)).mul_(bound)
             values.copy_(torch.where((values.abs() <= bound) | ~values.isfinite(), values, torch.view_as_complex(parts)))
         else:
-            values.clamp_(low.to(grad.device) if isinstance(low, Tensor) else low, bound)
+            lower = low.to(grad.device) if isinstance(low, Tensor) else low
+            values.clamp_(cast(Tensor, lower), cast(Tensor, bound))
 
 
 def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:

@@ -10,17 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from operator import is_
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import Arrays, as_tensor
+from .arrays import Arrays, Numbers, as_tensor, numpy
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Shards", "is_sharded", "lay_out_gradients", "local", "process_groups"]
 
 
+Sharded = Any  # a DTensor, whose class takes longer to import than all of this library, or a tensor
 _SMALLEST = 1e-290  # powers from here down have lost digits
 
 
@@ -35,14 +39,14 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def lay_out_gradients(params: Sequence[Any]) -> None:
+def lay_out_gradients(params: Sequence[Sharded]) -> None:
     """Give each gradient the placements of its parameter, where it stands: partial sums are summed up, and so on."""
     for p in params:
         if is_sharded(p) and p.grad is not None and p.grad.placements != p.placements:
             p.grad = p.grad.redistribute(placements=p.placements)
 
 
-def process_groups(params: Sequence[Any]) -> list[Any] | None:
+def process_groups(params: Sequence[Sharded]) -> list[ProcessGroup] | None:
     """The process groups of all mesh dimensions over which these parameters are spread, in an order common to all ranks.
 
     None if no parameter is a DTensor.
@@ -64,7 +68,12 @@ class Shards:
     """
 
     def __init__(
-        self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device, arrays: Arrays
+        self,
+        params: Sequence[Tensor],
+        counts: Sequence[int],
+        groups: Sequence[ProcessGroup],
+        device: torch.device,
+        arrays: Arrays,
     ) -> None:
         held = [_held_blocks(p, count) for p, count in zip(params, counts, strict=True)]
         starts = np.cumsum([0, *counts])
@@ -75,37 +84,43 @@ class Shards:
         self._params, self._rest = [*params], ([*counts], [*groups], device, arrays)
         self._size, self._is_host = int(starts[-1]), arrays.is_host
         self._places: Any = places.numpy() if arrays.is_host else places.to(device)
-        self._reductions: list[tuple[Any, Any]] = []
+        self._reductions: list[tuple[ProcessGroup, Numbers]] = []
         for group in groups:
             shares = [1.0 if _is_split_by(p, group) else 1.0 / group.size() for p in params]
             by_block = torch.from_numpy(np.repeat(shares, counts))
-            self._reductions.append((group, by_block.numpy() if arrays.is_host else by_block.to(device)))
+            self._reductions.append((group, cast(Numbers, by_block.numpy() if arrays.is_host else by_block.to(device))))
 
     def are_of(
-        self, params: Sequence[Tensor], counts: Sequence[int], groups: Sequence[Any], device: torch.device, arrays: Arrays
+        self,
+        params: Sequence[Tensor],
+        counts: Sequence[int],
+        groups: Sequence[ProcessGroup],
+        device: torch.device,
+        arrays: Arrays,
     ) -> bool:
         """Return whether this object matches the arguments; to make one takes longer than a step, and schedules edit levels."""
         same_params = len(params) == len(self._params) and all(map(is_, params, self._params))
         return same_params and self._rest == ([*counts], [*groups], device, arrays)
 
-    def local(self, by_block: Any) -> Any:
+    def local(self, by_block: Numbers) -> Numbers:
         """The values of the blocks that this rank holds, of values of all blocks."""
         return by_block[self._places]
 
-    def lengths(self, norms: Any, norm_type: float) -> Any:
+    def lengths(self, norms: Numbers, norm_type: float) -> Numbers:
         """The p-norms of all blocks (blocks,), the same on every rank, from those of the parts that the ranks hold."""
-        values = np.zeros(self._size) if self._is_host else norms.new_zeros(self._size)
+        zeros = numpy.zeros(self._size) if self._is_host else cast(Tensor, norms).new_zeros(self._size)
+        values = cast(Numbers, zeros)
         values[self._places] = norms
         if norm_type == math.inf:
             return self._largest(values)
         lengths, exact = self._combined(values, norm_type)
         if not exact:
             largest = self._largest(values)
-            unit = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
+            unit = numpy.where(numpy.isfinite(largest) & (largest > 0), largest, 1.0)
             lengths = self._combined(values / unit, norm_type)[0] * unit
         return lengths
 
-    def _combined(self, values: Any, norm_type: float) -> tuple[Any, bool]:
+    def _combined(self, values: Numbers, norm_type: float) -> tuple[Numbers, bool]:
         """The p-norms of values on several ranks, and whether all powers were within the range of float64 (on the host)."""
         powers = values**norm_type
         if not self._is_host:
@@ -114,19 +129,19 @@ class Shards:
             return powers ** (1 / norm_type), True
         lost = ((values > 0) & (powers < _SMALLEST)).sum()  # sent along, for all ranks to know
         for group, shares in self._reductions:
-            sent = _reduced(np.append(powers * shares, lost), "SUM", group)
+            sent = _reduced(numpy.append(powers * shares, lost), "SUM", group)
             powers, lost = sent[:-1], sent[-1]
-        return powers ** (1 / norm_type), lost == 0 and bool(np.isfinite(powers).all())
+        return powers ** (1 / norm_type), float(lost) == 0 and bool(numpy.isfinite(powers).all())
 
-    def _largest(self, values: Any) -> Any:
-        xp: Any = np if self._is_host else torch
+    def _largest(self, values: Numbers) -> Numbers:
+        xp = numpy if self._is_host else torch
         values = xp.where(xp.isnan(values), math.inf, values)  # the largest of NaN and a number is left open
         for group, _ in self._reductions:
             values = _reduced(values, "MAX", group)
         return values
 
 
-def _held_blocks(param: Any, count: int) -> Tensor:
+def _held_blocks(param: Sharded, count: int) -> Tensor:
     """Which of a parameter's blocks this rank holds or holds a part of."""
     if count == 1 or not is_sharded(param):
         return torch.arange(count, device="cpu")
@@ -139,18 +154,18 @@ def _held_blocks(param: Any, count: int) -> Tensor:
     return held
 
 
-def _is_split_by(param: Any, group: Any) -> bool:
+def _is_split_by(param: Sharded, group: ProcessGroup) -> bool:
     if not is_sharded(param):
         return False
     mesh = param.device_mesh
     return any(mesh.get_group(dim) is group and not param.placements[dim].is_replicate() for dim in range(mesh.ndim))
 
 
-def _reduced(values: Any, operation: str, group: Any) -> Any:
+def _reduced(values: Numbers, operation: str, group: ProcessGroup) -> Numbers:
     import torch.distributed as dist
 
     sent, backends = as_tensor(values), dist.get_backend_config(group)
     if f"{sent.device.type}:" not in backends:  # offloaded parameters, and a group of accelerators only
         sent = sent.to(backends.partition(":")[0])
     dist.all_reduce(sent, getattr(dist.ReduceOp, operation), group)
-    return sent.cpu().numpy() if isinstance(values, np.ndarray) else sent
+    return cast(Numbers, sent.cpu().numpy() if isinstance(values, np.ndarray) else sent)

@@ -29,9 +29,9 @@ from ..clipping import CLIPPING_TYPES, Clipping
 from ..thresholds import Shape, Threshold
 from .arguments import MEMORY, Arguments
 from .arrays import accumulation_dtype, resized
+from .types import Entries, Group
 
 __all__ = [
-    "Group",
     "StateArrays",
     "block_counts",
     "check_memory",
@@ -44,7 +44,7 @@ __all__ = [
     "prepared_memory",
 ]
 
-Group = dict[str, Any]
+StateArray = Any  # an array of numpy on the host, a tensor on an accelerator: the engine writes to both in the same way
 LARGEST_COUNT = 2**62
 COMMON: dict[str, Shape] = {
     "steps": ((3,), torch.int64),
@@ -62,7 +62,7 @@ def is_memory(key: str) -> bool:
     return key.startswith(MEMORY)
 
 
-def copied(group: Mapping[str, Any]) -> Group:
+def copied(group: Entries) -> Group:
     """Return a copy of a parameter group whose clipping state later steps do not change."""
     with _disable_current_modes():
         return {key: value.clone() if is_memory(key) and isinstance(value, Tensor) else value for key, value in group.items()}
@@ -142,7 +142,7 @@ def _unused_memory(types: int) -> dict[str, Shape]:
     return {name: shape for rule in CLIPPING_TYPES.values() if rule for name, shape in rule.threshold.memory(0, 0).items()}
 
 
-def check_memory(group: Mapping[str, Any], arguments: Arguments) -> None:
+def check_memory(group: Entries, arguments: Arguments) -> None:
     """Raise ValueError if the clipping state in a loaded parameter group cannot be that of a run with these arguments."""
     rule = CLIPPING_TYPES[arguments.clipping_type]
     is_own = rule is None or type(rule.threshold).__module__ == Threshold.__module__  # else it may keep what it likes
@@ -174,7 +174,7 @@ def check_memory(group: Mapping[str, Any], arguments: Arguments) -> None:
             )
 
 
-def _check_threshold_memory(group: Mapping[str, Any], rule: Clipping) -> None:
+def _check_threshold_memory(group: Entries, rule: Clipping) -> None:
     """Raise ValueError if a part of a threshold's state is of other blocks; of what is missing a part all starts anew."""
     blocks = 1 if rule.measured.is_one_block else sum(block_counts(rule, group["params"]))
     shapes = {MEMORY + name: shape for name, (shape, _) in rule.threshold.memory(blocks, 2).items()}
@@ -187,7 +187,7 @@ def _check_threshold_memory(group: Mapping[str, Any], rule: Clipping) -> None:
             raise ValueError(f"{key} must have shape {wanted}, got {found}")
 
 
-def forget(group: Group, former: Mapping[str, Any], now: Arguments) -> None:
+def forget(group: Group, former: Entries, now: Arguments) -> None:
     """Take out of a group the state of norms that other clipping arguments would measure otherwise."""
     kept = set(COMMON) | ({"norms"} if former.get("norm_type") == now.norm_type else set())
     if former.get("norm_type") != now.norm_type:
@@ -204,7 +204,7 @@ class _Kept(NamedTuple):
     key: str
     tensor: Tensor
     address: int  # 0: not looked at
-    array: Any
+    array: StateArray
 
 
 class StateArrays:
@@ -220,7 +220,7 @@ class StateArrays:
         self._kept: dict[int, _Kept] = {}
         self._before = before._kept if before is not None else {}
 
-    def of(self, group: Group, name: str) -> Any:
+    def of(self, group: Group, name: str) -> StateArray:
         """Return what the engine works on for a tensor of the state."""
         key = MEMORY + name
         tensor: Tensor = group[key]
@@ -248,12 +248,12 @@ class StateArrays:
                 self._kept[id(owned.tensor)] = owned
 
 
-def _numbers(tensor: Tensor) -> Any:
+def _numbers(tensor: Tensor) -> StateArray:
     with _disable_current_modes():
         return tensor.numpy().copy()
 
 
-def _owned(group: Group, key: str, array: Any) -> _Kept:
+def _owned(group: Group, key: str, array: StateArray) -> _Kept:
     with _disable_current_modes():
         tensor = group[key] = torch.from_numpy(array)
     return _Kept(group, key, tensor, tensor.data_ptr(), array)

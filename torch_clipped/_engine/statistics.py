@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..measures import Measure
-from .arrays import Arrays, Numbers, as_tensor, chronological
+from .arrays import Arrays, Numbers, Truth, as_tensor, chronological
 from .monitor import StepMonitor
-from .state import Group, StateArrays
+from .state import StateArrays
+from .types import Group
 
 __all__ = ["SetStatistics", "StepValues", "TotalStatistics"]
 
@@ -29,7 +30,7 @@ class StepValues(NamedTuple):
     is_finite: bool  # whether only gradients that are finite are recorded
     recorded: Numbers  # whether the gradient is not zero
     clipped: Numbers  # whether a block was shortened
-    skipped: Numbers | bool  # whether the step is left out
+    skipped: Truth  # whether the step is left out
     shrinkage: float  # by how much the gradient was multiplied, on the host; NaN where the level is not in its unit
 
     def summary(self, measure: Measure, arrays: Arrays, norm_type: float) -> list[Numbers]:
@@ -58,20 +59,20 @@ class SetStatistics:
         self._table: Tensor | None = None  # lengths, thresholds and coefficients of the last step's blocks, on an accelerator
 
     @property
-    def step(self) -> Any:
+    def step(self) -> Numbers:
         """The number of steps before this one."""
-        return int(self.counts[0]) if self.arrays.is_host else self.counts[0]
+        return cast(Numbers, int(self.counts[0]) if self.arrays.is_host else self.counts[0])
 
-    def count(self, recorded: Any, clipped: Any, skipped: Any) -> None:
+    def count(self, recorded: Truth, clipped: Truth, skipped: Truth) -> None:
         """Count one more step if it is ``recorded``, if something was ``clipped``, and if it is ``skipped``."""
         if not self.arrays.is_host:
-            self.counts.add_(self._truths(recorded, clipped, skipped))
+            self.counts.add_(self._truths(cast(Numbers, recorded), cast(Numbers, clipped), skipped))
             return
         for i, truth in enumerate((recorded, clipped, skipped)):
             if truth:
                 self.counts[i] += 1
 
-    def _truths(self, recorded: Numbers, clipped: Numbers, skipped: Numbers | bool) -> Numbers:
+    def _truths(self, recorded: Numbers, clipped: Numbers, skipped: Truth) -> Numbers:
         return self.arrays.stack([recorded, clipped, self.arrays.false(recorded) if isinstance(skipped, bool) else skipped])
 
     def remember(self, values: StepValues) -> None:
@@ -96,10 +97,10 @@ class SetStatistics:
             self.last[:] = self._summary(self._unread)
             self._unread = None
         if self._table is not None:
-            lengths, thresholds, coefficients = cast(Any, self._table)
+            lengths, thresholds, coefficients = (cast(Numbers, row) for row in self._table)
             assert self.measure is not None
             norm = self.arrays.norm(lengths, self.norm_type) if self.measure.gives_norm else lengths.sum() * math.nan
-            some = (lengths != 0).any()
+            some = cast(Numbers, self._table[0].any())
             values = StepValues(norm, lengths, thresholds, coefficients, True, some, some, some, math.nan)
             self.last.copy_(self.arrays.where(some, self.arrays.stack(self._summary(values)), self.last))
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import Numbers, as_tensor
+from .arrays import Factor, Numbers, Truth, as_tensor
 from .clip_sets import ClipSet, Gradients
 from .norms import stored
 from .statistics import TotalStatistics
@@ -24,9 +24,9 @@ __all__ = ["ClipResult", "clip_"]
 class ClipResult(NamedTuple):
     """What is left for the optimizer to do."""
 
-    skip: Any  # leave this step out: a bool, or a bool tensor on an accelerator
+    skip: Truth  # leave this step out
     norms: Sequence[Numbers] = ()  # of the clip sets, before clipping
-    coefficient: Any = None  # still to be multiplied with all gradients; None if they are scaled already
+    coefficient: Numbers | None = None  # still to be multiplied with all gradients; None if they are scaled already
 
 
 class Measured(NamedTuple):
@@ -43,8 +43,8 @@ def clip_(
     sets: Sequence[ClipSet],
     totals: TotalStatistics,
     gradients: Sequence[Gradients],
-    grad_scale: Any = 1.0,
-    found_inf: Any = False,
+    grad_scale: Factor = 1.0,
+    found_inf: Truth = False,
     in_kernel: bool = False,
 ) -> ClipResult:
     """Clip the gradients of all clip sets in place and remember what was seen.
@@ -57,7 +57,8 @@ def clip_(
         return ClipResult(found_inf)
     with np.errstate(all="ignore"):
         measured = [_measure(clip_set, grads, grad_scale) for clip_set, grads in zip(sets, gradients, strict=True)]
-        skip, kept = False, True
+        skip: Truth = False
+        kept: Truth = True
         if totals.arrays.is_host and False not in [bool(m.all_finite) for m in measured]:
             totals.monitor.skipped_in_a_row = 0
         else:
@@ -91,7 +92,7 @@ def _is_for_kernel(clip_set: ClipSet, grads: Gradients, coefficient: Numbers) ->
     return torch.float64 not in [grad.dtype for grad in grads.tensors if grad is not None]
 
 
-def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Any) -> Measured:
+def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Factor) -> Measured:
     arrays = clip_set.arrays
     if clip_set.arguments.nonfinite == "zero" and not arrays.is_host:
         _zero_nonfinite_(grads)  # the host cannot look whether it is needed
@@ -102,8 +103,8 @@ def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Any) -> Measured:
 
 
 def _obey_nonfinite(
-    sets: Sequence[ClipSet], measured: list[Measured], totals: TotalStatistics, grad_scale: Any, found_inf: Any
-) -> tuple[Any, Any]:
+    sets: Sequence[ClipSet], measured: list[Measured], totals: TotalStatistics, grad_scale: Factor, found_inf: Truth
+) -> tuple[Truth, Truth]:
     """Do what the sets' policies say about gradients that are not finite; return whether to skip the step, and to take it."""
     for clip_set, m in zip(sets, measured, strict=True):
         if clip_set.arguments.nonfinite == "error" and not m.all_finite:  # has to look, also on an accelerator
@@ -112,12 +113,14 @@ def _obey_nonfinite(
                 "nonfinite='skip' leaves such a step out, nonfinite='zero' replaces its entries that are not finite by 0"
             )
     careful = [m.all_finite for s, m in zip(sets, measured, strict=True) if s.arguments.nonfinite == "skip"]
-    kept: Any = careful[0] if careful else True
+    kept: Truth = careful[0] if careful else True
     for all_finite in careful[1:]:
-        kept = kept & all_finite
+        kept = all_finite & kept
     if not totals.arrays.is_host:
-        skip = found_inf if kept is True else ~kept if found_inf is False else ~kept | found_inf
-        return skip, kept if found_inf is False else ~skip
+        if isinstance(found_inf, bool):  # there is no gradient scaler
+            return (False if isinstance(kept, bool) else ~kept), kept
+        skip = found_inf if isinstance(kept, bool) else found_inf | ~kept
+        return skip, ~skip
     totals.monitor.observe_skip(not kept)
     if not kept:
         for clip_set, m in zip(sets, measured, strict=True):

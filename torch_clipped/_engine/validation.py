@@ -8,7 +8,7 @@ import math
 import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -51,7 +51,7 @@ RENAMED = {  # names in older code and in other libraries
     **dict.fromkeys(("clip", "clipping", "clip_threshold", "clipping_threshold", *_TYPES), "clipping_level"),
 }
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def is_like_clipping(name: str) -> bool:
@@ -87,7 +87,7 @@ def hinted(function: F) -> F:
     """Make unknown keywords of a function or a constructor raise an error with a hint; its signature stays explicit."""
 
     @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         try:
             return function(*args, **kwargs)
         except TypeError:
@@ -110,7 +110,7 @@ def fits(kept: Tensor, param: Tensor) -> bool:
     )
 
 
-def check_fits(name: str, kept: Any, param: Tensor) -> None:
+def check_fits(name: str, kept: object, param: Tensor) -> None:
     """Raise ValueError if this is no tensor that can be state of the parameter."""
     if not isinstance(kept, Tensor):
         raise ValueError(f"{name} must be a tensor of shape {tuple(param.shape)}, got {kept!r}")
@@ -118,7 +118,7 @@ def check_fits(name: str, kept: Any, param: Tensor) -> None:
         raise ValueError(f"{name} must fit its parameter, {_described(param)}, got {_described(kept)}")
 
 
-def check_keys(name: str, state: Any, keys: Collection[str], owner: str, exact: bool = True) -> None:
+def check_keys(name: str, state: object, keys: Collection[str], owner: str, exact: bool = True) -> None:
     """Raise ValueError if this is no dict with these keys, or if it has others where the keys are to be exact."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{name} must be one of a {owner}, got a {type(state).__name__}")
@@ -136,7 +136,7 @@ def _described(tensor: Tensor) -> str:
     return f"a {layout} tensor of shape {tuple(tensor.shape)} and {tensor.dtype} on {tensor.device}{placements}"
 
 
-def number(argument: str, value: Any, wanted: str) -> float:
+def number(argument: str, value: object, wanted: str) -> float:
     """A real number as a float: also numpy's, and tensors and arrays without dimensions."""
     plain = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
     if not isinstance(plain, numbers.Real) or isinstance(plain, (bool, np.bool_)):
@@ -150,15 +150,14 @@ def number(argument: str, value: Any, wanted: str) -> float:
     return found
 
 
-def integer(argument: str, value: Any, smallest: int) -> int:
+def integer(argument: str, value: object, smallest: int) -> int:
     """An integer that fits 64 bits and is not smaller than ``smallest``; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) < 2**63:
         raise ValueError(f"{argument} must be an integer >= {smallest}, got {value!r}")
     return int(value)
 
 
-def refuse_masked(name: str, samples: Any) -> None:
+def refuse_masked(name: str, samples: object) -> None:
     """Raise ValueError if samples are masked: numpy would take them for samples like the others."""
-    masked = int(np.ma.getmaskarray(samples).sum()) if isinstance(samples, np.ma.MaskedArray) else 0
-    if masked:
+    if isinstance(samples, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(samples).sum())):
         raise ValueError(f"{name} must not be masked, got {masked} masked of {samples.size} samples: pass {name}.compressed()")

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from .._engine.validation import integer
 
 __all__ = ["gradient_lengths", "noise_lengths"]
 
-Loss = Callable[[nn.Module, Any], Tensor]
+Batch = TypeVar("Batch")
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 _CHUNK = 1 << 20  # entries that are subtracted at a time
 _SAME = 1e-4  # relative drift of a batch's loss and gradient norm between passes: accelerators do not repeat each digit
 
 
-def gradient_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: int | None = None) -> Tensor:
+def gradient_lengths(model: nn.Module, loss: Loss[Batch], loader: Iterable[Batch], batches: int | None = None) -> Tensor:
     """The lengths ||g_i|| of the gradients of single batches, all at the present weights.
 
     Weights, ``p.grad``, buffers (running statistics), the training mode and the random states of torch, numpy and Python are
@@ -57,7 +58,7 @@ def gradient_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batche
     return torch.tensor(lengths, dtype=torch.float64, device="cpu")
 
 
-def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: int | None = None) -> Tensor:
+def noise_lengths(model: nn.Module, loss: Loss[Batch], loader: Iterable[Batch], batches: int | None = None) -> Tensor:
     """The lengths ||g_i - g|| of the noise in the gradients of single batches, where g is their mean, at the present weights.
 
     Two passes over the same batches: the first finds the mean, the second the distances from it, and both draw the same random
@@ -125,8 +126,8 @@ def noise_lengths(model: nn.Module, loss: Loss, loader: Iterable[Any], batches: 
 
 def _visit(
     model: nn.Module,
-    loss: Loss,
-    loader: Iterable[Any],
+    loss: Loss[Batch],
+    loader: Iterable[Batch],
     batches: int | None,
     visit: Callable[[float, list[Tensor]], None],
 ) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -38,13 +40,14 @@ class Estimate(NamedTuple):
     high: float
 
 
-def scipy_stats() -> Any:
+def scipy_stats() -> ModuleType:
     """The module scipy.stats, loaded at the first call."""
     try:
         from scipy import stats
     except ImportError as error:
         raise ImportError("torch_clipped.heavy_tails needs scipy: pip install torch-clipped[heavy-tails]") from error
-    return stats
+    module: ModuleType = stats
+    return module
 
 
 def checked(name: str, samples: Samples, smallest: int, signed: bool = False) -> Array:
@@ -68,7 +71,7 @@ def checked(name: str, samples: Samples, smallest: int, signed: bool = False) ->
     return values
 
 
-def _plain(samples: Any) -> Any:
+def _plain(samples: object) -> object:
     """What numpy understands: it has no bfloat16, and takes no number from a tensor that requires a gradient."""
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu()
@@ -83,7 +86,7 @@ def relative(values: Array) -> Array:
     return np.asarray(np.ldexp(values, -np.frexp(np.abs(values).max())[1]))
 
 
-def share_between(name: str, value: Any) -> float:
+def share_between(name: str, value: object) -> float:
     """A number between 0 and 1, both excluded."""
     found = number(name, value, "a number between 0 and 1")
     if not 0 < found < 1:
@@ -92,7 +95,7 @@ def share_between(name: str, value: Any) -> float:
 
 
 def estimates(
-    values: Array, statistic: Callable[[Resamples], Any], confidence: float, resamples: int, seed: int
+    values: Array, statistic: Callable[[Resamples], npt.ArrayLike], confidence: float, resamples: int, seed: int
 ) -> list[Estimate]:
     """Return what ``statistic`` finds of the values, one number or more, with percentile intervals.
 

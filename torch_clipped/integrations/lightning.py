@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback
 
@@ -38,7 +38,9 @@ class LightningClippingCallback(Callback):
         """Refuse an optimizer that does not clip, and warn where the Trainer clips too."""
         warn_of_double_clipping(trainer.optimizers, "gradient_clip_val", trainer.gradient_clip_val, "None")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Log the statistics if the Trainer logs this step."""
         if not trainer._logger_connector.should_update_logs:
             return

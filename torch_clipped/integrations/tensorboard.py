@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch.optim import Optimizer
 
@@ -14,7 +14,7 @@ __all__ = ["ScalarWriter", "log_clipping_stats"]
 class ScalarWriter(Protocol):
     """What writes scalars as torch.utils.tensorboard.SummaryWriter does."""
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> Any:
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> object:
         """Write one value."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
+from .._engine.types import StateDict
 from .values import clipping_values, warn_of_double_clipping
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class HuggingFaceClippingCallback(TrainerCallback):
         return callback
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: object = None, **kwargs: object
     ) -> None:
         """Refuse an optimizer that does not clip, and warn where the Trainer clips too."""
         warn_of_double_clipping([optimizer], "max_grad_norm", args.max_grad_norm, "0")
@@ -83,9 +84,9 @@ class HuggingFaceClippingCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any],
-        optimizer: Any = None,
-        **kwargs: Any,
+        logs: StateDict,
+        optimizer: object = None,
+        **kwargs: object,
     ) -> None:
         """Add the statistics to logs of the training, which have a loss, and to the history, where they stand already."""
         if state.is_world_process_zero and "loss" in logs:

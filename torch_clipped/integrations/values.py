@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from torch_clipped._engine.monitor import warn
 from torch_clipped.mixin import Clipped
@@ -12,7 +11,7 @@ from torch_clipped.mixin import Clipped
 __all__ = ["clipped_optimizer", "clipping_values", "warn_of_double_clipping"]
 
 
-def clipped_optimizer(optimizer: Any) -> Clipped:
+def clipped_optimizer(optimizer: object) -> Clipped:
     """The optimizer that clips, itself or as the ``optimizer`` of the wrapper that a library has put around it.
 
     Args:
@@ -42,7 +41,7 @@ def clipped_optimizer(optimizer: Any) -> Clipped:
     return inner
 
 
-def clipping_values(optimizer: Any, prefix: str = "clipping/") -> dict[str, float]:
+def clipping_values(optimizer: object, prefix: str = "clipping/") -> dict[str, float]:
     """The statistics of :meth:`torch_clipped.Clipped.clipping_stats` under the names that they have in logs.
 
     Where groups are clipped apart, those of each clip set follow as ``set_0/grad_norm`` and so on. Values that are not finite
@@ -77,7 +76,7 @@ def clipping_values(optimizer: Any, prefix: str = "clipping/") -> dict[str, floa
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def warn_of_double_clipping(optimizers: Sequence[Any], argument: str, value: float | None, right: str) -> None:
+def warn_of_double_clipping(optimizers: Sequence[object], argument: str, value: float | None, right: str) -> None:
     """ClippingWarning where a Trainer has an argument with which it clips and one of the optimizers clips too.
 
     Args:

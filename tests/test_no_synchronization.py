@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_clipped import ClippedAdamW, ClippedSGD
+from torch_clipped import ClippedAdamW, ClippedSGD, LevelScheduler
 from torch_clipped._engine.step import clip_
 from torch_clipped.clipping import CLIPPING_TYPES
 
@@ -120,11 +120,13 @@ def test_no_synchronization_on_a_device(problem, clipping_type, cls):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("is_scheduled", [False, True])
 @pytest.mark.parametrize("clipping_type", TYPES)
-def test_captured_step_equals_the_step(problem, clipping_type):
+def test_captured_step_equals_the_step(problem, clipping_type, is_scheduled):
     def run(captured):
         params = [torch.nn.Parameter(p.detach().cuda()) for p in problem.parameters()]
         optimizer = ClippedAdamW(params, lr=0.1, capturable=True, clipping_type=clipping_type, clipping_window=5)
+        schedule = LevelScheduler(optimizer, lambda step: 0.95**step) if is_scheduled else None
         for p in params:
             p.grad = torch.zeros_like(p)
 
@@ -145,6 +147,8 @@ def test_captured_step_equals_the_step(problem, clipping_type):
         for step in range(7, 14):
             fill(step)
             graph.replay() if captured else optimizer.step()
+            if schedule is not None:
+                schedule.step()
         return [p.detach().cpu() for p in params], optimizer.clipping_stats()
 
     weights, stats = run(captured=True)

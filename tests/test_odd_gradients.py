@@ -270,3 +270,13 @@ def test_interrupted_step_leaves_flags_and_attributes_as_they_were():
     while interrupted(at):
         at += 1
     assert at > 100
+
+
+def test_rows_of_a_large_bfloat16_gradient_are_multiplied_in_float32():
+    weight = torch.nn.Parameter(torch.ones(700, 100, dtype=torch.bfloat16))
+    grad = torch.randn(700, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
+    optimizer = ClippedSGD([weight], lr=0.1, clipping_type="adaptive", clipping_level=0.01)
+    weight.grad = grad.clone()
+    optimizer.step()
+    coefficients = (0.01 * 10 / torch.linalg.vector_norm(grad.double(), dim=1, keepdim=True)).clamp(max=1)
+    torch.testing.assert_close(weight.grad.double(), grad.double() * coefficients, rtol=2**-8, atol=0.0)  # half a last digit

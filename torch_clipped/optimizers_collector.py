@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from ._engine.compat import current_accelerator, fork_random_state
 from ._engine.validation import integer
 from .mixin import Clipped
 from .properties import ModelProperties, OptimizerProperties
@@ -70,7 +70,7 @@ class OptimizersCollector:
             raise TypeError(f"model_properties must be ModelProperties, got {type(model_properties).__name__}")
         pairs = _labelled(contenders)
         self.seed = integer("seed", seed, smallest=0)
-        with _random_state_kept():
+        with fork_random_state():
             _seed(self.seed)
             model = model_properties.make()
         if not isinstance(model, Module):
@@ -107,7 +107,7 @@ class OptimizersCollector:
                 seen.append(loss.detach())
                 return loss
 
-            with _random_state_kept():
+            with fork_random_state():
                 optimizer.step(closure)  # type: ignore[arg-type]
                 if label in self.restarters:
                     self.restarters[label].step()
@@ -136,17 +136,9 @@ def _labelled(contenders: Sequence[Contender]) -> dict[str, tuple[OptimizerPrope
     return pairs
 
 
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    accelerator = torch.accelerator.current_accelerator()
-    kind = "cuda" if accelerator is None else accelerator.type
-    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
-        yield
-
-
 def _seed(seed: int) -> None:
     """What torch.manual_seed does, which without an accelerator spends most of its time on a stack trace."""
-    if torch.accelerator.current_accelerator() is None:
+    if current_accelerator() is None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)

@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, Optimizer
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from .arrays import Factor, Numbers, Truth
@@ -36,7 +36,7 @@ def undecorated(step: StepFunction) -> StepFunction:
     return cast(StepFunction, vars(function)["__wrapped__"] if getattr(function, "hooked", False) else function)
 
 
-_SCALING_STEPS = {undecorated(SGD.step), undecorated(Adam.step)}
+_SCALING_STEPS = {undecorated(cls.step) for cls in (SGD, Adam, AdamW)}  # up to torch 2.6 AdamW had a step of its own
 _FUSED_STEPS = {*_SCALING_STEPS, undecorated(Adagrad.step)}  # all that torch has
 
 

@@ -26,6 +26,7 @@ Scaling = Callable[[Gradients, Sequence[int], Numbers, Numbers, bool], None]
 
 _Bound = float | Tensor
 _DOUBLE = (torch.float64, torch.complex128)
+_PART = 1 << 16  # entries that are copied at a time
 _SMALL = 1e-30  # coefficients below are multiplied in two steps: float32 has few digits left below 1e-38, and ends at 1e-45
 
 
@@ -97,12 +98,20 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers,
 
 def _multiply_rows_(grads: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
     """Multiply each row of each gradient by its factor; never in low precision, which would round it."""
-    by_row = []
+    rows: list[Tensor] = []
+    by_row: list[Tensor] = []
     for grad, own in zip(grads, factors, strict=True):
-        own = own.to(grad.device)
+        values, own = stored(grad), own.to(grad.device)
         own = own[grad._indices()[0]] if grad.is_sparse and grad.dim() > 1 else own
-        by_row.append(own.view(-1, *[1] * (grad.dim() - 1)) if grad.dim() > 1 else own[0] if grad.dim() == 0 else own)
-    torch._foreach_mul_([stored(grad) for grad in grads], by_row)
+        own = own.view(-1, *[1] * (grad.dim() - 1)) if grad.dim() > 1 else own[0] if grad.dim() == 0 else own
+        if values.is_cpu and values.dtype in LOW_PRECISION and values.numel() > _PART:  # torch copies to float32
+            count = max(1, _PART * len(values) // values.numel())
+            rows += torch.split(values, count)
+            by_row += torch.split(own, count)
+        else:
+            rows.append(values)
+            by_row.append(own)
+    torch._foreach_mul_(rows, by_row)
 
 
 def _multiply_(grads: Sequence[Tensor], coefficients: Sequence[float]) -> None:

@@ -72,9 +72,8 @@ def clip_(
             thresholds = clip_set.thresholds(blocks)  # how long is too long
             alpha = thresholds / lengths
             coefficients = arrays.coefficients(alpha, clip_set.decide(alpha, blocks))  # min(1, alpha) or 1
-            if clip_set.measure.clamps_entries and not (
-                arrays.is_host and all_finite
-            ):  # inf is clamped, and what stands beside NaN
+            if clip_set.measure.clamps_entries and not (arrays.is_host and all_finite):
+                # inf is clamped, and what stands beside NaN
                 coefficients = arrays.where(is_finite if skip is False else is_finite | skip, coefficients, 0.0)
             if not (in_kernel and _is_for_kernel(clip_set, grads, coefficients)):
                 clip_set.scale_(grads, coefficients, thresholds, grad_scale)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._engine.compat import fork_random_state
 from .._engine.norms import total_norm
 from .._engine.validation import integer
 
@@ -156,9 +157,7 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
     modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     python, legacy = random.getstate(), np.random.get_state()
-    accelerator = torch.accelerator.current_accelerator()
-    kind = "cuda" if accelerator is None else accelerator.type
-    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
+    with fork_random_state():
         try:
             yield
         finally:

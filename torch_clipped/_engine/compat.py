@@ -1,0 +1,28 @@
+"""What differs between releases of torch, each with the release from which it can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["current_accelerator", "fork_random_state"]
+
+
+def current_accelerator() -> torch.device | None:
+    """Return the accelerator of this machine; None if there is none."""
+    try:
+        return torch.accelerator.current_accelerator()
+    except (AttributeError, RuntimeError):  # torch 2.5 and older have no torch.accelerator, 2.6 and 2.7 raise without a device
+        return torch.device("cuda") if torch.cuda.is_available() else None
+
+
+@contextmanager
+def fork_random_state() -> Iterator[None]:
+    """Put torch's random states back afterwards, those of the accelerators too."""
+    accelerator = current_accelerator()
+    kind = "cuda" if accelerator is None else accelerator.type
+    count = 0 if accelerator is None else getattr(torch, kind).device_count()
+    with torch.random.fork_rng(range(count), device_type=kind):
+        yield

@@ -33,7 +33,19 @@ nitpick_ignore_regex = [  # not ours, and what is private
 ]
 nitpick_ignore = [  # where a name is imported for type checkers only, Sphinx takes all types of the signature as they are written
     ("py:class", name)
-    for name in ("Array", "Axes", "NDArray", "Numbers", "Optimizer", "ParamsT", "Samples", "Trainer", "np.int64")
+    for name in (
+        "Array",
+        "Axes",
+        "NDArray",
+        "Numbers",
+        "Optimizer",
+        "ParamsT",
+        "Samples",
+        "Tensor",
+        "Trainer",
+        "np.int64",
+        "npt.ArrayLike",
+    )
 ]
 
 

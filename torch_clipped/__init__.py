@@ -1,7 +1,7 @@
 """Gradient clipping inside the optimizer: replace ``torch.optim.SGD`` by ``ClippedSGD``, and nothing else changes."""
 
 from ._engine.monitor import ClippingWarning
-from .clipping import Clipping, register_clipping
+from .clipping import Clipping, ClippingType, register_clipping
 from .decisions import Always, Randomly
 from .functional import GradientClipper, clip_gradients_
 from .levels import LevelScheduler, linear_warmup, multiple_at_start, suggest_level
@@ -21,6 +21,7 @@ __all__ = [
     "ClippedSGD",
     "ClippedSSTM",
     "Clipping",
+    "ClippingType",
     "ClippingWarning",
     "Constant",
     "GradientClipper",

@@ -9,12 +9,33 @@ in the module of that name.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .decisions import Always, Decision, Randomly
 from .measures import MEASURES, Measure
 from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, Threshold, ZClip
 
-__all__ = ["CLIPPING_TYPES", "MEASURES", "OLDER_SPELLINGS", "Clipping", "Measure", "register_clipping"]
+__all__ = ["CLIPPING_TYPES", "MEASURES", "OLDER_SPELLINGS", "Clipping", "ClippingType", "Measure", "register_clipping"]
+
+ClippingType = Literal[
+    "none",
+    "norm",
+    "layer_wise",
+    "coord_wise",
+    "value",
+    "auto",
+    "linear_rand_norm",
+    "quadratic_rand_norm",
+    "linear_rand_auto",
+    "quadratic_rand_auto",
+    "layer_wise_auto",
+    "zscore",
+    "layer_wise_zscore",
+    "adaptive",
+    "zclip",
+    "adagc",
+]
+"""The names of the built-in clipping types, for type checkers and editors; registered ones are any ``str``."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
 from ._engine.types import Group, StateDict
 from ._engine.validation import hinted
-from .clipping import CLIPPING_TYPES
+from .clipping import CLIPPING_TYPES, ClippingType
 from .decisions import Always
 
 __all__ = ["GradientClipper", "clip_gradients_"]
@@ -55,7 +55,7 @@ class GradientClipper:
     def __init__(
         self,
         parameters: Tensor | Iterable[Tensor],
-        clipping_type: str = "norm",
+        clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
         *,
         clipping_beta: float = 0.85,
@@ -120,7 +120,7 @@ class GradientClipper:
 @hinted
 def clip_gradients_(
     parameters: Tensor | Iterable[Tensor],
-    clipping_type: str = "norm",
+    clipping_type: ClippingType | str = "norm",
     clipping_level: float | None = None,
     *,
     norm_type: float = 2.0,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,6 +14,9 @@ from ._engine.arguments import Arguments
 from ._engine.types import StateDict
 from ._engine.validation import check_keys, integer, number, refuse_masked
 from .mixin import Clipped
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "LevelScheduler",

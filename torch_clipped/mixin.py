@@ -31,6 +31,7 @@ from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
 from ._engine.types import Entries, Group, StateDict, StepFunction
 from ._engine.validation import is_like_clipping, refuse_unknown
+from .clipping import ClippingType
 
 __all__ = ["Clipped"]
 
@@ -92,7 +93,7 @@ class Clipped(Optimizer):
     def __init__(
         self,
         *args: Any,
-        clipping_type: str = "norm",
+        clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,

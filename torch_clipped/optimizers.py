@@ -16,6 +16,7 @@ from ._engine.monitor import warn
 from ._engine.state import forget, is_memory
 from ._engine.types import Entries, Group, StepFunction
 from ._engine.validation import hinted
+from .clipping import ClippingType
 from .mixin import Clipped
 
 __all__ = ["Clipped", "ClippedAdam", "ClippedAdamW", "ClippedSGD", "clip_optimizer"]
@@ -59,7 +60,7 @@ class ClippedSGD(Clipped, SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        clipping_type: str = "norm",
+        clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,
@@ -128,7 +129,7 @@ class ClippedAdam(Clipped, Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        clipping_type: str = "norm",
+        clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,
@@ -198,7 +199,7 @@ class ClippedAdamW(Clipped, AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        clipping_type: str = "norm",
+        clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,
@@ -231,7 +232,7 @@ class ClippedAdamW(Clipped, AdamW):
 @hinted
 def clip_optimizer(
     optimizer: Optimizer,
-    clipping_type: str = "norm",
+    clipping_type: ClippingType | str = "norm",
     clipping_level: float | None = None,
     *,
     clipping_beta: float = 0.85,

@@ -5,7 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_clipped import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, GradientClipper, clip_gradients_, clip_optimizer
+from torch_clipped import (
+    Clipped,
+    ClippedAdam,
+    ClippedAdamW,
+    ClippedSGD,
+    ClippingType,
+    GradientClipper,
+    clip_gradients_,
+    clip_optimizer,
+)
 
 
 class ClippedRMSprop(Clipped, torch.optim.RMSprop):
@@ -31,5 +40,9 @@ def right() -> list[torch.optim.Optimizer]:
     norm: Tensor = clip_gradients_(model.parameters(), "norm", 1.0, nonfinite="zero")
     clipper = GradientClipper(model.weight, clipping_type="auto", clipping_level=0.9, clipping_beta=0.5)
     norm = clipper.step() + norm
+    known: ClippingType = "layer_wise"
+    registered: str = "value"  # or a name that register_clipping was given
+    for name in (known, registered):
+        GradientClipper(model.weight, name)
     sgd.step()
     return [sgd, adam, adamw, mixed, Derived(list(model.parameters()), 2.0)]

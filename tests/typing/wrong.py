@@ -2,7 +2,7 @@
 
 import torch
 
-from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, GradientClipper, clip_gradients_, clip_optimizer
+from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, ClippingType, GradientClipper, clip_gradients_, clip_optimizer
 
 
 def wrong(params: list[torch.nn.Parameter]) -> None:
@@ -26,3 +26,5 @@ def wrong(params: list[torch.nn.Parameter]) -> None:
     GradientClipper(params, clipping_beta="0.85")  # error: arg-type
     clip_gradients_(params, max_norm=1.0)  # error: call-arg
     clip_gradients_(params, norm_type="two")  # error: arg-type
+    name: ClippingType = "nrom"  # error: assignment
+    ClippedSGD(params, clipping_type=name)

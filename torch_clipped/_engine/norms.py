@@ -14,20 +14,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from .arrays import HOST, AcceleratorArrays, Numbers, accumulation_dtype
 
-__all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "stored", "total_norm"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
+    Floats = npt.NDArray[np.float64]
+    Places = npt.NDArray[np.int64]
+
+__all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "stored", "total_norm"]
 
 PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
 _LARGE = 8192  # tensors of so many entries are measured where they are

@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -95,7 +94,7 @@ def share_between(name: str, value: object) -> float:
 
 
 def estimates(
-    values: Array, statistic: Callable[[Resamples], npt.ArrayLike], confidence: float, resamples: int, seed: int
+    values: Array, statistic: Callable[[Resamples], ArrayLike], confidence: float, resamples: int, seed: int
 ) -> list[Estimate]:
     """Return what ``statistic`` finds of the values, one number or more, with percentile intervals.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
@@ -18,6 +19,7 @@ FLOOR = "torch fused"
 DEFAULT = "torch default"
 NORM_FUSED, NORM_DEFAULT = "clip_grad_norm_ + torch fused", "clip_grad_norm_ + torch default"
 VALUE_FUSED, VALUE_DEFAULT = "clip_grad_value_ + torch fused", "clip_grad_value_ + torch default"
+COMPILED = "norm, under torch.compile"
 TORCH = (FLOOR, DEFAULT, NORM_FUSED, NORM_DEFAULT, VALUE_FUSED, VALUE_DEFAULT)
 
 
@@ -77,11 +79,15 @@ def gradient_verification(problem: Problem, step: Callable[[], object], name: st
 
 
 def our_contenders(problem: Problem) -> Iterator[Contender]:
-    """Every clipping type, clipping in each step and in none."""
+    """Every clipping type, clipping in each step and in none, and one whose step is compiled."""
     for name, rule in CLIPPING_TYPES.items():
         for clipped in (False, True) if rule is not None else (False,):
             optimizer = clipped_optimizer(problem, name, clipped)
             yield Contender(name, "yes" if clipped else "no", optimizer.step, Verification(optimizer, name, clipped))
+    for clipped in (False, True):
+        optimizer = clipped_optimizer(problem, "norm", clipped)
+        step = torch.compile(optimizer.step)
+        yield Contender(COMPILED, "yes" if clipped else "no", step, Verification(optimizer, "norm", clipped))
 
 
 def clipped_optimizer(problem: Problem, name: str, clipped: bool) -> Clipped:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from torch_clipped.clipping import CLIPPING_TYPES
 
-from .benchmark_contenders import FLOOR, TORCH
+from .benchmark_contenders import COMPILED, FLOOR, TORCH
 from .benchmark_rows import TRAFFIC, Row, read_rows, traffic
 from .benchmark_table import NAMES, OPTIMIZER_NAMES, shown
 
@@ -75,6 +75,6 @@ def _look(row: Row) -> str:
     """The key of ``LOOKS`` for a row."""
     if row.contender in TORCH:
         return "torch, no clipping" if row.clipped == "-" else "torch, clipping"
-    if row.contender not in CLIPPING_TYPES:
+    if row.contender not in (*CLIPPING_TYPES, COMPILED):
         return "other packages, step clipped"
     return f"torch_clipped, step {'clipped' if row.clipped == 'yes' else 'not clipped'}"

@@ -59,7 +59,8 @@ def prepare(folder):
     source.write_text(CUDA_GUARD)
     root = Path(torch.__file__).parent
     paths = [f"-I{root / 'include'}", f"-L{root / 'lib'}"]
-    subprocess.run(["c++", "-std=c++17", "-shared", "-fPIC", *paths, source, "-lc10", "-o", library], check=True)
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    subprocess.run(["c++", "-std=c++17", abi, "-shared", "-fPIC", *paths, source, "-lc10", "-o", library], check=True)
     ctypes.CDLL(str(library))
     kernels = torch.library.Library("aten", "IMPL", "Meta")
     for name in ("_fused_sgd_", "_fused_adam_", "_fused_adamw_"):

@@ -13,7 +13,7 @@ import torch
 
 from experiments import benchmark, benchmark_contenders, benchmark_levels, benchmark_packages, benchmark_timing
 from experiments.__main__ import main
-from experiments.benchmark_contenders import FLOOR, NORM_DEFAULT, NORM_FUSED, TORCH, Contender, our_contenders
+from experiments.benchmark_contenders import COMPILED, FLOOR, NORM_DEFAULT, NORM_FUSED, TORCH, Contender, our_contenders
 from experiments.benchmark_levels import clipping_arguments
 from experiments.benchmark_problem import SIZES, Problem
 from experiments.benchmark_rows import Row, make_rows, read_rows, traffic, write_rows
@@ -24,6 +24,7 @@ from torch_clipped.clipping import CLIPPING_TYPES
 SHAPES = [(100,), (10, 12), (8, 3, 3, 3)]
 WINDOW, LONGEST_RUN = 250, 100  # the real ones are four times as long
 assert benchmark_levels.LONGEST_RUN / benchmark_levels.WINDOW == LONGEST_RUN / WINDOW
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # while torch imports its compiler
 
 
 def not_installed(package):
@@ -65,7 +66,8 @@ def test_every_type_has_a_row_that_clips_and_one_that_does_not(done):
     assert done.code == 0
     places = {row[:3] for row in done.rows}
     assert places == {("tiny", dtype, o) for dtype in ("float32", "bfloat16") for o in ("sgd", "adamw")}
-    ours = {(name, clipped) for name in CLIPPING_TYPES for clipped in ("no", "yes")} - {("none", "yes")}
+    names = (*CLIPPING_TYPES, COMPILED)
+    ours = {(name, clipped) for name in names for clipped in ("no", "yes")} - {("none", "yes")}
     for place in places:
         found = [(row.contender, row.clipped) for row in done.rows if row[:3] == place and not row.note]
         assert len(found) == len(set(found)) == len(ours) + len(TORCH)

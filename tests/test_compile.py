@@ -17,7 +17,7 @@ pytestmark = [
 
 
 def train(cls, clipping_type, backend, steps=8, warm_up=3):
-    """The weights and the statistics after some steps, and how many graphs were compiled; RuntimeError for one after the warm-up."""
+    """The weights and statistics after some steps, and how many graphs were compiled; an error if one is after the warm-up."""
     torch.manual_seed(0)
     torch.compiler.reset()
     counters.clear()

@@ -55,6 +55,8 @@ def base(name):
     """The plain optimizer class of that name."""
     if name == "Lion":
         return pytest.importorskip("lion_pytorch", reason="lion-pytorch stands for the optimizers of third parties").Lion
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"torch {torch.__version__} has no {name}")
     return getattr(torch.optim, name)
 
 

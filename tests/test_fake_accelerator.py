@@ -10,10 +10,14 @@ from pathlib import Path
 import fake_accelerator
 import pytest
 from fake_accelerator import looks_once
+from support.versions import needs_torch
 
 from experiments.launches import count
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler, for torch's guard of CUDA devices")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler, for torch's guard of CUDA devices"),
+    needs_torch("2.12", "FakeTensorMode with CUDA in a build without it"),
+]
 
 
 @pytest.fixture(scope="module")

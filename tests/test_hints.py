@@ -6,6 +6,7 @@ import typing
 
 import pytest
 import torch
+from support.versions import needs_torch
 
 import torch_clipped
 from torch_clipped import (
@@ -267,6 +268,7 @@ def test_errors_about_other_things_stay_as_they_are():
 # What help() and editors show.
 
 
+@needs_torch("2.12", "the signature of today")
 @pytest.mark.parametrize(("clipped_class", "plain_class"), CLASSES.items())
 def test_constructor_is_torchs_followed_by_the_mixins(clipped_class, plain_class):
     def parameters(function):
@@ -279,6 +281,7 @@ def test_constructor_is_torchs_followed_by_the_mixins(clipped_class, plain_class
     assert types == wanted | {name: typing.get_type_hints(Clipped.__init__)[name] for name in CLIPPING}
 
 
+@needs_torch("2.12", "the signature of today")
 @pytest.mark.parametrize(("clipped_class", "plain_class"), CLASSES.items())
 def test_constructor_hands_on_every_argument(clipped_class, plain_class):
     other = {

@@ -149,7 +149,7 @@ class ClippedAdam(Clipped, Adam):
             capturable=capturable,
             differentiable=differentiable,
             fused=fused,
-            decoupled_weight_decay=decoupled_weight_decay,
+            **({"decoupled_weight_decay": True} if decoupled_weight_decay else {}),  # torch 2.6 and older have no such argument
             clipping_type=clipping_type,
             clipping_level=clipping_level,
             clipping_beta=clipping_beta,

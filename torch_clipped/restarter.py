@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
+from ._engine.compat import clear_state
 from ._engine.types import StateDict
 from ._engine.validation import check_keys, integer
 from ._running_means import RunningMeans
@@ -237,7 +238,7 @@ class Restarter:
             return
         assert self.optimizer is not None
         self._means.write_back_()
-        self.optimizer.state.clear()
+        clear_state(self.optimizer)
         self.restarts += 1
         self.window_steps = 0
         self.window = min(int(min(self.window * self.restart_coeff, 2.0**63)), 2**63 - 1)  # an infinite product is no int

@@ -147,6 +147,9 @@ def _join(rank, count, folder):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "the checkpoint has brought|clipping_type of parameter group")  # tested in one process
     warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)  # importing torch.distributed.optim
+    warnings.filterwarnings(
+        "ignore", "DTensor random operators may not have complete support", UserWarning
+    )  # torch 2.6, on a CPU
 
 
 def _carry_out(request):

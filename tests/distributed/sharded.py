@@ -5,6 +5,7 @@ import math
 import programs
 import torch
 import torch.distributed as dist
+from support.versions import TORCH
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from torch_clipped._engine.sharding import is_sharded
@@ -37,6 +38,9 @@ def layouts():
     return found
 
 
+ALIKE = {"src_data_rank": None} if TORCH >= (2, 7) else {}  # all ranks have the same: nothing is sent
+
+
 def tensors(seed, factor=1.0, dtype=torch.float32):
     """Tensors of ``SHAPES``, the same on every rank."""
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +58,7 @@ def spread(tensor, layout, partial=False):
     if layout is None:
         return tensor.clone()
     mesh, placements = layout
-    whole = distribute_tensor(tensor.clone(), mesh, placements, src_data_rank=None)
+    whole = distribute_tensor(tensor.clone(), mesh, placements, **ALIKE)
     if not partial:
         return whole
     summed = [dim for dim, placement in enumerate(placements) if placement.is_replicate()]

@@ -64,7 +64,7 @@ def make_environment(folder, torch, numpy):
 
 def run_tests(python, results, tests):
     """Run the suite; return a row of the table, and which tests failed and why others were skipped."""
-    command = [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", f"--junitxml={results}", *tests]
+    command = [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--tb=short", f"--junitxml={results}", *tests]
     subprocess.run(command, cwd=ROOT, check=False)
     cases = ElementTree.parse(results).getroot().findall(".//testcase")
     failed = sorted(f"{c.get('classname')}::{c.get('name')}" for c in cases if {"failure", "error"} & {child.tag for child in c})

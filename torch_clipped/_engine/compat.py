@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.optim import Adagrad, Optimizer
 
-__all__ = ["current_accelerator", "fork_random_state"]
+__all__ = ["clear_state", "current_accelerator", "fork_random_state"]
 
 
 def current_accelerator() -> torch.device | None:
@@ -26,3 +27,12 @@ def fork_random_state() -> Iterator[None]:
     count = 0 if accelerator is None else getattr(torch, kind).device_count()
     with torch.random.fork_rng(range(count), device_type=kind):
         yield
+
+
+def clear_state(optimizer: Optimizer) -> None:
+    """Clear the state of an optimizer in place, as it was before the first step."""
+    optimizer.state.clear()
+    if isinstance(optimizer, Adagrad):  # older releases make its state in the constructor, and nowhere else
+        groups = [dict(group) for group in optimizer.param_groups]
+        initial = optimizer.defaults["initial_accumulator_value"]
+        optimizer.state.update(Adagrad(groups, initial_accumulator_value=initial).state)

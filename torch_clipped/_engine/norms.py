@@ -83,6 +83,7 @@ def host_norms(
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
+@torch.no_grad()
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """Return the Euclidean norm of all entries of some tensors."""
     device = next((t.device for t in tensors if not t.is_cpu), None)

@@ -20,7 +20,7 @@ from .machine import versions
 
 INTERRUPTED = 130  # the exit code that shells give a program ended by Ctrl-C
 FIGURES = Path("figures")
-NOT_SETTINGS = ("out", "quick", "resume", "task", "only")  # task and only choose between results, each with its own files
+NOT_SETTINGS = ("out", "quick", "full", "resume", "task", "only")  # task and only choose between results, each with its own files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def _move(new: Path, folder: Path, partial: bool) -> None:
 
 
 def out_folder(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> Path:
-    """Make and return the folder to write into: ``--out``, else a temporary one for ``--quick``, else ``figures``.
+    """Make and return the folder to write into: ``--out``, else a temporary one for quick runs, else ``figures``.
 
     Raises:
         ValueError: the folder cannot be written, or none is named for settings other than the defaults.
@@ -133,9 +133,9 @@ def out_folder(parser: argparse.ArgumentParser, options: argparse.Namespace, nam
     if is_quick and options.out is None:
         return made(Path(tempfile.mkdtemp(prefix=f"{name}-")))
     options_given = [(key, value) for key, value in vars(options).items() if key not in NOT_SETTINGS]
-    given = ["quick"] * is_quick + [key for key, value in options_given if value != parser.get_default(key)]
-    if given:
-        words = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+    shorter = ["no --full" if hasattr(options, "full") else "--quick"] * is_quick
+    given = [f"--{key.replace('_', '-')}" for key, value in options_given if value != parser.get_default(key)]
+    if words := ", ".join(shorter + given):
         raise ValueError(f"out must name another folder where {words} is given: {FIGURES} holds results of the default settings")
     return made(FIGURES)
 

@@ -2,7 +2,7 @@
 
 ``python -m experiments heavy-tails`` trains it on real text by torch's optimizer and by its clipped twin, from the same
 start and on the same batches. The unclipped optimizer also gets lower learning rates, so that clipping is compared with
-the best it can do, and not only with a learning rate that it cannot take.
+the best it can do, and not only with a learning rate that it cannot take. ``--full`` takes more of them and more seeds.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ BATCH = 32
 VALIDATION_WINDOWS = 512
 NO_CLIPPING = {"clipped_steps": 0.0, "threshold": math.nan, "clip_rate": 0.0}
 UNCLIPPED_SHARES = (1, 0.7, 0.5, 0.35, 0.15)  # the unclipped learning rates, as shares of the clipped one
+FEWER: dict[str, Any] = {"seeds": 1, "unclipped_shares": (1, 0.5)}  # without --full
 
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], Callable[..., Optimizer], dict[str, Any]]] = {
     "sgd": (SGD, ClippedSGD, {"momentum": 0.9}),
@@ -67,6 +68,7 @@ class Config:
     seed: int = 0
     seeds: int = 3
     device: str = "cpu"
+    unclipped_shares: tuple[float, ...] = UNCLIPPED_SHARES
 
     def __post_init__(self) -> None:
         check_at_least(self, {"steps": 1, "seed": 0, "seeds": 1})
@@ -78,7 +80,7 @@ class Config:
     def runs(self) -> list[Run]:
         """The clipped run, then the unclipped ones from the largest learning rate down."""
         plain, clipped, _ = OPTIMIZERS[self.optimizer]
-        rates = [float(f"{self.lr * share:.4g}") for share in UNCLIPPED_SHARES[1:]]
+        rates = [float(f"{self.lr * share:.4g}") for share in self.unclipped_shares[1:]]
         return [Run(clipped.__name__, True, self.lr), *(Run(plain.__name__, False, lr) for lr in (self.lr, *rates))]
 
     def make_optimizer(self, run: Run, parameters: Sequence[nn.Parameter]) -> Optimizer:
@@ -96,7 +98,7 @@ class Config:
     def settings(self, text: Text) -> dict[str, Any]:
         """All that the numbers depend on, for the summary."""
         settings = asdict(self) | self.clipping() | OPTIMIZERS[self.optimizer][2]
-        del settings["level"], settings["seed"]
+        del settings["level"], settings["seed"], settings["unclipped_shares"]
         return settings | {
             "seeds": list(range(self.seed, self.seed + self.seeds)),
             "unclipped_lrs": [run.lr for run in self.runs() if not run.clipped],
@@ -185,9 +187,12 @@ def main(arguments: Sequence[str]) -> int:
     """Train, write heavy_tails.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
-    options = {name: value for name, value in vars(parsed).items() if name not in ("out", "data")}
+    parsed.quick = not parsed.full
+    options = {name: value for name, value in vars(parsed).items() if name not in ("out", "data", "full", "quick", "seeds")}
+    given = {} if parsed.seeds is None else {"seeds": parsed.seeds}
     try:
-        config, text = Config(**_with_defaults(options)), load_text(parsed.data)
+        fewer = {} if parsed.full else FEWER
+        config, text = Config(**_with_defaults(options) | fewer | given), load_text(parsed.data)
         folder = out_folder(parser, parsed, "heavy-tails")
     except ValueError as error:
         parser.error(str(error))
@@ -223,7 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--level", type=float, help=f"clipping_level (default: {LARGEST_NORM} for type norm, else that of the type)")
     add("--steps", type=int, default=200, help="steps of each training (default: %(default)s)")
     add("--seed", type=int, default=0, help="the first seed (default: %(default)s)")
-    add("--seeds", type=int, default=3, help="how many seeds (default: %(default)s)")
+    add("--seeds", type=int, help="how many seeds (default: 1, with --full 3)")
+    add("--full", action="store_true", help="three seeds and five unclipped learning rates, not one and two, into figures")
     add("--device", default="cpu", help="default: %(default)s")
     add("--data", type=Path, metavar="FILE", help="a text of your own (default: Python's standard library)")
     return parser

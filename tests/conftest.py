@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from problems import Problem
+from support.versions import OLDER_TORCH
 
 from torch_clipped import functional, mixin
 from torch_clipped._engine.current_sets import CurrentSets
@@ -31,6 +32,11 @@ def refuse_to_change_figures(event, arguments):
 
 
 sys.addaudithook(refuse_to_change_figures)
+
+
+def pytest_configure(config):
+    for message in OLDER_TORCH:
+        config.addinivalue_line("filterwarnings", f"ignore:{message}")
 
 
 @pytest.fixture

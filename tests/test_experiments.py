@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ class Trained:
             patch.setattr(heavy_tails, "VALIDATION_WINDOWS", 16)
             if not picture:  # drawing one takes longer than the training
                 patch.setattr(heavy_tails, "plot", lambda *files: None)
-            self.code = main(["heavy-tails", "--data", str(text), "--out", str(out), *sizes, *options])
+            self.code = main(["heavy-tails", "--full", "--data", str(text), "--out", str(out), *sizes, *options])
         self.printed = printed.getvalue()
         name = "heavy_tails.partial" if self.code else "heavy_tails"
         self.csv, self.json = ((out / f"{name}.{kind}").read_text() for kind in ("csv", "json"))
@@ -239,3 +241,17 @@ def test_unknown_experiment_lists_the_choices(capsys):
     error = capsys.readouterr().err
     assert "'heavy-tail'" in error
     assert "heavy-tails" in error
+
+
+def test_less_is_trained_than_for_the_committed_figure_unless_that_is_wanted(monkeypatch, tmp_path, capsys):
+    configs = []
+    monkeypatch.setattr(heavy_tails, "run", lambda config, *rest: configs.append((config, rest[-1])) or {"interrupted": False})
+    monkeypatch.setattr(heavy_tails, "table", lambda summary: "")
+    main(["heavy-tails"])
+    main(["heavy-tails", "--full", "--out", str(tmp_path)])
+    (short, folder), (full, _) = configs
+    assert (len(short.runs()) * short.seeds, len(full.runs()) * full.seeds) == (3, 18)
+    assert folder.parent == Path(tempfile.gettempdir())
+    with pytest.raises(SystemExit):
+        main(["heavy-tails", "--out", "figures"])
+    assert "out must name another folder where no --full is given" in capsys.readouterr().err

@@ -48,7 +48,7 @@ COMMANDS = {
     "benchmark": (["benchmark"], benchmark, "run", lambda config, folder: config.settings()),
     "endurance": (["endurance"], endurance, "run", lambda config, folder: config.settings()),
     "launches": (["launches"], launches, "run", lambda config: config.settings()),
-    "heavy_tails": (["heavy-tails"], heavy_tails, "run", lambda config, text, folder: config.settings(text)),
+    "heavy_tails": (["heavy-tails", "--full"], heavy_tails, "run", lambda config, text, folder: config.settings(text)),
     "restarts": (["restarts"], restarts, "run", lambda problems, folder: [problem.settings() for problem in problems]),
     **{
         f"toy_{problem}": (["toy", "--only", problem], module, "run", vars)

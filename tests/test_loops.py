@@ -319,7 +319,6 @@ def test_table_of_schedulers_is_torchs():
     assert classes - {"LRScheduler", "_LRScheduler"} == SCHEDULERS.keys() - {"SWALR"}
 
 
-@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")  # torch 2.6 of its own SequentialLR
 @pytest.mark.parametrize("attached", ["class", "before clip_optimizer", "after clip_optimizer"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
@@ -356,7 +355,6 @@ def test_scheduler_drives_the_clipped_optimizer_as_the_plain_one(problem, name, 
     assert_close(params, plain_params, 1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")  # torch 2.6 of its own SequentialLR
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_scheduler_and_optimizer_are_resumed_together(problem, scheduler):
     def new():

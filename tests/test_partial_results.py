@@ -218,7 +218,7 @@ def test_whole_run_takes_the_place_of_whole_and_partial_files(folder, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (["heavy-tails", "--clipping-type", "auto"], "--clipping-type"),
+        (["heavy-tails", "--full", "--clipping-type", "auto"], "--clipping-type"),
         (["benchmark", "--sizes", "tiny"], "--sizes"),
         (["endurance", "--steps", "10"], "--steps"),
         (["spikes", "--seeds", "4"], "--seeds"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 import torch
+from support.versions import OLDER_TORCH
 
 GRACE = 2.0  # seconds that the other ranks have to answer after one has failed: they may hang in a collective
 START = 120.0  # seconds to import torch and to find each other
@@ -147,9 +148,8 @@ def _join(rank, count, folder):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "the checkpoint has brought|clipping_type of parameter group")  # tested in one process
     warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)  # importing torch.distributed.optim
-    warnings.filterwarnings(
-        "ignore", "DTensor random operators may not have complete support", UserWarning
-    )  # torch 2.6, on a CPU
+    for message in OLDER_TORCH:
+        warnings.filterwarnings("ignore", message)
 
 
 def _carry_out(request):

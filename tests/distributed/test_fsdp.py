@@ -8,12 +8,15 @@ import torch
 import torch.distributed as dist
 from programs import Model, losses
 from sharded import whole
+from support.versions import needs_torch
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from torch_clipped import ClippedAdamW, ClippedSGD
 from torch_clipped.clipping import CLIPPING_TYPES, Clipping
 from torch_clipped.thresholds import AdaGC, ZClip
+
+pytestmark = needs_torch("2.9", "FSDP2 on the CPU")
 
 SGD = (ClippedSGD, {"lr": 0.01, "momentum": 0.5})
 ADAMW = (ClippedAdamW, {"lr": 0.01})

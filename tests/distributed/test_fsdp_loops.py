@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from programs import Model, losses
+from support.versions import needs_torch
 from test_fsdp import ADAMW, FIRST, LEVELS, SGD, agreed, compare, remembered, sharded, train, weights_of
 
 from torch_clipped import (
@@ -21,6 +22,8 @@ from torch_clipped import (
     estimate_lipschitz,
     linear_warmup,
 )
+
+pytestmark = needs_torch("2.9", "FSDP2 on the CPU")
 
 BAD = FIRST + 3  # the step with a gradient that is not finite; the layer called "sometimes" has none in it
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from support.versions import needs_torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
@@ -25,6 +26,8 @@ from torch.distributed.tensor import DTensor
 from torch_clipped import ClippedAdamW, ClippedSGD
 from torch_clipped._engine.arguments import ARGUMENT_NAMES
 from torch_clipped.clipping import CLIPPING_TYPES
+
+pytestmark = needs_torch("2.9", "FSDP2 on the CPU")
 
 TYPES = [*CLIPPING_TYPES]
 SAVED = {("adamw", "adagc"): (60, 103), ("sgd without momentum", "zclip"): (20, 40)}  # within the warm-up, until after it

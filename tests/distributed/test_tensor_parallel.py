@@ -8,6 +8,7 @@ import programs
 import pytest
 import torch
 import torch.distributed as dist
+from support.versions import needs_torch
 from test_fsdp import ADAMW, LEVELS, SGD, SHORT_WARM_UPS, agreed, compare, remembered, weights_of
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -17,6 +18,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch_clipped import ClippedSGD
 from torch_clipped._engine.sharding import is_sharded
 from torch_clipped.clipping import CLIPPING_TYPES
+
+pytestmark = needs_torch("2.9", "FSDP2 on the CPU")
 
 FIRST = 13  # steps from here on begin with small gradients
 

@@ -57,7 +57,7 @@ def estimate_lipschitz(model: nn.Module, loss: Loss[Target], loader: Iterable[tu
 
         Barak A. Pearlmutter, Fast Exact Multiplication by the Hessian, 1994, https://doi.org/10.1162/neco.1994.6.1.147.
     """
-    params: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("model must have parameters that require a gradient, got none")
     for p in params:

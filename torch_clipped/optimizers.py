@@ -283,7 +283,7 @@ def clip_optimizer(
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
         raise ValueError(f"optimizer must have the step of its class, but {own_step!r} was put in its place: clip it before that")
     defaults = Arguments.of(arguments.as_dict()).as_dict()
-    cls: Any = type(optimizer)
+    cls: type = type(optimizer)
     clipped_class = _clipped_class(cls)
     refuse_own_arguments(cls, optimizer.defaults)
     own, source = tuple(optimizer.defaults), optimizer.defaults | defaults
@@ -347,7 +347,7 @@ def _counted_step(optimizer: Callable[[], Any]) -> StepFunction:
 
 
 @cache
-def _clipped_class(cls: Any) -> type[Clipped]:
+def _clipped_class(cls: type) -> type[Clipped]:
     named = {SGD: ClippedSGD, Adam: ClippedAdam, AdamW: ClippedAdamW}
     if cls in named:
         return named[cls]
@@ -365,13 +365,13 @@ def _clipped_class(cls: Any) -> type[Clipped]:
 
     doc = f"{cls.__name__} with gradient clipping, see torch_clipped.Clipped."
     # With (Clipped, cls) Python would refuse the change of class where ABC or Generic stand before Optimizer in the bases of cls
-    clips_first: Any = type(f"Clipping{metaclass.__name__}", (metaclass,), {"mro": mro})
+    clips_first = type(f"Clipping{metaclass.__name__}", (metaclass,), {"mro": mro})
     namespace = {"__doc__": doc, "__module__": cls.__module__, "__reduce__": reduce}
     clipped: type[Clipped] = clips_first(f"Clipped{cls.__name__}", (cls, Clipped), namespace)
     return clipped
 
 
-def _remake(cls: Any) -> Clipped:
+def _remake(cls: type) -> Clipped:
     """An empty object of the clipped class, for copy and pickle, which know importable classes only."""
     clipped = _clipped_class(cls)
     return clipped.__new__(clipped)

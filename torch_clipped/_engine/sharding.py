@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -20,33 +20,32 @@ from .arrays import Arrays, Numbers, as_tensor, numpy
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Shards", "is_sharded", "lay_out_gradients", "local", "process_groups"]
 
-
-Sharded = Any  # a DTensor, whose class takes longer to import than all of this library, or a tensor
 _SMALLEST = 1e-290  # powers from here down have lost digits
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether this is a DTensor. (To import the class would cost more time than all of this library.)"""
     return hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this rank holds, to be changed in place."""
-    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-    return part
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def lay_out_gradients(params: Sequence[Sharded]) -> None:
+def lay_out_gradients(params: Sequence[Tensor]) -> None:
     """Give each gradient the placements of its parameter, where it stands: partial sums are summed up, and so on."""
-    for p in params:
-        if is_sharded(p) and p.grad is not None and p.grad.placements != p.placements:
-            p.grad = p.grad.redistribute(placements=p.placements)
+    for p in filter(is_sharded, params):
+        grad: Any = p.grad  # a DTensor, too
+        if grad is not None and grad.placements != p.placements:
+            p.grad = grad.redistribute(placements=p.placements)
 
 
-def process_groups(params: Sequence[Sharded]) -> list[ProcessGroup] | None:
+def process_groups(params: Sequence[Tensor]) -> list[ProcessGroup] | None:
     """The process groups of all mesh dimensions over which these parameters are spread, in an order common to all ranks.
 
     None if no parameter is a DTensor.
@@ -83,7 +82,7 @@ class Shards:
         self.counts = tuple([len(own) for own in held])
         self._params, self._rest = [*params], ([*counts], [*groups], device, arrays)
         self._size, self._is_host = int(starts[-1]), arrays.is_host
-        self._places: Any = places.numpy() if arrays.is_host else places.to(device)
+        self._places = places.numpy() if arrays.is_host else places.to(device)
         self._reductions: list[tuple[ProcessGroup, Numbers]] = []
         for group in groups:
             shares = [1.0 if _is_split_by(p, group) else 1.0 / group.size() for p in params]
@@ -141,7 +140,7 @@ class Shards:
         return values
 
 
-def _held_blocks(param: Sharded, count: int) -> Tensor:
+def _held_blocks(param: Tensor, count: int) -> Tensor:
     """Which of a parameter's blocks this rank holds or holds a part of."""
     if count == 1 or not is_sharded(param):
         return torch.arange(count, device="cpu")
@@ -154,7 +153,7 @@ def _held_blocks(param: Sharded, count: int) -> Tensor:
     return held
 
 
-def _is_split_by(param: Sharded, group: ProcessGroup) -> bool:
+def _is_split_by(param: Tensor, group: ProcessGroup) -> bool:
     if not is_sharded(param):
         return False
     mesh = param.device_mesh

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -174,7 +173,6 @@ def tail_statistics(
         (100, 50.5, 5, 0)
     """
     values = checked("lengths", lengths, smallest=8)
-    settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     k = tail_count(values, share)
     names = ["variance", *(f"quantile_{p:g}" for p in PROBABILITIES), "skewness", "excess_kurtosis", "hill_index"]
     fences = {f"beyond_{c:g}_iqr": c for c in NORMAL_SHARES}
@@ -184,10 +182,10 @@ def tail_statistics(
         moments = [drawn.skewness(), drawn.excess_kurtosis()]
         return [drawn.variance(), *middle, *moments, drawn.tail_weight(k), *beyond_fences(drawn)]
 
-    found = dict(zip([*names, *fences], estimates(values, all_of_them, **settings), strict=True))
+    found = dict(zip([*names, *fences], estimates(values, all_of_them, confidence, resamples, seed), strict=True))
     pairs = values[: len(values) // 2 * 2].reshape(-1, 2)
     found["hill_index"] = hill_estimate(values, k, found["hill_index"])
-    found["stable_index"] = stable_index(pairs[:, 0] - pairs[:, 1], **settings)
+    found["stable_index"] = stable_index(pairs[:, 0] - pairs[:, 1], confidence=confidence, resamples=resamples, seed=seed)
     beyond = outliers(values, [found[name] for name in fences])
     numbers: dict[str, float] = {"count": len(values), "hill_samples": k}
     for name, c in fences.items():

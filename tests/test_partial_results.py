@@ -31,6 +31,8 @@ from torch_clipped import RestartProperties
 
 KINDS = ("csv", "json", "png")
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # while torch imports its compiler
+
 
 @dataclass(frozen=True)
 class Case:

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from support.versions import needs_torch
 from torch._dynamo.utils import counters
 
 from torch_clipped import ClippedAdamW, ClippedSGD
 
-BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_torch("2.9", "inductor in such an environment")])]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings(

@@ -697,3 +697,12 @@ def test_scaled_gradient_near_overflow_is_measured_without_its_scale(problem, cl
     assert all(p.isfinite().all() for p in params)
     if clipping_type != "coord_wise":
         assert stats["grad_norm"] == pytest.approx(1e5, rel=1e-5)
+
+
+def test_infinite_norm_of_a_later_set_does_not_enter_the_norms_of_the_whole_gradient():
+    first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = ClippedSGD([{"params": [first]}, {"params": [second], "nonfinite": "propagate"}], lr=0.1)
+    first.grad, second.grad = torch.tensor([3.0, 4.0]), torch.tensor([math.inf, 1.0])
+    optimizer.step()
+    assert len(optimizer.grad_norms()) == 0
+    optimizer.load_state_dict(optimizer.state_dict())

@@ -280,3 +280,14 @@ def test_rows_of_a_large_bfloat16_gradient_are_multiplied_in_float32():
     optimizer.step()
     coefficients = (0.01 * 10 / torch.linalg.vector_norm(grad.double(), dim=1, keepdim=True)).clamp(max=1)
     torch.testing.assert_close(weight.grad.double(), grad.double() * coefficients, rtol=2**-8, atol=0.0)  # half a last digit
+
+
+def test_units_of_a_gradient_that_is_sparse_in_two_dimensions_are_clipped():
+    weight = torch.nn.Parameter(torch.ones(4, 5))
+    dense = torch.zeros(4, 5)
+    dense[1, 2], dense[1, 3], dense[3, 0] = 3.0, 4.0, 2.0
+    optimizer = ClippedSGD([weight], lr=0.1, clipping_type="adaptive", clipping_level=0.01)
+    weight.grad = dense.to_sparse()
+    optimizer.step()
+    rows = 0.01 * 5**0.5 / torch.tensor([1.0, 5.0, 1.0, 2.0])[:, None]
+    torch.testing.assert_close(weight.grad.to_dense(), dense * rows)

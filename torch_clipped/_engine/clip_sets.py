@@ -223,7 +223,8 @@ class ClipSet:
         skipped = skipped if is_finite and kept is not True else False
         shrinkage = math.nan  # where the level is not in the unit of the gradient
         if arrays.is_host and recorded and isinstance(rule, Constant):
-            shrinkage = float(coefficients) if self.measure.is_one_block else self._shrinkage(blocks, coefficients)
+            several = self._shrinkage(blocks, coefficients) if clipped and not self.measure.is_one_block else 1.0
+            shrinkage = float(coefficients) if self.measure.is_one_block else several
         seen = blocks.norm, blocks.lengths, thresholds, coefficients
         return StepValues(*seen, is_finite, recorded, clipped, skipped, shrinkage)
 

@@ -26,7 +26,7 @@ Scaling = Callable[[Gradients, Sequence[int], Numbers, Numbers, bool], None]
 
 _Bound = float | Tensor
 _DOUBLE = (torch.float64, torch.complex128)
-_PART = 1 << 16  # entries that are copied at a time
+_PART = 1 << 16  # entries, or a row at least, that are copied at a time
 _SMALL = 1e-30  # coefficients below are multiplied in two steps: float32 has few digits left below 1e-38, and ends at 1e-45
 
 
@@ -78,7 +78,8 @@ def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Number
 
 def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
     """Multiply each unit of each gradient by its own coefficient."""
-    chosen, times, factors = [i for i, grad in enumerate(grads) if grad is not None and counts[i]], 1, as_tensor(coefficients)
+    chosen, factors = [i for i, grad in enumerate(grads) if grad is not None and counts[i]], as_tensor(coefficients)
+    tiny: list[int] = []
     if is_host:
         ends = np.cumsum(counts).tolist()
         bounds = [place for i in chosen for place in (ends[i] - counts[i], ends[i])]
@@ -86,14 +87,14 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers,
         clipped = {i: coefficient for i, coefficient in zip(chosen, smallest, strict=True) if coefficient < 1}
         alone = [i for i in reversed(clipped) if counts[i] == 1]
         _multiply_([grads[i] for i in alone], [clipped[i] for i in alone])
-        chosen = [i for i in clipped if counts[i] > 1]
-        if min(clipped.values(), default=1.0) < _SMALL:
-            factors, times = factors.sqrt(), 2
+        tiny = [i for i in clipped if counts[i] > 1 and clipped[i] < _SMALL]
+        chosen = [i for i in clipped if counts[i] > 1 and clipped[i] >= _SMALL]
+    for i in 2 * tiny:
+        _multiply_rows_([grads[i]], [torch.split(factors.sqrt(), list(counts))[i]])  # type: ignore[list-item]
     if chosen:
         exact, rounded = torch.split(factors, list(counts)), torch.split(factors.float(), list(counts))
         own = [(exact if grads[i].dtype in _DOUBLE else rounded)[i] for i in chosen]  # type: ignore[union-attr]
-        for _ in range(times):
-            _multiply_rows_([grads[i] for i in chosen], own)  # type: ignore[misc]
+        _multiply_rows_([grads[i] for i in chosen], own)  # type: ignore[misc]
 
 
 def _multiply_rows_(grads: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
@@ -101,10 +102,12 @@ def _multiply_rows_(grads: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
     rows: list[Tensor] = []
     by_row: list[Tensor] = []
     for grad, own in zip(grads, factors, strict=True):
-        values, own = stored(grad), own.to(grad.device)
+        values = stored(grad)
+        own = own.to(grad.device, _exact(grad.dtype))
         own = own[grad._indices()[0]] if grad.is_sparse and grad.dim() > 1 else own
-        own = own.view(-1, *[1] * (grad.dim() - 1)) if grad.dim() > 1 else own[0] if grad.dim() == 0 else own
-        if values.is_cpu and values.dtype in LOW_PRECISION and values.numel() > _PART:  # torch copies to float32
+        own = own.view(-1, *[1] * (values.dim() - 1)) if values.dim() > 0 else own[0]
+        is_copied = values.is_cpu and values.dtype in LOW_PRECISION  # to float32, by torch
+        if is_copied and values.numel() > _PART and len(own) == len(values):
             count = max(1, _PART * len(values) // values.numel())
             rows += torch.split(values, count)
             by_row += torch.split(own, count)

@@ -162,8 +162,8 @@ class TotalStatistics(SetStatistics):
             self.last.copy_(arrays.where(recorded, arrays.stack(self._combined()), self.last))
             self._all = []
         if self.is_complete:
-            is_new = recorded if values[0].is_finite and values[0].lengths.ndim == 0 else arrays.isfinite(norm) & recorded
-            arrays.push(self.norms, norm, is_new)
+            is_finite = len(values) == 1 and values[0].is_finite and values[0].lengths.ndim == 0
+            arrays.push(self.norms, norm, recorded if is_finite else arrays.isfinite(norm) & recorded)
 
     def _remember_only(self, record: SetStatistics, values: StepValues) -> None:
         """Do the same on an accelerator for the only clip set, by as few operations as possible."""

@@ -7,7 +7,8 @@ from torch._dynamo.utils import counters
 
 from torch_clipped import ClippedAdamW, ClippedSGD
 
-BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_torch("2.9", "inductor in such an environment")])]
+WITH_INDUCTOR = [pytest.mark.slow, needs_torch("2.9", "inductor in such an environment")]
+BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=WITH_INDUCTOR)]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings(

@@ -1,4 +1,4 @@
-"""Run the test suite on other releases of torch and numpy: ``python -m tests.support.releases 2.4.1/1.26.4 2.6.0 2.14.1``.
+"""Run the test suite on other releases of torch and numpy: ``python -m tests.support.releases 2.6.0/1.26.4 2.9.1 2.14.1``.
 
 Each release gets an environment of its own, made from nothing and deleted afterwards: half a gigabyte to one of downloads, six
 of disk. Where the index has a build for CUDA only, stand-ins take the place of nvidia's libraries. What the tests said is written
@@ -28,7 +28,7 @@ NVIDIAS = re.compile(r"Requires-Dist: (nvidia|triton|cuda)", re.IGNORECASE)
 def main(arguments=None):
     """Run the suite on each release and write the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.releases", description=__doc__.partition("\n")[0])
-    parser.add_argument("releases", nargs="+", metavar="TORCH[/NUMPY]", help="like 2.6.0 or 2.4.1/1.26.4")
+    parser.add_argument("releases", nargs="+", metavar="TORCH[/NUMPY]", help="like 2.9.1 or 2.6.0/1.26.4")
     parser.add_argument("--out", metavar="FOLDER", help="where to write the table (default: only print it)")
     parser.add_argument("--tests", nargs="+", default=[], metavar="ARGUMENT", help="for pytest, instead of the whole suite")
     options = parser.parse_args(arguments)

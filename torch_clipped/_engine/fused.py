@@ -157,7 +157,7 @@ class FusedPlan:
         """Return whether a gradient scaler has left its factor to fused kernels that are refused; other ones ignore it."""
         handed = vars(self.optimizer)
         left = handed.get("grad_scale") is not None or handed.get("found_inf") is not None
-        return left and self.is_refusing and not bool(found_inf)  # looks at an accelerator only where the step goes wrong without
+        return left and not bool(found_inf)  # looks at an accelerator only where the step goes wrong without
 
     def unscale_(self, grad_scale: Factor) -> float:
         """Take the scaler's factor out of all gradients; returns the factor that is left in them."""

@@ -465,6 +465,17 @@ def test_hooks_of_this_and_of_all_optimizers_run_once(problem, clipping_type, do
     assert [name.split()[-1] for name in seen[:4]] == ["pre", "pre", "post", "post"]
 
 
+@pytest.mark.parametrize("clipping_type", ["none", "norm"])
+def test_profiler_shows_one_range_a_step(problem, clipping_type):
+    optimizer = ClippedSGD(problem.parameters(), clipping_type=clipping_type)
+    problem.step(optimizer, problem.gradients(0))  # without a profiler
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        problem.step(optimizer, problem.gradients(1))
+        problem.step(optimizer, problem.gradients(2))
+    ranges = {event.key: event.count for event in profiler.key_averages() if event.key.startswith("Optimizer.step#")}
+    assert ranges == {"Optimizer.step#ClippedSGD.step": 2}
+
+
 def test_pre_hook_may_replace_the_arguments_of_step(problem):
     """As torch documents it: a pre-hook that returns a tuple of arguments replaces them."""
     params = problem.parameters()

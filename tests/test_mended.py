@@ -54,8 +54,9 @@ def test_zero_tensors_are_not_measured_twice(monkeypatch):
 
 def test_weights_are_measured_once_a_step_however_they_are_grouped(monkeypatch):
     calls = []
-    host_norms = clip_sets.host_norms
-    monkeypatch.setattr(clip_sets, "host_norms", lambda *args: calls.append(1) or host_norms(*args))
+    for name in ("host_norms", "plain_norms"):
+        measured = getattr(clip_sets, name)
+        monkeypatch.setattr(clip_sets, name, lambda *args, measured=measured: calls.append(1) or measured(*args))
     params = [torch.nn.Parameter(torch.ones(2, 3)) for _ in range(6)]
     optimizer = ClippedSGD([{"params": [p], "weight_decay": 0.1 * i} for i, p in enumerate(params)], clipping_type="adaptive")
     for p in params:

@@ -24,11 +24,12 @@ from ._engine.checks import (
 from ._engine.clip_sets import ClipSet
 from ._engine.closure_steps import evaluates_closure_first, requires_closure, step_with_clipping_closure, with_arguments
 from ._engine.current_sets import CurrentSets
-from ._engine.fused import FusedPlan, KnownState, scaler_factors, undecorated
+from ._engine.fused import FusedPlan, KnownState, scaler_factors
 from ._engine.monitor import warn_of_loaded_arguments
 from ._engine.state import check_memory, common_device, copied, install, is_memory, prepared_memory
 from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
+from ._engine.step_hooks import undecorated, with_quick_hooks
 from ._engine.types import Entries, Group, StateDict, StepFunction
 from ._engine.validation import is_like_clipping, refuse_unknown
 from .clipping import ClippingType
@@ -219,6 +220,13 @@ class Clipped(Optimizer):
     @_disable_dynamo
     def _clip_sets(self) -> tuple[list[ClipSet], TotalStatistics]:
         return self._current_sets.of(self.param_groups, self.defaults)
+
+    def _patch_step_function(self) -> None:
+        cls: Any = type(self)
+        is_patched = getattr(cls.step, "hooked", False)
+        super()._patch_step_function()
+        if not is_patched:
+            cls.step = with_quick_hooks(cls.step)
 
     def step(self, closure: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the closure, if there is one, clip the gradients in place and perform the parent's step.

@@ -19,7 +19,7 @@ from ..thresholds import Blocks, Constant, Threshold
 from .arguments import Arguments
 from .arrays import Arrays, Factor, Numbers, Truth
 from .draws import DrawTable
-from .norms import PLAIN, accelerator_norms, host_norms
+from .norms import PLAIN, accelerator_norms, host_norms, plain_norms
 from .sharding import Shards, lay_out_gradients, local
 from .state import StateArrays, block_counts, is_real
 from .statistics import SetStatistics, StepValues
@@ -142,12 +142,13 @@ class ClipSet:
                 grads[i] = self.params[i].grad = grad.clone()
             seen.add(id(grad))
 
-    def norms(self, tensors: Sequence[Tensor | None], are_plain: bool = False) -> Numbers:
+    def norms(self, grads: Gradients) -> Numbers:
         """Return the norm of each block, or of each tensor where all are one block."""
         if self.arrays.is_host:
-            norms = cast(Numbers, host_norms(tensors, self._own_counts, self.norm_type, are_plain))
+            measured = plain_norms if grads.are_plain else host_norms
+            norms = cast(Numbers, measured(cast(list[Tensor], grads.tensors), self._own_counts, self.norm_type))
         else:
-            norms = cast(Numbers, accelerator_norms(tensors, self._own_counts, self.norm_type, self.device))
+            norms = cast(Numbers, accelerator_norms(grads.tensors, self._own_counts, self.norm_type, self.device))
         if self.shards:
             norms = self.shards.lengths(norms, self.norm_type)
         return norms if self._divisors is None else norms / self._divisors
@@ -155,11 +156,12 @@ class ClipSet:
     def lengths(self, grads: Gradients) -> Numbers:
         """Return the length of each block (blocks,), without a dimension where all is one block."""
         if not self.measure.is_one_block:
-            return self.norms(*grads)
+            return self.norms(grads)
         if self.shards or not self.arrays.is_host:
-            norms = self.norms(*grads)
+            norms = self.norms(grads)
         else:
-            norms = cast(Numbers, host_norms(grads.tensors, None, self.norm_type, grads.are_plain))
+            measured = plain_norms if grads.are_plain else host_norms
+            norms = cast(Numbers, measured(cast(list[Tensor], grads.tensors), None, self.norm_type))
         return norms[0] if len(norms) == 1 else self.arrays.norm(norms, self.norm_type)
 
     def norm(self, lengths: Numbers) -> Numbers:
@@ -192,7 +194,7 @@ class ClipSet:
 
     def _draw(self, step: Numbers) -> Numbers:
         if self.arrays.is_host:
-            return cast(Numbers, uniform(self.arguments.clipping_seed, self.indices[0], step))
+            return cast(Numbers, uniform(self.arguments.clipping_seed, self.indices[0], int(step)))
         if self._draws is None:
             self._draws = DrawTable(self.arguments.clipping_seed, self.indices[0])
         return cast(Numbers, self._draws.draw(cast(Tensor, step)))

@@ -20,9 +20,10 @@ from .arrays import Factor, Numbers, Truth
 from .clip_sets import ClipSet, Gradients
 from .norms import PLAIN, stored
 from .sharding import is_sharded, local
+from .step_hooks import undecorated
 from .types import Group, StateDict, StepFunction
 
-__all__ = ["FusedPlan", "KnownState", "scaler_factors", "undecorated"]
+__all__ = ["FusedPlan", "KnownState", "scaler_factors"]
 
 _DEVICES = frozenset(_get_fused_kernels_supported_devices())
 _HALVES = {torch.bfloat16, torch.float16}
@@ -30,14 +31,11 @@ State = dict[Tensor, StateDict]
 _NOTHING: StateDict = {}
 
 
-def undecorated(step: StepFunction) -> StepFunction:
-    """The step function without torch's wrapper that runs the step hooks: our own step has run them already."""
-    function = getattr(step, "__func__", step)
-    return cast(StepFunction, vars(function)["__wrapped__"] if getattr(function, "hooked", False) else function)
-
-
 _SCALING_STEPS = {undecorated(cls.step) for cls in (SGD, Adam, AdamW)}  # up to torch 2.6 AdamW had a step of its own
 _FUSED_STEPS = {*_SCALING_STEPS, undecorated(Adagrad.step)}  # all that torch has
+
+# The same without torch's own switch of the grad mode, which also breaks graphs for its compiler, at a fifth of a small step
+_WITHOUT_GRAD = {step: torch.no_grad()(vars(step)["__wrapped__"]) for step in _SCALING_STEPS}
 
 
 def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Factor, Truth]:
@@ -152,6 +150,8 @@ class FusedPlan:
         # what a kernel on the CPU is told by an accelerator is read before it is there (pytorch issues 86264, 140296)
         kinds = sets[0].device_types if len(sets) == 1 else set().union(*[clip_set.device_types for clip_set in sets])
         self.can_scale_in_kernel = can_scale and fused_groups == len(groups) and len(kinds) == 1
+        if self.can_scale_in_kernel and not optimizer.defaults["differentiable"]:
+            self.parent_step = _WITHOUT_GRAD[parent_step]
 
     def takes_over_unscaling(self, found_inf: Truth) -> bool:
         """Return whether a gradient scaler has left its factor to fused kernels that are refused; other ones ignore it."""

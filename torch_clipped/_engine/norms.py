@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Places = npt.NDArray[np.int64]
 
-__all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "stored", "total_norm"]
+__all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "plain_norms", "stored", "total_norm"]
 
 PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
 _LARGE = 8192  # tensors of so many entries are measured where they are
@@ -54,27 +54,23 @@ def entries(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
-def host_norms(
-    tensors: Sequence[Tensor | None], counts: tuple[int, ...] | None, norm_type: float, are_plain: bool = False
-) -> Floats:
+def host_norms(tensors: Sequence[Tensor | None], counts: tuple[int, ...] | None, norm_type: float) -> Floats:
     """Return the p-norm of each block of each tensor on the CPU, 0 where there is none: float64 of shape (sum of counts,).
 
     A tensor has ``counts`` blocks, of equal numbers of its rows. Without counts the norms are those of any parts that make up all
-    tensors. ``are_plain``: they are known to be dense tensors of torch's own class.
+    tensors.
     """
-    if are_plain:
-        return _plain_norms(tensors, counts, norm_type)  # type: ignore[arg-type]
     if counts is None:  # what has no gradient changes nothing, to the last bit
         tensors = [t for t in tensors if t is not None]
     plain = [type(t) in PLAIN and not t.is_sparse for t in tensors]  # type: ignore[union-attr]
     if all(plain):
-        return _plain_norms(tensors, counts, norm_type)  # type: ignore[arg-type]
+        return plain_norms(tensors, counts, norm_type)  # type: ignore[arg-type]
     blocks = counts or (1,) * len(tensors)
     parts = [np.zeros(count) for count in blocks]
     if any(plain):
         chosen = [i for i, is_plain in enumerate(plain) if is_plain]
         own = tuple([blocks[i] for i in chosen])
-        found = np.split(_plain_norms([tensors[i] for i in chosen], own, norm_type), np.cumsum(own)[:-1])  # type: ignore[misc]
+        found = np.split(plain_norms([tensors[i] for i in chosen], own, norm_type), np.cumsum(own)[:-1])  # type: ignore[misc]
         for i, part in zip(chosen, found, strict=True):
             parts[i] = part
     for i, tensor in enumerate(tensors):
@@ -148,7 +144,8 @@ def _row_count(size: int, blocks: int) -> int:
     return math.ceil(size / blocks / _ROW) if blocks == 1 or size // blocks >= _LARGE else 1
 
 
-def _plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm_type: float) -> Floats:
+def plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm_type: float) -> Floats:
+    """Return the same as :func:`host_norms` for tensors that are known to be dense and of torch's own class."""
     layout = _layout(tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors]), counts, threading.get_ident())
     parts = []
     large = [(tensors[i], counts[i] if counts else 1) for i in layout.large]

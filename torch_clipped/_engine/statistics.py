@@ -58,11 +58,6 @@ class SetStatistics:
         self._unread: StepValues | None = None  # the last step's, on the host
         self._table: Tensor | None = None  # lengths, thresholds and coefficients of the last step's blocks, on an accelerator
 
-    @property
-    def step(self) -> Numbers:
-        """The number of steps before this one."""
-        return cast(Numbers, int(self.counts[0]) if self.arrays.is_host else self.counts[0])
-
     def count(self, recorded: Truth, clipped: Truth, skipped: Truth) -> None:
         """Count one more step if it is ``recorded``, if something was ``clipped``, and if it is ``skipped``."""
         if not self.arrays.is_host:

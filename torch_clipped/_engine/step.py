@@ -68,7 +68,7 @@ def clip_(
         values, coefficients = [], None
         for clip_set, (grads, lengths, is_finite, all_finite) in zip(sets, measured, strict=True):
             arrays = clip_set.arrays
-            blocks = clip_set.blocks(lengths, is_finite, totals.step, kept)
+            blocks = clip_set.blocks(lengths, is_finite, totals.counts[0], kept)
             thresholds = clip_set.thresholds(blocks)  # how long is too long
             alpha = thresholds / lengths
             coefficients = arrays.coefficients(alpha, clip_set.decide(alpha, blocks))  # min(1, alpha) or 1
@@ -141,7 +141,7 @@ def _zero_nonfinite_(grads: Gradients) -> None:
 
 def _first_nonfinite(clip_set: ClipSet, grads: Gradients) -> int:
     """Return the index of the first parameter group with a gradient that is not finite."""
-    norms = as_tensor(clip_set.norms(grads.tensors)).tolist()
+    norms = as_tensor(clip_set.norms(grads)).tolist()
     groups = [index for index, group in zip(clip_set.indices, clip_set.groups, strict=True) for _ in group["params"]]
     owners = [index for index, count in zip(groups, clip_set.counts, strict=True) for _ in range(count)]
     return next((index for index, norm in zip(owners, norms, strict=True) if not math.isfinite(norm)), clip_set.indices[0])

@@ -1,4 +1,4 @@
-"""Run the test suite on other releases of torch and numpy: ``python -m tests.support.releases 2.6.0/1.26.4 2.9.1 2.14.1``.
+"""Run the test suite on other releases: ``python -m tests.support.releases 2.6.0/1.26.4@python3.10 2.9.1 2.14.1``.
 
 Each release gets an environment of its own, made from nothing and deleted afterwards: half a gigabyte to one of downloads, six
 of disk. Where the index has a build for CUDA only, stand-ins take the place of nvidia's libraries. What the tests said is written
@@ -28,15 +28,15 @@ NVIDIAS = re.compile(r"Requires-Dist: (nvidia|triton|cuda)", re.IGNORECASE)
 def main(arguments=None):
     """Run the suite on each release and write the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.releases", description=__doc__.partition("\n")[0])
-    parser.add_argument("releases", nargs="+", metavar="TORCH[/NUMPY]", help="like 2.9.1 or 2.6.0/1.26.4")
+    parser.add_argument("releases", nargs="+", metavar="TORCH[/NUMPY][@PYTHON]", help="like 2.9.1 or 2.6.0/1.26.4@python3.10")
     parser.add_argument("--out", metavar="FOLDER", help="where to write the table (default: only print it)")
     parser.add_argument("--tests", nargs="+", default=[], metavar="ARGUMENT", help="for pytest, instead of the whole suite")
     options = parser.parse_args(arguments)
     rows, details = [], {}
     for release in options.releases:
-        torch, _, numpy = release.partition("/")
+        torch, numpy, interpreter = parsed(release)
         with tempfile.TemporaryDirectory() as folder:
-            python = make_environment(Path(folder), torch, numpy)
+            python = make_environment(Path(folder), torch, numpy, interpreter)
             row, details[release] = run_tests(python, Path(folder) / "results.xml", options.tests)
         rows.append(row)
         print(" ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
@@ -46,10 +46,21 @@ def main(arguments=None):
         write(Path(options.out), rows, details)
 
 
-def make_environment(folder, torch, numpy):
+def parsed(release):
+    """Return the releases of torch and numpy ("": the newest) and the interpreter that a word of the command line names.
+
+    >>> parsed("2.6.0/1.26.4@python3.10")
+    ('2.6.0', '1.26.4', 'python3.10')
+    """
+    releases, _, interpreter = release.partition("@")
+    torch, _, numpy = releases.partition("/")
+    return torch, numpy, interpreter or sys.executable
+
+
+def make_environment(folder, torch, numpy, interpreter):
     """Make an environment with these releases and this package; return its Python."""
     python = folder / "env" / "bin" / "python"
-    _run(sys.executable, "-m", "venv", folder / "env")
+    _run(interpreter, "-m", "venv", folder / "env")
     pip = (python, "-m", "pip", "install", "--quiet")
     _run(*pip, "--no-deps", f"torch=={torch}")
     packages = Path(_output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())

@@ -1,6 +1,8 @@
 """The arithmetic of accelerators, taken on the CPU."""
 
 import copy
+import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -112,3 +114,34 @@ def test_only_the_set_whose_gradient_is_not_finite_counts_a_skip_and_none_does_f
     optimizer.step()
     assert optimizer.clipping_stats()["skipped_steps"] == 1
     assert not first.any()
+
+
+def messages_of_steps(optimizer, weight, steps, spoilt):
+    """What is warned of in some steps, those in ``spoilt`` with a gradient that is not finite."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(steps):
+            weight.grad = torch.full((4,), math.nan if step in spoilt else 1.0)
+            optimizer.step()
+    return [str(warning.message).partition(",")[0] for warning in caught]
+
+
+def test_skipped_steps_are_told_of_some_steps_later():
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = ClippedSGD([weight])
+    assert messages_of_steps(optimizer, weight, 120, {3, 5}) == ["2 of 50 steps were skipped"]
+    assert messages_of_steps(optimizer, weight, 120, {}) == []
+    assert messages_of_steps(optimizer, weight, 700, range(700)) == [
+        f"{count} of 50 steps were skipped"
+        for count in (10, 50)  # the first reading and the tenth in a row
+    ]
+
+
+def test_skipped_steps_of_a_checkpoint_are_not_told_of_again():
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = ClippedSGD([weight])
+    messages_of_steps(optimizer, weight, 60, range(60))
+    resumed = copy.deepcopy(optimizer)
+    (weight,) = resumed.param_groups[0]["params"]
+    assert messages_of_steps(resumed, weight, 120, {}) == []
+    assert resumed.clipping_stats()["skipped_steps"] == 60

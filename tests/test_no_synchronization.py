@@ -1,12 +1,13 @@
 """A step on an accelerator never makes the host wait: shown with tensors that stand for an accelerator's, and with real ones."""
 
+import math
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_clipped import ClippedAdamW, ClippedSGD, LevelScheduler
+from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, LevelScheduler
 from torch_clipped._engine.step import clip_
 from torch_clipped.clipping import CLIPPING_TYPES
 
@@ -114,6 +115,27 @@ def test_no_synchronization_on_a_device(problem, clipping_type, cls):
             for p, g in zip(params, grads, strict=True):
                 p.grad = g
             optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_skipped_steps_on_a_device_are_told_of_without_waiting_for_it():
+    weight = torch.nn.Parameter(torch.zeros(4, device="cuda"))
+    optimizer = ClippedAdamW([weight])
+    bad, good = torch.full((4,), math.nan, device="cuda"), torch.ones(4, device="cuda")
+
+    def steps(grad, count):
+        for _ in range(count):
+            weight.grad = grad
+            optimizer.step()
+
+    steps(bad, 1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.warns(ClippingWarning, match="1 of 50 steps were skipped"):
+            steps(good, 100)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -276,7 +276,9 @@ class Clipped(Optimizer):
             and sets[0].measure.is_one_block
         )
         skip, _, coefficient = clip_(sets, totals, gradients, grad_scale, found_inf, in_kernel)
-        if not plan.can_scale_in_kernel and isinstance(skip, Tensor):
+        if isinstance(skip, Tensor) and plan.can_scale_in_kernel:
+            totals.monitor.observe_counts(totals.counts)
+        elif isinstance(skip, Tensor):
             skip = bool(skip)  # only a fused kernel can skip what the host does not know
             totals.monitor.observe_skip(skip)
         returned = plan.step(grad_scale, coefficient, skip) if skip is not True else None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..decisions import uniform
 
-__all__ = ["DrawTable"]
+__all__ = ["DrawTable", "is_capturing"]
 
 
 class DrawTable:
@@ -24,7 +24,7 @@ class DrawTable:
 
     def draw(self, step: Tensor) -> Tensor:
         """Return the number that belongs to a step; the count of steps grows by at most one from call to call."""
-        self._was_captured = self._was_captured or (step.is_cuda and _is_capturing())
+        self._was_captured = self._was_captured or (step.is_cuda and is_capturing())
         if self._was_captured:
             found: Tensor = uniform(self._seed, self._stream, step)
             return found
@@ -38,6 +38,6 @@ class DrawTable:
         return self._draws.gather(0, (step - self._first)[None])[0]
 
 
-def _is_capturing() -> bool:
+def is_capturing() -> bool:
     """Return whether a CUDA graph is being captured; builds without CUDA cannot be asked."""
     return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]

@@ -7,8 +7,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from ..clipping import CLIPPING_TYPES
 from .arguments import Arguments
+from .draws import is_capturing
+from .state import is_real
 from .types import Entries
 
 __all__ = ["ClippingWarning", "StepMonitor", "warn", "warn_of_kept_level"]
@@ -55,6 +60,42 @@ def warn_of_loaded_arguments(former: Sequence[Entries], loaded: Sequence[Entries
         )
 
 
+class DelayedCounts:
+    """The counts of steps on an accelerator, asked for every 50 steps and read when they have arrived: nothing waits for them."""
+
+    STEPS = 50
+
+    def __init__(self) -> None:
+        self._steps = self._asked = self._read = 0  # steps of this object: so far, at the last copy, at the last reading
+        self._skipped: int | None = None
+        self._copy: Tensor | None = None
+        self._arrival: torch.cuda.Event | None = None
+
+    def skipped(self, counts: Tensor) -> tuple[int, int]:
+        """Return how many steps were skipped, and out of how many; (0, 0) where nothing new has arrived."""
+        self._steps += 1
+        if self._asked > self._read and (self._arrival is None or self._arrival.query()):  # type: ignore[no-untyped-call]
+            assert self._copy is not None
+            steps, _, skipped = self._copy.tolist()
+            if self._skipped is None:  # the counts of a checkpoint are not of these steps
+                self._skipped = 0 if steps + skipped <= self._asked else skipped
+            found = skipped - self._skipped, self._asked - self._read
+            self._skipped, self._read = skipped, self._asked
+            return found
+        if self._asked == self._read and self._steps % self.STEPS == 0 and is_real(counts) and not is_capturing():
+            self._ask(counts)
+        return 0, 0
+
+    def _ask(self, counts: Tensor) -> None:
+        if self._copy is None:
+            self._copy = torch.empty(counts.shape, dtype=counts.dtype, device="cpu", pin_memory=counts.is_cuda)
+        self._copy.copy_(counts, non_blocking=True)
+        if counts.is_cuda:
+            self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrival.record(torch.cuda.current_stream(counts.device))
+        self._asked = self._steps
+
+
 class StepMonitor:
     """Observes the steps of one optimizer, 200 at a time, and warns once of each thing that looks wrong."""
 
@@ -64,20 +105,34 @@ class StepMonitor:
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row = 0  # steps; on an accelerator readings that show some
+        self._counts = DelayedCounts()
         self._start()
 
     def observe_skip(self, skipped: bool) -> None:
         """Count a step that was skipped or not; warn of the 1st, 10th, 100th, ... that is skipped in a row."""
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        count = self.skipped_in_a_row
-        if count and str(count).strip("0") == "1":
+        if self._is_worth_a_warning(skipped):
+            count = self.skipped_in_a_row
             warn(
                 f"{count} steps in a row were skipped, because their gradients were not finite (nonfinite='skip')"
                 if count > 1
                 else "a gradient was not finite, so this step was skipped (nonfinite='skip'); such steps are counted in "
                 "clipping_stats()['skipped_steps'], and the 10th, 100th, ... in a row warns again"
             )
+
+    def observe_counts(self, counts: Tensor) -> None:
+        """Warn of skipped steps on an accelerator, some steps late, since nothing waits for it."""
+        skipped, steps = self._counts.skipped(counts)
+        if steps and self._is_worth_a_warning(skipped > 0):
+            warn(
+                f"{skipped} of {steps} steps were skipped, because their gradients were not finite (nonfinite='skip'); "
+                "clipping_stats()['skipped_steps'] counts them"
+            )
+
+    def _is_worth_a_warning(self, skipped: bool) -> bool:
+        """Count what is skipped in a row; return whether it is the 1st, 10th, 100th, ..."""
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        return str(self.skipped_in_a_row).strip("0") == "1"
 
     def _start(self) -> None:
         self._steps = self._tiny = self._turns = 0

@@ -37,10 +37,11 @@ def main(arguments=None):
         torch, numpy, interpreter = parsed(release)
         with tempfile.TemporaryDirectory() as folder:
             python = make_environment(Path(folder), torch, numpy, interpreter)
-            row, details[release] = run_tests(python, Path(folder) / "results.xml", options.tests)
+            row, found = run_tests(python, Path(folder) / "results.xml", options.tests)
         rows.append(row)
+        details["torch {torch}, numpy {numpy}, Python {python}".format(**row)] = found
         print(" ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
-        for name in details[release]["failed"]:
+        for name in found["failed"]:
             print(f"    {name}")
     if options.out and not options.tests:
         write(Path(options.out), rows, details)

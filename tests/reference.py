@@ -76,18 +76,19 @@ class ZClip:
 
     AVERAGING, WARM_UP = 0.97, 25
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int | None = None) -> None:
+        self.warm_up = self.WARM_UP if warm_up is None else max(1, warm_up)
         self.first_norms: list[float] = []
         self.mean = self.variance = math.nan
 
     def threshold(self, norm: float, level: float) -> float:
         """The threshold for this norm, infinite where it is not to be clipped; then the statistics move."""
-        if len(self.first_norms) < self.WARM_UP:
+        if len(self.first_norms) < self.warm_up:
             self.first_norms.append(norm)
-            if len(self.first_norms) == self.WARM_UP:
-                self.mean = math.fsum(self.first_norms) / self.WARM_UP
+            if len(self.first_norms) == self.warm_up:
+                self.mean = math.fsum(self.first_norms) / self.warm_up
                 deviations = [first - self.mean for first in self.first_norms]
-                self.variance = math.fsum(deviation * deviation for deviation in deviations) / self.WARM_UP
+                self.variance = math.fsum(deviation * deviation for deviation in deviations) / self.warm_up
             return math.inf
         std = math.sqrt(self.variance)
         z = (norm - self.mean) / std if std > 0 else math.copysign(math.inf, norm - self.mean)
@@ -112,13 +113,14 @@ class AdaGC:
 
     AVERAGING, WARM_UP, GLOBAL_LEVEL = 0.99, 100, 1.0
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int | None = None, level: float = GLOBAL_LEVEL) -> None:
+        self.warm_up, self.global_level = self.WARM_UP if warm_up is None else warm_up, level
         self.gamma: dict[int, float] = {}
 
     def threshold(self, tensor: int, norm: float, whole_norm: float, step: int, level: float) -> float:
         """The threshold for this tensor's norm in this step, counted from 1; then its average moves."""
-        if step <= self.WARM_UP:
-            threshold = norm * (self.GLOBAL_LEVEL / whole_norm)  # alpha is that of the whole gradient
+        if step <= self.warm_up:
+            threshold = norm * (self.global_level / whole_norm)  # alpha is that of the whole gradient
             self.gamma[tensor] = min(self.gamma.get(tensor, math.inf), norm, threshold)
             return threshold
         gamma = self.gamma.get(tensor, norm)
@@ -161,6 +163,10 @@ class ReferenceClipper:
     A step whose whole length is 0 or not finite leaves everything as it is: gradients, memory, counts, draws.
     A block whose own length is 0 (a missing gradient, zeros) leaves its own memory as it is.
 
+    With ``action="skip"`` (in which adagc has no level in its warm-up) a step with a block that its type would clip is left out: ``skipped`` says so, the gradients are
+    handed back as they are, and all coefficients are 0. No block is left longer than ``cap``; what a type remembers does not
+    know of it. Types with a memory do not clip before they have seen ``warm_up`` norms of a block.
+
     After ``clip``, of that step:
         length: the p-norm of the whole gradient before clipping.
         lengths, thresholds, coefficients: of the blocks, in order. Blocks are: global, one; layer, one per
@@ -168,7 +174,7 @@ class ReferenceClipper:
             that are there. A threshold is infinite where there is none: length 0, the warm-up of zclip, too
             little history, z not above level.
         clipped: whether any coefficient is below 1.
-    Of all steps so far: steps, clipped_steps, grad_norms (the last ``window`` whole lengths before clipping,
+    Of all steps so far: steps, clipped_steps, skipped_steps, grad_norms (the last ``window`` whole lengths before clipping,
     oldest first).
     """
 
@@ -180,19 +186,25 @@ class ReferenceClipper:
         beta: float = 0.85,
         window: int = 1000,
         norm_type: float = 2.0,
+        action: str = "clip",
+        cap: float | None = None,
+        warm_up: int | None = None,
     ) -> None:
         self.row = CLIPPING_TYPES[clipping_type]
         self.level = self.row.level if level is None else level
         self.beta, self.window, self.norm_type = beta, window, norm_type
+        self.action, self.cap, self.warm_up = action, math.inf if cap is None else cap, warm_up or 0
         self.histories: dict[int, list[float]] = {}
-        self.zclip, self.adagc = ZClip(), AdaGC()
+        self.seen: dict[int, int] = {}
+        self.zclip = ZClip(warm_up)
+        self.adagc = AdaGC(warm_up, math.inf) if action == "skip" else AdaGC(warm_up)
         self.grad_norms: list[float] = []
-        self.steps = self.clipped_steps = 0
+        self.steps = self.clipped_steps = self.skipped_steps = 0
         self.length = 0.0
         self.lengths: list[float] = []
         self.thresholds: list[float] = []
         self.coefficients: list[float] = []
-        self.clipped = False
+        self.clipped = self.skipped = False
 
     def clip(
         self,
@@ -208,7 +220,7 @@ class ReferenceClipper:
         self.lengths = [p_norm([present[i][j] for i, j in block], self.norm_type) for block in blocks]
         self.thresholds = [math.inf] * len(blocks)
         self.coefficients = [1.0] * len(blocks)
-        self.clipped = False
+        self.clipped = self.skipped = False
         if self.length == 0 or not math.isfinite(self.length):
             return [present.get(tensor) for tensor in range(len(gradients))]
 
@@ -217,14 +229,22 @@ class ReferenceClipper:
         for number, (block, length) in enumerate(zip(blocks, self.lengths, strict=True)):
             if length == 0:
                 continue
-            self.thresholds[number] = self._threshold(number, block, length, weights)
-            alpha = self.thresholds[number] / length
-            if alpha < 1 and self._decides(alpha, uniform):
-                self.coefficients[number] = alpha
-                self.clipped = True
+            threshold = self._threshold(number, block, length, weights)
+            alpha = threshold / length
+            own = alpha if alpha < 1 and self._decides(alpha, uniform) else 1.0
+            if own < 1 and self.action == "skip":
+                self.skipped, own = True, 1.0
+            self.thresholds[number] = min(threshold, self.cap)
+            self.coefficients[number] = min(own, self.cap / length)
+        if self.skipped:
+            self.coefficients = [0.0] * len(blocks)
+        else:
+            for block, coefficient in zip(blocks, self.coefficients, strict=True):
                 for i, j in block:
-                    present[i][j] *= alpha
+                    present[i][j] *= coefficient
+        self.clipped = any(coefficient < 1 for coefficient in self.coefficients)
         self.clipped_steps += self.clipped
+        self.skipped_steps += self.skipped
         return [present.get(tensor) for tensor in range(len(gradients))]
 
     def _blocks(self, gradients: Gradients, shapes: Shapes | None) -> list[Block]:
@@ -260,8 +280,11 @@ class ReferenceClipper:
             return self.zclip.threshold(length, self.level)
         if kind == "adagc":
             return self.adagc.threshold(number, length, self.length, self.steps, self.level)
-        before = self.histories.get(number, [])
+        before, seen = self.histories.get(number, []), self.seen.get(number, 0)
         self.histories[number] = [*before, length][-self.window :]
+        self.seen[number] = seen + 1
+        if seen < self.warm_up:
+            return math.inf
         if kind == "quantile":  # the present one included, as in AutoClip
             return quantile(self.histories[number], self.level)
         if len(before) < 2:

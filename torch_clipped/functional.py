@@ -32,10 +32,14 @@ class GradientClipper:
 
     Args:
         parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped in place.
-        clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, clipping_seed: as in
-            :class:`torch_clipped.Clipped`.
-        nonfinite: what to do with a gradient that has entries that are inf or NaN. As there, but a clipper has no step to leave
-            out: with ``"skip"`` gradients and history are left alone, and the norm that :meth:`step` returns tells.
+        clipping_type, clipping_level, clipping_cap, clipping_warmup, clipping_beta, clipping_window, norm_type,
+            clipping_seed: as in :class:`torch_clipped.Clipped`.
+        clipping_action, nonfinite: as there, but a clipper has no step to skip: with ``"skip"`` gradients are left alone, and
+            :attr:`skip` says that ``optimizer.step()`` should not be called.
+
+    Attributes:
+        skip (Tensor): whether the step of the optimizer should be skipped after the last :meth:`step`, a tensor of bool without
+            dimensions, on the device of the gradients.
 
     Raises:
         ValueError: an argument is not what it has to be, or there are no parameters.
@@ -58,26 +62,34 @@ class GradientClipper:
         clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
         *,
+        clipping_action: str = "clip",
+        clipping_cap: float | None = None,
+        clipping_warmup: int | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,
         norm_type: float = 2.0,
         nonfinite: str = "skip",
         clipping_seed: int = 0,
     ) -> None:
-        arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
+        arguments = Arguments(
+            *(clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, None),
+            *(clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed),
+        )
         self._group = _group(parameters, Arguments.of(arguments.as_dict()))
         self._current_sets = CurrentSets()
+        self.skip = torch.zeros((), dtype=torch.bool, device="cpu")
 
     def __getstate__(self) -> StateDict:
         self._current_sets.put_back()
-        return {"_group": self._group}
+        return {"_group": self._group, "skip": self.skip}
 
     def __setstate__(self, state: StateDict) -> None:
-        self._group, self._current_sets = state["_group"], CurrentSets()
+        self._group, self._current_sets, self.skip = state["_group"], CurrentSets(), state["skip"]
 
     def step(self) -> Tensor:
         """Clip the gradients in place; returns their norm before clipping, a tensor without dimensions."""
-        return _clip(self._group, *self._current_sets.of([self._group]))
+        norm, self.skip = _clip(self._group, *self._current_sets.of([self._group]))
+        return norm
 
     def clipping_stats(self) -> dict[str, float]:
         """What clipping did: see :meth:`torch_clipped.Clipped.clipping_stats`."""
@@ -164,7 +176,7 @@ def clip_gradients_(
             "earlier steps, which a GradientClipper keeps"
         )
     group = _group(parameters, arguments)
-    return _clip(group, *CurrentSets().of([group]))
+    return _clip(group, *CurrentSets().of([group]))[0]
 
 
 def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group:
@@ -183,13 +195,16 @@ def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group
 
 
 @torch.no_grad()
-def _clip(group: Group, sets: list[ClipSet], totals: TotalStatistics) -> Tensor:
-    """Clip, and return the norm before; where the engine does not measure it, the caller's wish pays for another pass."""
+def _clip(group: Group, sets: list[ClipSet], totals: TotalStatistics) -> tuple[Tensor, Tensor]:
+    """Clip; return the norm before, and whether the step is to be skipped.
+
+    Where the engine does not measure the norm, the caller's wish pays for another pass.
+    """
     if sets and sets[0].measure.gives_norm and not sets[0].is_dry_run:
-        return as_tensor(clip_(sets, totals, [sets[0].gradients()]).norms[0])
+        result = clip_(sets, totals, [sets[0].gradients()])
+        return as_tensor(result.norms[0]), as_tensor(result.skip)
     measuring = _group(group["params"], Arguments("norm", math.inf, clipping_window=2, norm_type=group["norm_type"]))
     (whole,), _ = CurrentSets().of([measuring])
     norm = math.nan if whole.is_dry_run else whole.lengths(whole.gradients())
-    if sets and not whole.is_dry_run:
-        clip_(sets, totals, [sets[0].gradients()])
-    return as_tensor(norm)
+    skip = False if not sets or whole.is_dry_run else clip_(sets, totals, [sets[0].gradients()]).skip
+    return as_tensor(norm), as_tensor(skip)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once, which takes a second
 from torch.optim import Optimizer
 
-from ._engine.arguments import ARGUMENT_NAMES, Arguments, clipping_arguments, group_arguments
+from ._engine.arguments import ARGUMENT_NAMES, OF_THE_TYPE, Arguments, clipping_arguments, group_arguments
 from ._engine.checks import (
     refuse_class,
     refuse_optimizer_inside,
@@ -25,7 +25,7 @@ from ._engine.clip_sets import ClipSet
 from ._engine.closure_steps import evaluates_closure_first, requires_closure, step_with_clipping_closure, with_arguments
 from ._engine.current_sets import CurrentSets
 from ._engine.fused import FusedPlan, KnownState, scaler_factors
-from ._engine.monitor import warn_of_loaded_arguments
+from ._engine.monitor import EITHER, NOT_FINITE, warn_of_loaded_arguments
 from ._engine.state import check_memory, common_device, copied, install, is_memory, prepared_memory
 from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
@@ -55,6 +55,16 @@ class Clipped(Optimizer):
         clipping_type (str): the name of a clipping type. Default: ``"norm"``.
         clipping_level (float): the one number that the type needs, in the unit that the table gives.
             Default: None, the type's default level.
+        clipping_action (str): what to do where a block is longer than its threshold. ``"clip"``: shorten it; ``"skip"``: leave
+            the whole step out, as one whose gradient is not finite: weights, state and ``p.grad`` stay as they are. The step
+            is counted in ``steps``, ``clipped_steps`` and ``skipped_steps``, its norms enter the history as clipped ones would,
+            and there is a warning with the 1st, 10th, 100th, ... in a row. Default: ``"clip"``.
+        clipping_cap (float): the largest norm of a block, whatever its threshold, also in a warm-up and with
+            ``clipping_action="skip"``. What a type remembers does not know of it. Default: None, no cap.
+        clipping_warmup (int): how many norms of a block a type with a history must have seen before it clips; for ``zclip`` and
+            ``adagc`` the length of their own warm-ups. Until then there is only the cap. Default: None, the type's own.
+        clipping_set (str): a label. Parameter groups are measured together where all clipping arguments are equal, this one
+            included. Default: None.
         clipping_beta (float): base of the clipping probability of the random types, in (0, 1). Default: 0.85.
         clipping_window (int): how many lengths are remembered, at least 2. Default: 1000 (steps).
         norm_type (float): the p of the p-norm, from 1 to inf. Default: 2.
@@ -96,6 +106,10 @@ class Clipped(Optimizer):
         *args: Any,
         clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
+        clipping_action: str = "clip",
+        clipping_cap: float | None = None,
+        clipping_warmup: int | None = None,
+        clipping_set: str | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,
         norm_type: float = 2.0,
@@ -103,7 +117,10 @@ class Clipped(Optimizer):
         clipping_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
+        arguments = Arguments(
+            *(clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set),
+            *(clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed),
+        )
         self._clipping_defaults = Arguments.of(arguments.as_dict()).as_dict()
         try:
             super().__init__(*args, **kwargs)
@@ -190,7 +207,8 @@ class Clipped(Optimizer):
         sources = known or [state["defaults"]] * len(groups)
         for group, source in zip(groups, sources, strict=True):
             if group.get("clipping_type") == source["clipping_type"]:
-                group.setdefault("clipping_level", source["clipping_level"])
+                for name in OF_THE_TYPE:  # an older checkpoint does not have all
+                    group.setdefault(name, source[name])
         self._adopt_groups(groups, sources)
         super().__setstate__(state)
         self._clip_sets()
@@ -276,11 +294,11 @@ class Clipped(Optimizer):
             and sets[0].measure.is_one_block
         )
         skip, _, coefficient = clip_(sets, totals, gradients, grad_scale, found_inf, in_kernel)
-        if isinstance(skip, Tensor) and plan.can_scale_in_kernel:
-            totals.monitor.observe_counts(totals.counts)
-        elif isinstance(skip, Tensor):
-            skip = bool(skip)  # only a fused kernel can skip what the host does not know
-            totals.monitor.observe_skip(skip)
+        if isinstance(skip, Tensor):
+            if not plan.can_scale_in_kernel:
+                skip = bool(skip)  # only a fused kernel can skip what the host does not know
+            has_spikes = any(clip_set.arguments.clipping_action == "skip" for clip_set in sets)
+            totals.monitor.observe_counts(totals.counts, EITHER if has_spikes else NOT_FINITE)
         returned = plan.step(grad_scale, coefficient, skip) if skip is not True else None
         return loss if is_closure else returned
 

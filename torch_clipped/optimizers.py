@@ -30,6 +30,10 @@ class ClippedSGD(Clipped, SGD):
     Args:
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
+        clipping_action: ``"clip"``, or ``"skip"`` the step where a block is longer than its threshold. Default: ``"clip"``.
+        clipping_cap: the largest norm of a block, whatever its threshold. Default: None, no cap.
+        clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
+        clipping_set: a label; groups with different labels are measured apart. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
         clipping_window: how many norms are remembered, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
@@ -62,6 +66,10 @@ class ClippedSGD(Clipped, SGD):
         fused: bool | None = None,
         clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
+        clipping_action: str = "clip",
+        clipping_cap: float | None = None,
+        clipping_warmup: int | None = None,
+        clipping_set: str | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,
         norm_type: float = 2.0,
@@ -81,6 +89,10 @@ class ClippedSGD(Clipped, SGD):
             fused=fused,
             clipping_type=clipping_type,
             clipping_level=clipping_level,
+            clipping_action=clipping_action,
+            clipping_cap=clipping_cap,
+            clipping_warmup=clipping_warmup,
+            clipping_set=clipping_set,
             clipping_beta=clipping_beta,
             clipping_window=clipping_window,
             norm_type=norm_type,
@@ -97,6 +109,10 @@ class ClippedAdam(Clipped, Adam):
     Args:
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
+        clipping_action: ``"clip"``, or ``"skip"`` the step where a block is longer than its threshold. Default: ``"clip"``.
+        clipping_cap: the largest norm of a block, whatever its threshold. Default: None, no cap.
+        clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
+        clipping_set: a label; groups with different labels are measured apart. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
         clipping_window: how many norms are remembered, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
@@ -131,6 +147,10 @@ class ClippedAdam(Clipped, Adam):
         decoupled_weight_decay: bool = False,
         clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
+        clipping_action: str = "clip",
+        clipping_cap: float | None = None,
+        clipping_warmup: int | None = None,
+        clipping_set: str | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,
         norm_type: float = 2.0,
@@ -152,6 +172,10 @@ class ClippedAdam(Clipped, Adam):
             **({"decoupled_weight_decay": True} if decoupled_weight_decay else {}),  # torch 2.6 and older have no such argument
             clipping_type=clipping_type,
             clipping_level=clipping_level,
+            clipping_action=clipping_action,
+            clipping_cap=clipping_cap,
+            clipping_warmup=clipping_warmup,
+            clipping_set=clipping_set,
             clipping_beta=clipping_beta,
             clipping_window=clipping_window,
             norm_type=norm_type,
@@ -168,6 +192,10 @@ class ClippedAdamW(Clipped, AdamW):
     Args:
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
+        clipping_action: ``"clip"``, or ``"skip"`` the step where a block is longer than its threshold. Default: ``"clip"``.
+        clipping_cap: the largest norm of a block, whatever its threshold. Default: None, no cap.
+        clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
+        clipping_set: a label; groups with different labels are measured apart. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
         clipping_window: how many norms are remembered, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
@@ -201,6 +229,10 @@ class ClippedAdamW(Clipped, AdamW):
         fused: bool | None = None,
         clipping_type: ClippingType | str = "norm",
         clipping_level: float | None = None,
+        clipping_action: str = "clip",
+        clipping_cap: float | None = None,
+        clipping_warmup: int | None = None,
+        clipping_set: str | None = None,
         clipping_beta: float = 0.85,
         clipping_window: int = 1000,
         norm_type: float = 2.0,
@@ -221,6 +253,10 @@ class ClippedAdamW(Clipped, AdamW):
             fused=fused,
             clipping_type=clipping_type,
             clipping_level=clipping_level,
+            clipping_action=clipping_action,
+            clipping_cap=clipping_cap,
+            clipping_warmup=clipping_warmup,
+            clipping_set=clipping_set,
             clipping_beta=clipping_beta,
             clipping_window=clipping_window,
             norm_type=norm_type,
@@ -235,6 +271,10 @@ def clip_optimizer(
     clipping_type: ClippingType | str = "norm",
     clipping_level: float | None = None,
     *,
+    clipping_action: str = "clip",
+    clipping_cap: float | None = None,
+    clipping_warmup: int | None = None,
+    clipping_set: str | None = None,
     clipping_beta: float = 0.85,
     clipping_window: int = 1000,
     norm_type: float = 2.0,
@@ -250,8 +290,8 @@ def clip_optimizer(
     Args:
         optimizer: any optimizer whose ``step`` is that of its class (perhaps counted by a learning rate scheduler). Clipping
             arguments that a checkpoint has brought into its groups are replaced by these, with a :class:`ClippingWarning`.
-        clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in
-            :class:`Clipped`.
+        clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set, clipping_beta,
+            clipping_window, norm_type, nonfinite, clipping_seed: as in :class:`Clipped`.
 
     Returns:
         The optimizer.
@@ -278,7 +318,10 @@ def clip_optimizer(
     if isinstance(optimizer, Clipped):
         raise ValueError("optimizer must be one that does not clip yet; change its clipping by writing to param_groups")
     _refuse_clipped_inside(optimizer)
-    arguments = Arguments(clipping_type, clipping_level, clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed)
+    arguments = Arguments(
+        *(clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set),
+        *(clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed),
+    )
     own_step = vars(optimizer).get("step")
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
         raise ValueError(f"optimizer must have the step of its class, but {own_step!r} was put in its place: clip it before that")

@@ -97,12 +97,15 @@ class Constant(Threshold):
 class Quantile(Threshold):
     """threshold = quantile p = level of the last ``window`` lengths of the block, the present one included.
 
-    Linear between order statistics, as ``numpy.quantile`` does by default. p = 1 never clips.
+    Linear between order statistics, as ``numpy.quantile`` does by default. p = 1 never clips, nor do the first ``warm_up``
+    lengths.
 
     References:
         Prem Seetharaman, Gordon Wichern, Bryan Pardo, Jonathan Le Roux, AutoClip: Adaptive Gradient Clipping for Source
         Separation Networks, 2020, https://arxiv.org/abs/2007.14469 (there without a window).
     """
+
+    warm_up: int = 0
 
     def check(self, level: float) -> None:
         if not 0 < level <= 1:
@@ -113,15 +116,18 @@ class Quantile(Threshold):
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         blocks.arrays.push(memory, blocks.lengths, blocks.valid)
-        return blocks.arrays.quantile(memory, level)
+        quantile = blocks.arrays.quantile(memory, level)
+        return blocks.arrays.where(memory.count > self.warm_up, quantile, math.inf) if self.warm_up else quantile
 
 
 @dataclass(frozen=True)
 class MeanStd(Threshold):
     """threshold = mean + level * std of the last ``window`` lengths of the block, the present one excluded.
 
-    std is that of a sample (n - 1); before two lengths are known nothing is clipped.
+    std is that of a sample (n - 1). Before ``warm_up`` lengths, and at least two, are known nothing is clipped.
     """
+
+    warm_up: int = 0
 
     def check(self, level: float) -> None:
         if not 0 <= level < float("inf"):
@@ -131,8 +137,8 @@ class MeanStd(Threshold):
         return history_shapes(window, blocks)
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
-        known, mean, std = blocks.arrays.mean_and_std(memory)
-        return blocks.arrays.where(known >= 2, mean + level * std, math.inf)
+        _, mean, std = blocks.arrays.mean_and_std(memory)
+        return blocks.arrays.where(memory.count >= max(2, self.warm_up), mean + level * std, math.inf)
 
     def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
         blocks.arrays.push(memory, blocks.lengths, blocks.valid)
@@ -174,11 +180,11 @@ class ZClip(Threshold):
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
         distance, allowed = blocks.lengths - memory.average, level * memory.variance**0.5
-        spike = (memory.seen >= self.warm_up) & (distance > allowed)
+        spike = (memory.seen >= max(1, self.warm_up)) & (distance > allowed)
         return blocks.arrays.where(spike, memory.average + allowed * allowed / distance, math.inf)
 
     def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
-        where, lerp_, is_warming_up = blocks.arrays.where, blocks.arrays.lerp_, memory.seen < self.warm_up
+        where, lerp_, is_warming_up = blocks.arrays.where, blocks.arrays.lerp_, memory.seen < max(1, self.warm_up)
         equal_share = blocks.arrays.full_like(memory.average, 1.0) / (memory.seen + 1)
         share = where(blocks.valid, where(is_warming_up, equal_share, 1 - self.averaging), 0.0)
         lengths = where(blocks.valid, clipped_lengths, memory.average)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Container
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 
 from ..clipping import CLIPPING_TYPES, OLDER_SPELLINGS, Clipping
+from ..thresholds import Threshold
 from .types import Entries, StateDict
 from .validation import RENAMED, integer, number, unknown_argument
 
 __all__ = [
+    "ACTIONS",
     "ARGUMENT_NAMES",
     "MEMORY",
     "NONFINITE_POLICIES",
+    "OF_THE_TYPE",
     "Arguments",
     "clipping_arguments",
     "group_arguments",
 ]
 
+ACTIONS = ("clip", "skip")
 NONFINITE_POLICIES = ("skip", "error", "zero", "propagate")
+OF_THE_TYPE = ("clipping_level", "clipping_cap", "clipping_warmup")  # what means something else with another type
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,10 @@ class Arguments:
 
     clipping_type: str = "norm"
     clipping_level: float | None = None  # None: a type without a level
+    clipping_action: str = "clip"
+    clipping_cap: float | None = None
+    clipping_warmup: int | None = None  # None: the type's own
+    clipping_set: str | None = None
     clipping_beta: float = 0.85
     clipping_window: int = 1000
     norm_type: float = 2.0
@@ -49,18 +58,31 @@ class Arguments:
         norm_type = number("norm_type", norm_type, "a number")
         if norm_type < 1:
             raise ValueError(f"norm_type must be >= 1 or inf, got {norm_type}")
-        if not isinstance(group["nonfinite"], str) or group["nonfinite"] not in NONFINITE_POLICIES:
-            choices = ", ".join(NONFINITE_POLICIES)
-            raise ValueError(f"nonfinite must be one of {choices}, got {group['nonfinite']!r}")
+        label = group["clipping_set"]
+        if label is not None and not isinstance(label, str):
+            raise ValueError(f"clipping_set must be a str or None, got {label!r}")
         return cls(
             clipping_type=name,
             clipping_level=_level(name, CLIPPING_TYPES[name], group["clipping_level"]),
+            clipping_action=_choice("clipping_action", group["clipping_action"], ACTIONS),
+            clipping_cap=_cap(name, CLIPPING_TYPES[name], group["clipping_cap"]),
+            clipping_warmup=_warmup(name, CLIPPING_TYPES[name], group["clipping_warmup"]),
+            clipping_set=label,
             clipping_beta=beta,
             clipping_window=integer("clipping_window", group["clipping_window"], smallest=2),
             norm_type=norm_type,
-            nonfinite=group["nonfinite"],
+            nonfinite=_choice("nonfinite", group["nonfinite"], NONFINITE_POLICIES),
             clipping_seed=integer("clipping_seed", group["clipping_seed"], smallest=0),
         )
+
+    @property
+    def rule(self) -> Clipping | None:
+        """The clipping type, with the warm-up that these arguments ask for; None leaves gradients alone."""
+        rule = CLIPPING_TYPES[self.clipping_type]
+        changes = {} if self.clipping_warmup is None else {"warm_up": float(self.clipping_warmup)}
+        if rule is not None and self.clipping_action == "skip" and "warm_up_norm" in _fields(rule.threshold):
+            changes["warm_up_norm"] = math.inf  # what is clipped in every step of a warm-up is no spike
+        return replace(rule, threshold=replace(rule.threshold, **changes)) if rule is not None and changes else rule
 
     def as_dict(self) -> StateDict:
         """The entries of a parameter group."""
@@ -80,16 +102,16 @@ MEMORY = "clipping_memory_"  # what the keys of a parameter group begin with und
 def group_arguments(group: Entries, source: Entries, index: int, own: Container[str]) -> Arguments:
     """The checked arguments of the parameter group with this index; what it does not name comes from ``source``.
 
-    A group that names its type takes that type's default level unless it names a level too. The keys ``own`` are the
-    optimizer's, whatever they look like.
+    A group that names its type takes that type's default level, no cap and that type's own warm-up unless it names them too.
+    The keys ``own`` are the optimizer's, whatever they look like.
     """
     for key in group:
         if key not in ARGUMENT_NAMES and key not in own and _is_meant_for_clipping(key):
             raise unknown_argument(f"parameter group {index}", key, ARGUMENT_NAMES)
     named = {name: group[name] for name in ARGUMENT_NAMES if name in group}
-    level = {"clipping_level": None} if "clipping_type" in named else {}
+    of_the_type: Entries = dict.fromkeys(OF_THE_TYPE) if "clipping_type" in named else {}
     try:
-        return Arguments.of({**source, **level, **named})
+        return Arguments.of({**source, **of_the_type, **named})
     except ValueError as error:
         raise ValueError(f"parameter group {index}: {error}") from None
 
@@ -119,6 +141,35 @@ def _clipping_type(name: object) -> str:
     near = [ELSEWHERE[plain]] if plain in ELSEWHERE else difflib.get_close_matches(plain, [*choices, *OLDER_SPELLINGS], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"clipping_type must be one of {', '.join(choices)}, got {name!r}{hint}")
+
+
+def _fields(threshold: Threshold) -> set[str]:
+    return {field.name for field in fields(threshold)}
+
+
+def _choice(argument: str, value: object, choices: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def _cap(name: str, rule: Clipping | None, cap: object) -> float | None:
+    if cap is None:
+        return None
+    if rule is None:
+        raise ValueError(f"clipping_cap must be None for clipping_type={name!r}, which does not clip, got {cap!r}")
+    found = number("clipping_cap", cap, "a number or None")
+    if not found > 0:
+        raise ValueError(f"clipping_cap must be > 0, got {found}")
+    return found
+
+
+def _warmup(name: str, rule: Clipping | None, warmup: object) -> int | None:
+    if warmup is None:
+        return None
+    if rule is None or "warm_up" not in _fields(rule.threshold):
+        raise ValueError(f"clipping_warmup must be None for clipping_type={name!r}, which has no warm-up, got {warmup!r}")
+    return integer("clipping_warmup", warmup, smallest=0)
 
 
 def _level(name: str, rule: Clipping | None, level: object) -> float | None:

@@ -28,6 +28,7 @@ __all__ = [
     "arrays_of",
     "as_tensor",
     "chronological",
+    "either",
     "numpy",
     "resized",
 ]
@@ -106,6 +107,10 @@ class Arrays:
     def at_least(self, values: Numbers, smallest: float) -> Numbers:
         """Return the values, smaller ones replaced by ``smallest``."""
         return numpy.maximum(values, smallest)
+
+    def at_most(self, values: Numbers, largest: float) -> Numbers:
+        """Return the values, greater ones replaced by ``largest``."""
+        return numpy.minimum(values, largest)
 
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
         """Return min(1, alpha) where a block is clipped, else 1."""
@@ -244,6 +249,9 @@ class AcceleratorArrays(Arrays):
     def at_least(self, values: Numbers, smallest: float) -> Numbers:
         return cast(Numbers, cast(Tensor, values).clamp(min=smallest))
 
+    def at_most(self, values: Numbers, largest: float) -> Numbers:
+        return cast(Numbers, cast(Tensor, values).clamp(max=largest))
+
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
         return self.where(clipped, cast(Numbers, cast(Tensor, alpha).clamp(self._SMALLEST, 1.0)), 1.0)
 
@@ -310,6 +318,13 @@ HOST = Arrays()
 def arrays_of(values: object) -> Arrays:
     """Return the arithmetic for these numbers."""
     return AcceleratorArrays() if isinstance(values, Tensor) else HOST
+
+
+def either(one: Truth, other: Truth) -> Truth:
+    """Return whether one or the other holds; a False is not asked on an accelerator."""
+    if isinstance(one, bool):
+        return one or other
+    return one if other is False else one | other
 
 
 def as_tensor(values: object) -> Tensor:

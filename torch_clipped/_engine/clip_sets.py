@@ -17,7 +17,7 @@ from ..decisions import uniform
 from ..measures import one_block
 from ..thresholds import Blocks, Constant, Threshold
 from .arguments import Arguments
-from .arrays import Arrays, Factor, Numbers, Truth
+from .arrays import Arrays, Factor, Numbers, Truth, either
 from .draws import DrawTable
 from .norms import PLAIN, accelerator_norms, host_norms, plain_norms
 from .sharding import Shards, lay_out_gradients, local
@@ -28,7 +28,7 @@ from .types import Group
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["ClipSet", "Gradients", "StatePart", "parameters", "parts_of", "source_of"]
+__all__ = ["ClipSet", "Decided", "Gradients", "StatePart", "parameters", "parts_of", "source_of"]
 
 Source = tuple[object, ...]
 
@@ -38,6 +38,16 @@ class Gradients(NamedTuple):
 
     tensors: Sequence[Tensor | None]
     are_plain: bool  # all are there, contiguous and of torch's own class
+
+
+class Decided(NamedTuple):
+    """What is to be done to the blocks of a clip set."""
+
+    blocks: Blocks
+    thresholds: Numbers
+    coefficients: Numbers  # by which the blocks are multiplied if the step is taken
+    limits: Numbers  # to which entries are clamped, where a block is one entry
+    is_spike: Truth = False  # whether the step is to be skipped, with clipping_action="skip"
 
 
 class StatePart(NamedTuple):
@@ -68,6 +78,8 @@ class ClipSet:
         self.arguments, self.rule, self.groups, self.indices = arguments, rule, groups, indices
         self.device, self.arrays, self.measure = device, arrays, rule.measured
         self.params = parameters(groups)
+        self.remembers = type(rule.threshold).remember is not Threshold.remember
+        self.has_limits = arguments.clipping_action == "skip" or arguments.clipping_cap is not None  # beside the type's
         self.threshold_scale = 1.0  # by which thresholds are multiplied; inf: nothing is clipped
         memories = [part.memory for clip_set in former for part in clip_set.parts] if arrays.is_host else []
         self.parts: list[StatePart] = []
@@ -199,32 +211,55 @@ class ClipSet:
             self._draws = DrawTable(self.arguments.clipping_seed, self.indices[0])
         return cast(Numbers, self._draws.draw(cast(Tensor, step)))
 
-    def scale_(self, grads: Gradients, coefficients: Numbers, thresholds: Numbers, grad_scale: Factor) -> None:
+    def limited(self, decided: Decided) -> Decided:
+        """Return what ``clipping_action`` and ``clipping_cap`` make of what the type has decided."""
+        blocks, thresholds, coefficients, _, _ = decided
+        arrays, cap, clipped = self.arrays, self.arguments.clipping_cap, coefficients < 1
+        is_spike: Truth = False
+        if self.arguments.clipping_action == "skip":
+            is_spike = bool(arrays.any(clipped)) if arrays.is_host else arrays.any(clipped)
+            coefficients = arrays.full_like(coefficients, 1.0)
+        limits = thresholds
+        if cap is not None:
+            coefficients = arrays.minimum(coefficients, arrays.coefficients(cap / blocks.lengths, blocks.valid))
+            limits = thresholds = arrays.at_most(thresholds, cap)
+        if self.measure.clamps_entries and self.arguments.clipping_action == "skip":
+            limits = arrays.full_like(thresholds, math.inf if cap is None else cap)
+        elif self.measure.clamps_entries and cap is not None:  # what is not clipped is short enough, or left to chance
+            limits = arrays.where(clipped | ~blocks.valid, thresholds, cap)
+        return Decided(blocks, thresholds, coefficients, limits, is_spike)
+
+    def scale_(self, grads: Gradients, coefficients: Numbers, limits: Numbers, grad_scale: Factor) -> None:
         """Make the blocks of the gradients as short as these values of each block say."""
         if self.measure.clamps_entries and not (self.arrays.is_host and grad_scale == 1):
-            thresholds = thresholds * grad_scale
+            limits = limits * grad_scale
         if self.shards and not self.measure.is_one_block:
-            coefficients, thresholds = self.shards.local(coefficients), self.shards.local(thresholds)
-        self.measure.scale_(grads.tensors, self._own_counts, coefficients, thresholds, self.arrays.is_host)
+            coefficients, limits = self.shards.local(coefficients), self.shards.local(limits)
+        self.measure.scale_(grads.tensors, self._own_counts, coefficients, limits, self.arrays.is_host)
 
-    def remember(self, blocks: Blocks, thresholds: Numbers, coefficients: Numbers, kept: Truth, skipped: Truth) -> StepValues:
-        """Let the threshold take notice of the step; return what is to be recorded of it."""
-        arrays, rule = self.arrays, self.rule.threshold
-        if type(rule).remember is not Threshold.remember:
-            clipped_lengths = blocks.lengths * coefficients
-            for part in self.parts:
-                whole = len(self.parts) == 1
-                own = (blocks, clipped_lengths) if whole else (blocks.part(part.blocks), clipped_lengths[part.blocks])
-                rule.remember(*own, part.memory)
+    def remember(self, blocks: Blocks, coefficients: Numbers) -> None:
+        """Let the threshold take notice of the step: of what its own type has decided."""
+        clipped_lengths = blocks.lengths * coefficients
+        for part in self.parts:
+            whole = len(self.parts) == 1
+            own = (blocks, clipped_lengths) if whole else (blocks.part(part.blocks), clipped_lengths[part.blocks])
+            self.rule.threshold.remember(*own, part.memory)
+
+    def values(self, decided: Decided, kept: Truth, skipped: Truth) -> StepValues:
+        """Return what is to be recorded of a step, ``skipped`` if the gradient is not finite."""
+        arrays, (blocks, thresholds, coefficients, _, is_spike) = self.arrays, decided
         is_finite = self.arguments.nonfinite == "skip"
         recorded = blocks.valid if is_finite else (blocks.lengths > 0) | (blocks.lengths != blocks.lengths)
+        skipped = skipped if is_finite and kept is not True else False
+        if is_spike is not False:  # nothing of the gradient is used
+            coefficients = arrays.where(cast(Numbers, is_spike), 0.0, coefficients)
+            skipped = either(is_spike, skipped)
         clipped = coefficients < 1
         if not self.measure.is_one_block:
             recorded, clipped = arrays.any(recorded), arrays.any(clipped)
         recorded = recorded if is_finite or kept is True else recorded & kept
-        skipped = skipped if is_finite and kept is not True else False
         shrinkage = math.nan  # where the level is not in the unit of the gradient
-        if arrays.is_host and recorded and isinstance(rule, Constant):
+        if arrays.is_host and recorded and is_spike is False and isinstance(self.rule.threshold, Constant):
             several = self._shrinkage(blocks, coefficients) if clipped and not self.measure.is_one_block else 1.0
             shrinkage = float(coefficients) if self.measure.is_one_block else several
         seen = blocks.norm, blocks.lengths, thresholds, coefficients

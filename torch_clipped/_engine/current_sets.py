@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..clipping import CLIPPING_TYPES, Clipping
+from ..clipping import Clipping
 from .arguments import ARGUMENT_NAMES, MEMORY, Arguments, clipping_arguments
 from .arrays import HOST, AcceleratorArrays, Arrays, accumulation_dtype
 from .checks import refuse_pieces
@@ -78,7 +78,7 @@ class CurrentSets:
         members: dict[Arguments, list[int]] = {}
         for i, arguments in enumerate(found):
             members.setdefault(arguments, []).append(i)
-        rules = [(CLIPPING_TYPES[arguments.clipping_type], arguments, indices) for arguments, indices in members.items()]
+        rules = [(arguments.rule, arguments, indices) for arguments, indices in members.items()]
         if self._totals is not None:
             home = groups[0] if groups else self._totals.group
             _move_state(self._totals.group, home, ("steps", "last", "norms", "norms_count"))

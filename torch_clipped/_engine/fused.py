@@ -170,7 +170,7 @@ class FusedPlan:
     def step(self, grad_scale: Factor, coefficient: Numbers | None, skip: Truth) -> object:
         """Take the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
         for members in self.to_complete:
-            members.fill_momentum_buffers()
+            members.fill_momentum_buffers(isinstance(skip, Tensor))
             members.mend_step_counts()
         changed: StateDict = {}
         if self.flags != [group.get("fused") for group in self.optimizer.param_groups]:
@@ -242,13 +242,13 @@ class _Members:
             and [v.numel() for _, v in self.kept] == [p.numel() for p, _ in self.kept]
         )
 
-    def fill_momentum_buffers(self) -> None:
+    def fill_momentum_buffers(self, may_skip: bool) -> None:
         """Give late parameters of SGD a zero momentum buffer, which is what their first step starts from anyway.
 
-        Without it torch's fused SGD raises TypeError where only some parameters have one, and on an accelerator leaves the
-        buffers uninitialised where the kernel is told to skip the very first step.
+        Without it torch's fused SGD raises TypeError where only some parameters have one, and leaves the buffers uninitialised
+        where the kernel is told to skip the very first step.
         """
-        if not self.group.get("dampening") and self._lack_buffers():
+        if self.group.get("momentum") and not self.group["dampening"] and (may_skip or self._lack_buffers()):
             for p in self.params:
                 if self.state[p].get("momentum_buffer") is None:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)  # type: ignore[arg-type]

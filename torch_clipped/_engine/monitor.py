@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from .draws import is_capturing
 from .state import is_real
 from .types import Entries
 
-__all__ = ["ClippingWarning", "StepMonitor", "warn", "warn_of_kept_level"]
+__all__ = ["EITHER", "NOT_FINITE", "SPIKE", "ClippingWarning", "StepMonitor", "warn", "warn_of_kept_level"]
 
 
 class ClippingWarning(RuntimeWarning):
@@ -58,6 +59,27 @@ def warn_of_loaded_arguments(former: Sequence[Entries], loaded: Sequence[Entries
             f"the checkpoint has brought its own clipping arguments, as it brings its learning rate: {'; '.join(changes)}. Write "
             "to param_groups after loading to change them"
         )
+
+
+class SkipReason(NamedTuple):
+    """Why a step is skipped, in the words of a warning."""
+
+    gradient: str
+    gradients: str
+    arguments: str
+
+
+NOT_FINITE = SkipReason("not finite", "not finite", "nonfinite='skip'")
+SPIKE = SkipReason("longer than its threshold", "longer than their thresholds", "clipping_action='skip'")
+EITHER = SkipReason(  # what an accelerator does not tell apart
+    "not finite or longer than its threshold",
+    "not finite or longer than their thresholds",
+    "nonfinite='skip', clipping_action='skip'",
+)
+
+
+def _is_power_of_ten(count: int) -> bool:
+    return str(count).strip("0") == "1"
 
 
 class DelayedCounts:
@@ -109,30 +131,28 @@ class StepMonitor:
         self._counts = DelayedCounts()
         self._start()
 
-    def observe_skip(self, skipped: bool) -> None:
-        """Count a step that was skipped or not; warn of the 1st, 10th, 100th, ... that is skipped in a row."""
-        if self._is_worth_a_warning(skipped):
-            count = self.skipped_in_a_row
+    def observe_skip(self, reason: SkipReason) -> None:
+        """Count a step that was skipped; warn of the 1st, 10th, 100th, ... in a row."""
+        self.skipped_in_a_row += 1
+        count = self.skipped_in_a_row
+        if _is_power_of_ten(count):
             warn(
-                f"{count} steps in a row were skipped, because their gradients were not finite (nonfinite='skip')"
+                f"{count} steps in a row were skipped, because their gradients were {reason.gradients} ({reason.arguments})"
                 if count > 1
-                else "a gradient was not finite, so this step was skipped (nonfinite='skip'); such steps are counted in "
-                "clipping_stats()['skipped_steps'], and the 10th, 100th, ... in a row warns again"
+                else f"a gradient was {reason.gradient}, so this step was skipped ({reason.arguments}); such steps are counted "
+                "in clipping_stats()['skipped_steps'], and the 10th, 100th, ... in a row warns again"
             )
 
-    def observe_counts(self, counts: Tensor) -> None:
+    def observe_counts(self, counts: Tensor, reason: SkipReason) -> None:
         """Warn of skipped steps on an accelerator, some steps late, since nothing waits for it."""
         skipped, steps = self._counts.skipped(counts)
-        if steps and self._is_worth_a_warning(skipped > 0):
+        if steps:
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if skipped and _is_power_of_ten(self.skipped_in_a_row):
             warn(
-                f"{skipped} of {steps} steps were skipped, because their gradients were not finite (nonfinite='skip'); "
+                f"{skipped} of {steps} steps were skipped, because their gradients were {reason.gradients} ({reason.arguments}); "
                 "clipping_stats()['skipped_steps'] counts them"
             )
-
-    def _is_worth_a_warning(self, skipped: bool) -> bool:
-        """Count what is skipped in a row; return whether it is the 1st, 10th, 100th, ..."""
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        return str(self.skipped_in_a_row).strip("0") == "1"
 
     def _start(self) -> None:
         self._steps = self._tiny = self._turns = 0

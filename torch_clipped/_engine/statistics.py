@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..measures import Measure
-from .arrays import Arrays, Numbers, Truth, as_tensor, chronological
+from .arrays import Arrays, Numbers, Truth, as_tensor, chronological, either
 from .monitor import StepMonitor
 from .state import StateArrays
 from .types import Group
@@ -144,7 +144,7 @@ class TotalStatistics(SetStatistics):
         arrays, (recorded, clipped, skipped, shrinkage) = self.arrays, values[0][-4:]
         for v in values[1:]:
             recorded, clipped = recorded | v.recorded, clipped | v.clipped
-            skipped = v.skipped if isinstance(skipped, bool) else skipped | v.skipped
+            skipped = either(skipped, v.skipped)
             shrinkage = float(np.fmin(shrinkage, v.shrinkage))
         if arrays.is_host and not recorded:
             return

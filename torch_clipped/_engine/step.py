@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import Factor, Numbers, Truth, as_tensor
-from .clip_sets import ClipSet, Gradients
+from .arrays import Factor, Numbers, Truth, as_tensor, either
+from .clip_sets import ClipSet, Decided, Gradients
+from .monitor import NOT_FINITE, SPIKE
 from .norms import stored
 from .statistics import TotalStatistics
 
@@ -57,31 +58,48 @@ def clip_(
         return ClipResult(found_inf)
     with np.errstate(all="ignore"):
         measured = [_measure(clip_set, grads, grad_scale) for clip_set, grads in zip(sets, gradients, strict=True)]
-        skip: Truth = False
+        skip: Truth = False  # because of a gradient that is not finite
         kept: Truth = True
-        if totals.arrays.is_host and False not in [bool(m.all_finite) for m in measured]:
-            totals.monitor.skipped_in_a_row = 0
-        else:
+        if not totals.arrays.is_host or False in [bool(m.all_finite) for m in measured]:
             skip, kept = _obey_nonfinite(sets, measured, totals, grad_scale, found_inf)
         if skip is True:
             return ClipResult(skip, [s.norm(m.lengths) for s, m in zip(sets, measured, strict=True)])
-        values, coefficients = [], None
-        for clip_set, (grads, lengths, is_finite, all_finite) in zip(sets, measured, strict=True):
-            arrays = clip_set.arrays
+        decisions = []
+        for clip_set, (_, lengths, is_finite, _) in zip(sets, measured, strict=True):
             blocks = clip_set.blocks(lengths, is_finite, totals.counts[0], kept)
             thresholds = clip_set.thresholds(blocks)  # how long is too long
             alpha = thresholds / lengths
-            coefficients = arrays.coefficients(alpha, clip_set.decide(alpha, blocks))  # min(1, alpha) or 1
-            if clip_set.measure.clamps_entries and not (arrays.is_host and all_finite):
+            coefficients = clip_set.arrays.coefficients(alpha, clip_set.decide(alpha, blocks))  # min(1, alpha) or 1
+            if clip_set.remembers:
+                clip_set.remember(blocks, coefficients)
+            decided = Decided(blocks, thresholds, coefficients, thresholds)
+            decisions.append(clip_set.limited(decided) if clip_set.has_limits else decided)
+        is_skipped = _skip_spikes(decisions, totals, skip) if True in [s.has_limits for s in sets] else skip
+        if is_skipped is False:
+            totals.monitor.skipped_in_a_row = 0
+        values, coefficient = [], None
+        for clip_set, m, decided in zip(sets, measured, decisions, strict=True):
+            if clip_set.measure.clamps_entries and not (clip_set.arrays.is_host and m.all_finite):
                 # inf is clamped, and what stands beside NaN
-                coefficients = arrays.where(is_finite if skip is False else is_finite | skip, coefficients, 0.0)
-            if not (in_kernel and _is_for_kernel(clip_set, grads, coefficients)):
-                clip_set.scale_(grads, coefficients, thresholds, grad_scale)
-                in_kernel = False
-            skipped = skip if len(sets) == 1 and found_inf is False else ~(all_finite | found_inf)  # not by the scaler
-            values.append(clip_set.remember(blocks, thresholds, coefficients, kept, skipped))
+                is_left = m.is_finite if skip is False else m.is_finite | skip
+                decided = decided._replace(coefficients=clip_set.arrays.where(is_left, decided.coefficients, 0.0))
+            if in_kernel and _is_for_kernel(clip_set, m.grads, decided.coefficients):
+                coefficient = decided.coefficients
+            elif is_skipped is not True:
+                clip_set.scale_(m.grads, decided.coefficients, decided.limits, grad_scale)
+            skipped = skip if len(sets) == 1 and found_inf is False else ~(m.all_finite | found_inf)  # not by the scaler
+            values.append(clip_set.values(decided, kept, skipped))
         totals.remember_all([s.record for s in sets], values)
-        return ClipResult(skip, [v.norm for v in values], coefficients if in_kernel else None)
+        return ClipResult(is_skipped, [v.norm for v in values], coefficient)
+
+
+def _skip_spikes(decisions: Sequence[Decided], totals: TotalStatistics, skip: Truth) -> Truth:
+    """Return whether to skip the step, because of ``skip`` or because of a block that was longer than its threshold."""
+    for decided in decisions:
+        skip = either(decided.is_spike, skip)
+    if skip is True:
+        totals.monitor.observe_skip(SPIKE)
+    return skip
 
 
 def _is_for_kernel(clip_set: ClipSet, grads: Gradients, coefficient: Numbers) -> bool:
@@ -120,8 +138,8 @@ def _obey_nonfinite(
             return (False if isinstance(kept, bool) else ~kept), kept
         skip = found_inf if isinstance(kept, bool) else found_inf | ~kept
         return skip, ~skip
-    totals.monitor.observe_skip(not kept)
     if not kept:
+        totals.monitor.observe_skip(NOT_FINITE)
         for clip_set, m in zip(sets, measured, strict=True):
             clip_set.record.count(False, False, clip_set.arguments.nonfinite == "skip" and not m.all_finite)
         totals.count(False, False, True)

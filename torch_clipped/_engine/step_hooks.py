@@ -33,12 +33,12 @@ def with_quick_hooks(hooked: StepFunction) -> StepFunction:
     @wraps(step)
     def quick(self: Optimizer, *args: object, **kwargs: object) -> object:
         if (
-            self._optimizer_step_pre_hooks
+            torch.compiler.is_compiling()  # first: torch's compiler may not know what comes next
+            or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
             or _profiler_enabled()
-            or torch.compiler.is_compiling()
         ):
             return hooked(self, *args, **kwargs)
         with _RecordFunctionFast(f"Optimizer.step#{type(self).__name__}.step"):

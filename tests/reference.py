@@ -163,9 +163,10 @@ class ReferenceClipper:
     A step whose whole length is 0 or not finite leaves everything as it is: gradients, memory, counts, draws.
     A block whose own length is 0 (a missing gradient, zeros) leaves its own memory as it is.
 
-    With ``action="skip"`` (in which adagc has no level in its warm-up) a step with a block that its type would clip is left out: ``skipped`` says so, the gradients are
-    handed back as they are, and all coefficients are 0. No block is left longer than ``cap``; what a type remembers does not
-    know of it. Types with a memory do not clip before they have seen ``warm_up`` norms of a block.
+    With ``action="skip"`` a step with a block that its type would clip is left out: ``skipped`` says so, the gradients
+    are handed back as they are, and all coefficients are 0; adagc has no level in its warm-up then. No block is left
+    longer than ``cap``; what a type remembers does not know of it. Types with a memory do not clip before they have
+    seen ``warm_up`` norms of a block.
 
     After ``clip``, of that step:
         length: the p-norm of the whole gradient before clipping.

@@ -51,6 +51,13 @@ BAD += [({"norm_type": p}, "norm_type") for p in (0, 0.5, -1, -math.inf, "-inf",
 BAD += [({"nonfinite": policy}, "nonfinite") for policy in ("ignore", "Skip", "", None, True, 0, ["skip"])]
 BAD += [({"clipping_seed": seed}, "clipping_seed") for seed in (-1, True, False, 1.5, math.nan, "0", None, [1], 1j)]
 BAD += [({"clipping_level": 2.0, "clipping_type": "auto", "clipping_beta": 0.5}, "clipping_level")]
+BAD += [({"clipping_action": action}, "clipping_action") for action in ("Skip", "", "drop", None, True, 0, ["skip"])]
+BAD += [({"clipping_cap": cap}, "clipping_cap") for cap in (0, -1.0, -math.inf, 10**400, *NO_NUMBERS)]
+BAD += [
+    ({"clipping_type": t, "clipping_warmup": n}, "clipping_warmup") for t in ("auto", "zclip") for n in (-1, 2.5, *NO_NUMBERS)
+]
+BAD += [({"clipping_type": t, "clipping_warmup": 3}, "clipping_warmup") for t in ("norm", "adaptive", "linear_rand_norm")]
+BAD += [({"clipping_set": label}, "clipping_set") for label in (0, True, b"actor", ["actor"], 1.5)]
 bad_arguments = pytest.mark.parametrize(("arguments", "wrong"), BAD, ids=lambda x: re.sub(r"\s+", " ", str(x))[:60])
 REFUSED = (TypeError, ValueError)
 
@@ -413,6 +420,10 @@ def test_line_of_the_first_page_runs():
 CLIPPING_DEFAULTS = {
     "clipping_type": "norm",
     "clipping_level": None,
+    "clipping_action": "clip",
+    "clipping_cap": None,
+    "clipping_warmup": None,
+    "clipping_set": None,
     "clipping_beta": 0.85,
     "clipping_window": 1000,
     "norm_type": 2.0,

@@ -127,11 +127,13 @@ TOLERANCES = {  # what the page calls rounding, and the 1e-6 and eps that it nam
     "Composer": 1e-10,
     "timm": 1e-10,
     "ZClip": 2e-6,
+    "ZClip, other modes": 2e-6,
     "Keras": 1e-10,
     "bitsandbytes": 1e-10,
     "Pyro and NumPyro": 1e-5,
 }
 PEERS = {"torch-clip": "torch_clip.optimizers", "autoclip": "autoclip.torch", "ZClip": "zclip"} | {
+    "ZClip, other modes": "zclip",
     "Composer": "composer.functional",
     "timm": "timm.utils",
     "Keras": "keras",
@@ -437,14 +439,35 @@ def test_zclip_as_published_is_zclip():
 
 
 def test_zclip_by_default_clips_to_norm_one_too():
-    def make_step(model):
-        clipper, step = GradientClipper(model.parameters(), "zclip"), ours("norm", 1.0, momentum=0.9)(model)
-        return lambda: (clipper.step(), step())
-
     wanted = train(zclip())  # where its own threshold is sometimes below 1 and sometimes above
-    assert difference(train(make_step), wanted) < 1e-5
+    assert difference(train(ours("zclip", 2.5, momentum=0.9, clipping_cap=1.0)), wanted) < 1e-5
     for one_of_both in (ours("norm", 1.0, momentum=0.9), ours("zclip", 2.5, momentum=0.9)):
         assert difference(train(one_of_both), wanted) > 1e-2
+
+
+def test_warmup_steps_of_zclip_are_a_warm_up():
+    wanted = train(zclip(max_grad_norm=None, warmup_steps=8))
+    assert difference(train(ours("zclip", 2.5, momentum=0.9, clipping_warmup=8)), wanted) < 1e-5
+    assert difference(train(ours("zclip", 2.5, momentum=0.9)), wanted) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mode"),
+    [
+        ({"mode": "percentile"}, {"spike_threshold": "percentile"}),
+        ({"clip_option": "mean"}, {"spike_threshold": "mean"}),
+        ({"clip_factor": 0.5}, {"factor": 0.5}),
+        ({"skip_update_on_spike": True}, {"skip_update": True}),
+    ],
+    ids=str,
+)
+def test_other_modes_of_zclip_are_rows_of_ones_own(theirs, mode, table):
+    page = {"torch": torch, "model": new_model(), "batches": new_batches(), "loss_of": loss_of}
+    pages.run([pages.python_blocks(SECTIONS["ZClip, other modes"])[-1]], "docs/migration.md", page)
+    table["zclip_mode"] = Clipping("global", page["ZClipMode"](2.5, **mode))
+    wanted = train(zclip(max_grad_norm=None, **theirs))
+    assert difference(train(ours("zclip_mode", 2.5, momentum=0.9)), wanted) < 1e-5
+    assert difference(train(zclip(max_grad_norm=None)), wanted) > 1e-4
 
 
 # Keras.

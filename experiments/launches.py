@@ -75,13 +75,13 @@ def run(config: Config) -> list[Row]:
     return [count(optimizer, name, tensors) for optimizer in OPTIMIZERS for tensors in config.tensors for name in types]
 
 
-def count(optimizer: str, clipping_type: str, tensors: int) -> Row:
+def count(optimizer: str, clipping_type: str, tensors: int, **arguments: Any) -> Row:
     """Count a step of one clipping type, or of one of torch's functions before a fused step."""
     with _accelerated():
-        step = _prepared(optimizer, clipping_type, tensors)
+        step = _prepared(optimizer, clipping_type, tensors, arguments)
         with CountedOperations() as counted:
             step()
-    calls = called_modules(_prepared(optimizer, clipping_type, tensors))
+    calls = called_modules(_prepared(optimizer, clipping_type, tensors, arguments))
     changes = sum(one != other for one, other in pairwise(calls))
     return Row(optimizer, clipping_type, tensors, counted.small, counted.foreach, len(calls), changes)
 
@@ -93,7 +93,7 @@ def _accelerated() -> Iterator[None]:
         yield
 
 
-def _prepared(optimizer: str, clipping_type: str, tensors: int) -> Callable[[], Any]:
+def _prepared(optimizer: str, clipping_type: str, tensors: int, arguments: dict[str, Any]) -> Callable[[], Any]:
     """Return a step that is about to be taken, after some others."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(SHAPE, generator=generator)) for _ in range(tensors)]
@@ -101,7 +101,7 @@ def _prepared(optimizer: str, clipping_type: str, tensors: int) -> Callable[[], 
     if clipping_type in TORCHS_WAY:
         made, clip = plain(params, **options, fused=True), partial(TORCHS_WAY[clipping_type], params, 1.0)
     else:
-        made, clip = clipped(params, **options, clipping_type=clipping_type), lambda: None
+        made, clip = clipped(params, **options, clipping_type=clipping_type, **arguments), lambda: None
 
     def step() -> None:
         clip()

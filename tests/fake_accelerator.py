@@ -35,6 +35,7 @@ OPTIMIZERS = {
 DTYPES = {"float32": [torch.float32], "bfloat16 and float32": [torch.bfloat16, torch.float32]}
 DEVICES = {
     "one": (["cuda"], {}),
+    "one, with spikes": (["cuda"], {"clipping_action": "skip", "clipping_cap": 2.0}),
     "two": (["cuda:0", "cuda:1"], {}),
     "CUDA and CPU": (["cuda", "cpu"], {}),
     "CUDA and CPU, propagate": (["cuda", "cpu"], {"nonfinite": "propagate"}),  # no skip that the host would have to know
@@ -60,7 +61,7 @@ def prepare(folder):
     root = Path(torch.__file__).parent
     paths = [f"-I{root / 'include'}", f"-L{root / 'lib'}"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    subprocess.run(["c++", "-std=c++17", abi, "-shared", "-fPIC", *paths, source, "-lc10", "-o", library], check=True)
+    subprocess.run(["c++", "-std=c++20", abi, "-shared", "-fPIC", *paths, source, "-lc10", "-o", library], check=True)
     ctypes.CDLL(str(library))
     kernels = torch.library.Library("aten", "IMPL", "Meta")
     for name in ("_fused_sgd_", "_fused_adam_", "_fused_adamw_"):

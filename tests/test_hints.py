@@ -23,7 +23,10 @@ from torch_clipped import (
 )
 
 CLASSES = {ClippedSGD: torch.optim.SGD, ClippedAdam: torch.optim.Adam, ClippedAdamW: torch.optim.AdamW}
-CLIPPING = ("clipping_type", "clipping_level", "clipping_beta", "clipping_window", "norm_type", "nonfinite", "clipping_seed")
+CLIPPING = (
+    *("clipping_type", "clipping_level", "clipping_action", "clipping_cap", "clipping_warmup", "clipping_set"),
+    *("clipping_beta", "clipping_window", "norm_type", "nonfinite", "clipping_seed"),
+)
 
 # the level under the names that other libraries give it, by the type that does what they do
 TYPE_OF = {
@@ -294,6 +297,10 @@ def test_constructor_hands_on_every_argument(clipped_class, plain_class):
         "weight_decay": 0.375,
         "clipping_type": "auto",
         "clipping_level": 0.5,
+        "clipping_action": "skip",
+        "clipping_cap": 2.5,
+        "clipping_warmup": 4,
+        "clipping_set": "actor",
         "clipping_beta": 0.5,
         "clipping_window": 7,
         "norm_type": 1.0,
@@ -306,7 +313,7 @@ def test_constructor_hands_on_every_argument(clipped_class, plain_class):
         value = other.get(name, True)
         together = {"nesterov": {"momentum": 0.9}, "momentum": {}}.get(name, {})
         together |= {"clipping_type": "none"} if name == "differentiable" else {}
-        together |= {"clipping_type": "auto"} if name == "clipping_level" else {}
+        together |= {"clipping_type": "auto"} if name in ("clipping_level", "clipping_warmup") else {}
         group = clipped_class([one()], **{name: value, **together}).param_groups[0]
         assert value != parameter.default
         assert group[name] == value, name

@@ -89,6 +89,13 @@ def test_small_operations_of_a_step_are_few(clipping_type, optimizer, tensors):
     assert counted <= OVER_THE_AIM.get(clipping_type, aim(clipping_type, tensors))
 
 
+@pytest.mark.filterwarnings("ignore:.*skipped:RuntimeWarning")
+@pytest.mark.parametrize("clipping_type", TYPES)
+def test_cap_and_skipped_spikes_take_eight_operations_more_at_most(clipping_type):
+    plain = count("AdamW", clipping_type, 10).small_operations
+    assert count("AdamW", clipping_type, 10, clipping_action="skip", clipping_cap=2.0).small_operations - plain <= 8
+
+
 def test_rows_that_launch_more_than_was_aimed_at_are_named():
     rows = [Row("SGD", *each, 0, 0, 0) for each in (("norm", 9, 25), ("norm", 9, 26), ("layer_wise", 9, 70), ("adaptive", 9, 87))]
     assert misses([*rows, Row("SGD", "clip_grad_norm_", 9, 99, 0, 0, 0)]) == rows[1:3]

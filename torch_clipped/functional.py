@@ -32,14 +32,10 @@ class GradientClipper:
 
     Args:
         parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped in place.
-        clipping_type, clipping_level, clipping_cap, clipping_warmup, clipping_beta, clipping_window, norm_type,
-            clipping_seed: as in :class:`torch_clipped.Clipped`.
+        clipping_type, clipping_level, clipping_cap, clipping_warmup: as in :class:`torch_clipped.Clipped`.
+        clipping_beta, clipping_window, norm_type, clipping_seed: as in :class:`torch_clipped.Clipped`.
         clipping_action, nonfinite: as there, but a clipper has no step to skip: with ``"skip"`` gradients are left alone, and
-            :attr:`skip` says that ``optimizer.step()`` should not be called.
-
-    Attributes:
-        skip (Tensor): whether the step of the optimizer should be skipped after the last :meth:`step`, a tensor of bool without
-            dimensions, on the device of the gradients.
+            ``clipper.skip``, a tensor of bool without dimensions, is true after such a :meth:`step`.
 
     Raises:
         ValueError: an argument is not what it has to be, or there are no parameters.

@@ -290,8 +290,8 @@ def clip_optimizer(
     Args:
         optimizer: any optimizer whose ``step`` is that of its class (perhaps counted by a learning rate scheduler). Clipping
             arguments that a checkpoint has brought into its groups are replaced by these, with a :class:`ClippingWarning`.
-        clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set, clipping_beta,
-            clipping_window, norm_type, nonfinite, clipping_seed: as in :class:`Clipped`.
+        clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set: as in :class:`Clipped`.
+        clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in :class:`Clipped`.
 
     Returns:
         The optimizer.

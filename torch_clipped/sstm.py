@@ -147,8 +147,8 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         clipping_iter_start: the first iteration, counted from 1, that is clipped; lengths are remembered before it. It stands in
             ``param_groups`` as ``first_clipped_iteration``. (The authors' experiments use a number of this name to choose the
             level.) Default: None, the first.
-        clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set, clipping_beta,
-            clipping_window, norm_type, nonfinite, clipping_seed: as in :class:`Clipped`.
+        clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set: as in :class:`Clipped`.
+        clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in :class:`Clipped`.
 
     Raises:
         ValueError: an argument is not what it has to be; in :meth:`step`, a parameter that has another shape than before:

@@ -79,6 +79,7 @@ class Arrays:
     """Numpy's arithmetic, on the host. That of scalars goes without arrays, which would take ten times as long."""
 
     is_host = True
+    smallest_coefficient = 0.0
 
     def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
         """Return ``one`` where the condition holds, else ``other``."""
@@ -207,7 +208,7 @@ class AcceleratorArrays(Arrays):
     """
 
     is_host = False
-    _SMALLEST = 3e-39  # a coefficient: its inverse fits float32
+    smallest_coefficient = 3e-39  # its inverse fits float32
 
     def __init__(self) -> None:
         self._kept: dict[object, Tensor] = {}
@@ -253,7 +254,7 @@ class AcceleratorArrays(Arrays):
         return cast(Numbers, cast(Tensor, values).clamp(max=largest))
 
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
-        return self.where(clipped, cast(Numbers, cast(Tensor, alpha).clamp(self._SMALLEST, 1.0)), 1.0)
+        return self.where(clipped, cast(Numbers, cast(Tensor, alpha).clamp(self.smallest_coefficient, 1.0)), 1.0)
 
     def lerp_(self, values: Numbers, target: Numbers, share: Numbers) -> None:
         cast(Tensor, values).lerp_(cast(Tensor, target), cast(Tensor, share))

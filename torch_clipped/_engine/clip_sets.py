@@ -17,7 +17,7 @@ from ..decisions import uniform
 from ..measures import one_block
 from ..thresholds import Blocks, Constant, Threshold
 from .arguments import Arguments
-from .arrays import Arrays, Factor, Numbers, Truth, either
+from .arrays import Arrays, Factor, Numbers, Truth
 from .draws import DrawTable
 from .norms import PLAIN, accelerator_norms, host_norms, plain_norms
 from .sharding import Shards, lay_out_gradients, local
@@ -214,19 +214,24 @@ class ClipSet:
     def limited(self, decided: Decided) -> Decided:
         """Return what ``clipping_action`` and ``clipping_cap`` make of what the type has decided."""
         blocks, thresholds, coefficients, _, _ = decided
-        arrays, cap, clipped = self.arrays, self.arguments.clipping_cap, coefficients < 1
+        arrays, cap, is_skipping = self.arrays, self.arguments.clipping_cap, self.arguments.clipping_action == "skip"
         is_spike: Truth = False
-        if self.arguments.clipping_action == "skip":
-            is_spike = bool(arrays.any(clipped)) if arrays.is_host else arrays.any(clipped)
-            coefficients = arrays.full_like(coefficients, 1.0)
-        limits = thresholds
         if cap is not None:
-            coefficients = arrays.minimum(coefficients, arrays.coefficients(cap / blocks.lengths, blocks.valid))
-            limits = thresholds = arrays.at_most(thresholds, cap)
-        if self.measure.clamps_entries and self.arguments.clipping_action == "skip":
+            thresholds = arrays.at_most(thresholds, cap)
+        limits = thresholds
+        if self.measure.clamps_entries and is_skipping:
             limits = arrays.full_like(thresholds, math.inf if cap is None else cap)
         elif self.measure.clamps_entries and cap is not None:  # what is not clipped is short enough, or left to chance
-            limits = arrays.where(clipped | ~blocks.valid, thresholds, cap)
+            limits = arrays.where((coefficients < 1) | ~blocks.valid, limits, cap)
+        if is_skipping:
+            spikes = arrays.any(coefficients < 1)
+            is_spike = bool(spikes) if arrays.is_host else spikes
+            coefficients = arrays.full_like(coefficients, 1.0)
+        if cap is not None:
+            alpha = arrays.full_like(thresholds, cap) / blocks.lengths
+            if self.arguments.nonfinite != "skip":  # a block that is not finite is left alone
+                alpha = arrays.where(blocks.valid, alpha, 1.0)
+            coefficients = arrays.minimum(coefficients, arrays.at_least(alpha, arrays.smallest_coefficient))
         return Decided(blocks, thresholds, coefficients, limits, is_spike)
 
     def scale_(self, grads: Gradients, coefficients: Numbers, limits: Numbers, grad_scale: Factor) -> None:
@@ -246,14 +251,12 @@ class ClipSet:
             self.rule.threshold.remember(*own, part.memory)
 
     def values(self, decided: Decided, kept: Truth, skipped: Truth) -> StepValues:
-        """Return what is to be recorded of a step, ``skipped`` if the gradient is not finite."""
+        """Return what is to be recorded of a step; ``skipped`` says whether because of this set."""
         arrays, (blocks, thresholds, coefficients, _, is_spike) = self.arrays, decided
         is_finite = self.arguments.nonfinite == "skip"
         recorded = blocks.valid if is_finite else (blocks.lengths > 0) | (blocks.lengths != blocks.lengths)
-        skipped = skipped if is_finite and kept is not True else False
         if is_spike is not False:  # nothing of the gradient is used
             coefficients = arrays.where(cast(Numbers, is_spike), 0.0, coefficients)
-            skipped = either(is_spike, skipped)
         clipped = coefficients < 1
         if not self.measure.is_one_block:
             recorded, clipped = arrays.any(recorded), arrays.any(clipped)

@@ -87,7 +87,10 @@ def clip_(
                 coefficient = decided.coefficients
             elif is_skipped is not True:
                 clip_set.scale_(m.grads, decided.coefficients, decided.limits, grad_scale)
-            skipped = skip if len(sets) == 1 and found_inf is False else ~(m.all_finite | found_inf)  # not by the scaler
+            skipped: Truth = decided.is_spike  # because of this set
+            if kept is not True and clip_set.arguments.nonfinite == "skip":
+                is_alone = len(sets) == 1 and found_inf is False  # what the scaler skips is not counted
+                skipped = is_skipped if is_alone else either(skipped, ~(m.all_finite | found_inf))
             values.append(clip_set.values(decided, kept, skipped))
         totals.remember_all([s.record for s in sets], values)
         return ClipResult(is_skipped, [v.norm for v in values], coefficient)

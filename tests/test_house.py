@@ -23,7 +23,7 @@ LEVELS = [
 ]
 BESIDE = {  # uses of the engine no more than norms, arithmetic and validation
     *(f"heavy_tails.{name}" for name in ("samples", "resamples", "lengths", "outliers", "tail_indices", "statistics")),
-    *("_running_means", "restarter", "properties", "lipschitz", "heavy_tails"),
+    *("_running_means", "restarter", "properties", "lipschitz", "heavy_tails", "groups"),
 }
 
 

@@ -4,6 +4,7 @@ from ._engine.monitor import ClippingWarning
 from .clipping import Clipping, ClippingType, register_clipping
 from .decisions import Always, Randomly
 from .functional import GradientClipper, clip_gradients_
+from .groups import groups_by_module
 from .levels import LevelScheduler, linear_warmup, multiple_at_start, suggest_level
 from .lipschitz import estimate_lipschitz
 from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
@@ -39,6 +40,7 @@ __all__ = [
     "clip_gradients_",
     "clip_optimizer",
     "estimate_lipschitz",
+    "groups_by_module",
     "linear_warmup",
     "multiple_at_start",
     "register_clipping",

@@ -85,6 +85,36 @@ def test_ranks_agree_about_an_infinity_that_only_the_data_of_one_makes(two):
             assert unchanged
 
 
+def with_spikes(cap):
+    """Steps of which two have a spike in the data of rank 1."""
+    found = {}
+    for name, level in (("zscore", 6.0), ("layer_wise_zscore", 20.0), ("coord_wise", 5.0)):
+        arguments = {"clipping_type": name, "clipping_level": level, "clipping_action": "skip", "clipping_cap": cap}
+        arguments |= {"clipping_warmup": 4} if "zscore" in name else {}
+        model, single = sharded(Model()), Model()
+        optimizers = [ClippedSGD(m.parameters(), lr=0.01, momentum=0.5, **arguments) for m in (model, single)]
+        for step in range(FIRST, FIRST + 10):
+            for m, optimizer, distributed in zip((model, single), optimizers, (True, False), strict=True):
+                optimizer.zero_grad()
+                (loss,) = losses(m, [step], distributed)
+                spike = step in (FIRST + 6, FIRST + 8) and (not distributed or dist.get_rank() == 1)
+                (1000 * loss if spike else loss).backward()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ClippingWarning)
+                    optimizer.step()
+        torch.testing.assert_close(weights_of(model), weights_of(single), rtol=1e-4, atol=1e-5)
+        counts, alone = ([o.clipping_stats()[f"{which}steps"] for which in ("", "clipped_", "skipped_")] for o in optimizers)
+        assert counts == alone
+        found[name] = counts, weights_of(model).tolist()
+    return found
+
+
+@pytest.mark.parametrize("cap", [None, 0.001])
+def test_ranks_skip_together_a_spike_that_only_the_data_of_one_makes(two, cap):
+    for counts, _ in agreed(two.run(with_spikes, cap, seconds=120)).values():
+        assert counts == [10, 2 if cap is None else 10, 2]
+
+
 def scaled(fused, unscale, run):
     """Steps under a scaler with overflows in rank 1's data, and without a scaler on the others."""
     optimizer_class, arguments = run

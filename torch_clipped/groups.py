@@ -1,0 +1,93 @@
+"""Parameter groups by the names of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch.nn import Module, Parameter
+
+__all__ = ["groups_by_module"]
+
+
+def groups_by_module(
+    model: Module,
+    patterns: Mapping[str, Mapping[str, Any]],
+    default: Mapping[str, Any] | None = None,
+    *,
+    vectors: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Return parameter groups for any optimizer, chosen by the names of modules; each parameter is in exactly one.
+
+    Args:
+        model: the model whose parameters are grouped.
+        patterns: options of a group, by the name of a module (``"encoder"``), of a parameter (``"head.bias"``), or a pattern of
+            such names with the wildcards ``*``, ``?`` and ``[...]`` (``"layers.*.attention"``, ``"*norm*"``).
+        default: options of the group of all other parameters. Default: None, no options.
+        vectors: options that parameters with fewer than two dimensions (biases, norms) take instead, each group's in a group of
+            their own. Default: None, they stay with the others.
+
+    Returns:
+        One dict a group that is not empty: those of the patterns in their order, then the others.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or two match the same one (also one that modules share, under several names);
+            options name ``params``.
+        TypeError: the model is no module, or options are no mapping.
+
+    Example:
+        >>> import torch
+        >>> from torch_clipped import ClippedAdamW, groups_by_module
+        >>> model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(3, 4), "decoder": torch.nn.Linear(4, 3)})
+        >>> groups = groups_by_module(
+        ...     model,
+        ...     {"encoder": {"clipping_set": "encoder"}, "decoder": {"clipping_set": "decoder", "clipping_level": 0.5}},
+        ...     vectors={"weight_decay": 0.0},
+        ... )
+        >>> optimizer = ClippedAdamW(groups, lr=1e-3, weight_decay=0.1)
+        >>> [(len(group["params"]), group["clipping_set"], group["weight_decay"]) for group in optimizer.param_groups]
+        [(1, 'encoder', 0.1), (1, 'encoder', 0.0), (1, 'decoder', 0.1), (1, 'decoder', 0.0)]
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(patterns, Mapping):
+        raise TypeError(f"patterns must be a mapping from names to options, got {type(patterns).__name__}")
+    options = {pattern: _checked(f"patterns[{pattern!r}]", given) for pattern, given in patterns.items()}
+    rest = _checked("default", {} if default is None else default)
+    apart = None if vectors is None else _checked("vectors", vectors)
+    names: dict[Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    members: dict[str | None, list[Parameter]] = {pattern: [] for pattern in options} | {None: []}
+    for parameter, known in names.items():
+        found = [pattern for pattern in options if any(_matches(name, pattern) for name in known)]
+        if len(found) > 1:
+            raise ValueError(f"patterns must not overlap, but {found[0]!r} and {found[1]!r} both match {' = '.join(known)}")
+        members[found[0] if found else None].append(parameter)
+    for pattern in options:
+        if not members[pattern]:
+            modules = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"patterns must match parameters, but {pattern!r} matches none; the modules are {modules or 'none'}")
+    groups = []
+    for chosen, params in members.items():
+        own = rest if chosen is None else options[chosen]
+        if apart is None:
+            groups.append({"params": params, **own})
+        else:
+            groups.append({"params": [p for p in params if p.dim() > 1], **own})
+            groups.append({"params": [p for p in params if p.dim() <= 1], **own, **apart})
+    return [group for group in groups if group["params"]]
+
+
+def _checked(name: str, options: object) -> dict[str, Any]:
+    if not isinstance(options, Mapping):
+        raise TypeError(f"{name} must be a mapping of options, got {type(options).__name__}")
+    if "params" in options:
+        raise ValueError(f"{name} must not name params, which the names of modules choose")
+    return dict(options)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Return whether a pattern names a parameter, or a module that holds it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")

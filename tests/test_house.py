@@ -18,7 +18,7 @@ LEVELS = [
     {"_engine.clip_sets", "_engine.current_sets", "_engine.fused"},
     {"_engine.step"},
     {"mixin"},
-    {"optimizers", "functional", "levels", "_sstm_state", "sstm"},
+    {"optimizers", "functional", "levels", "recorder", "_sstm_state", "sstm"},
     {"integrations.values", "integrations.tensorboard", "integrations.trainer", "integrations.lightning", "integrations"},
 ]
 BESIDE = {  # uses of the engine no more than norms, arithmetic and validation

@@ -9,6 +9,7 @@ from .levels import LevelScheduler, linear_warmup, multiple_at_start, suggest_le
 from .lipschitz import estimate_lipschitz
 from .optimizers import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
 from .optimizers_collector import ModelProperties, OptimizerProperties, OptimizersCollector, RestartProperties
+from .recorder import NormRecorder
 from .restarter import Restarter
 from .sstm import ClippedSSTM
 from .thresholds import AdaGC, Constant, MeanStd, Quantile, RatioToWeights, ZClip
@@ -29,6 +30,7 @@ __all__ = [
     "LevelScheduler",
     "MeanStd",
     "ModelProperties",
+    "NormRecorder",
     "OptimizerProperties",
     "OptimizersCollector",
     "Quantile",

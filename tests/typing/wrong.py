@@ -20,9 +20,11 @@ def wrong(params: list[torch.nn.Parameter]) -> None:
     ClippedAdam(params, clipping_window=2.5)  # error: arg-type
     ClippedAdamW(params, decoupled_weight_decay=True)  # error: call-arg
     ClippedAdamW(params, nonfinite=True)  # error: arg-type
+    ClippedAdamW(params, clipping_cap="1")  # error: arg-type
+    ClippedAdamW(params, clipping_warmup=2.5)  # error: arg-type
     clip_optimizer(params)  # error: arg-type
     clip_optimizer(torch.optim.SGD(params), max_norm=1.0)  # error: call-arg
-    GradientClipper(params, "norm", 1.0, 0.85)  # error: call-arg
+    GradientClipper(params, "norm", 1.0, "skip")  # error: call-arg
     GradientClipper(params, clipping_beta="0.85")  # error: arg-type
     clip_gradients_(params, max_norm=1.0)  # error: call-arg
     clip_gradients_(params, norm_type="two")  # error: arg-type

@@ -36,12 +36,28 @@ def lognormal(count, scale=1.0):
 
 
 def test_block_prints_what_stands_below_it(capsys):
-    (block,) = python_blocks(PAGE)
+    block, *_ = python_blocks(PAGE)
     run([block], "docs/choosing.md")
     level, clipped = printed = numbers(capsys.readouterr().out)
     assert printed == pytest.approx(numbers(PAGE.partition("prints\n")[2]), rel=0.1)
     assert level > 0
     assert 25 <= clipped <= 75
+
+
+def test_methods_that_are_rows_of_ones_own_clip_as_the_page_says(capsys, table):
+    _, rows, _ = python_blocks(PAGE)
+    run([rows], "docs/choosing.md")
+    assert capsys.readouterr().out == "smooth: 0.90\nmedian: 3.00\n"
+    assert "prints\n\n```\nsmooth: 0.90\nmedian: 3.00\n```" in PAGE
+
+
+@pytest.mark.filterwarnings("ignore::torch_clipped.ClippingWarning")
+def test_optimizer_with_update_clipping_clips_gradients_too():
+    pytest.importorskip("pytorch_optimizer", reason="needs pytorch_optimizer (extra optimizers)")
+    *_, block = python_blocks(PAGE)
+    stats = run([block], "docs/choosing.md")["optimizer"].clipping_stats()
+    assert stats["steps"] == 200
+    assert stats["skipped_steps"] < 20
 
 
 @pytest.mark.parametrize("name", ["norm", "adaptive", "zclip", "adagc"])

@@ -29,7 +29,7 @@ def groups_by_module(
             their own. Default: None, they stay with the others.
 
     Returns:
-        One dict a group that is not empty: those of the patterns in their order, then the others.
+        The groups that are not empty, in the order of the patterns, then that of the others.
 
     Raises:
         ValueError: a pattern matches no parameter, or two match the same one (also one that modules share, under several names);

@@ -60,7 +60,7 @@ class NormRecorder:
 
     EVERY = 100  # steps
 
-    def __init__(self, optimizer: Clipped, path: str | os.PathLike[str] | None = None, *, resume: bool = False) -> None:
+    def __init__(self, optimizer: Clipped, path: str | Path | None = None, *, resume: bool = False) -> None:
         if not isinstance(optimizer, Clipped):
             raise TypeError(f"optimizer must be one that clips, got {type(optimizer).__name__}")
         self._path = None if path is None else Path(path)

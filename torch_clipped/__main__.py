@@ -1,0 +1,50 @@
+"""``python -m torch_clipped FILE``: what the gradient norms of a run say about clipping."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print tail statistics, levels and what each clipping type would have done; draw a picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_clipped",
+        description="Read the gradient norms of a run. Print how heavy their tails are, the levels that clip given shares of the "
+        "steps, and what each clipping type would have done. Draw the norms over time, their histogram and survival function.",
+    )
+    parser.add_argument(
+        "file",
+        type=Path,
+        help="a csv file (of a NormRecorder, an export of Weights & Biases, or numbers alone), a TensorBoard event file, or a "
+        "folder of these",
+    )
+    parser.add_argument("--column", help="the column or tag with the norms (default: the one with 'norm' in its name)")
+    parser.add_argument("--picture", type=Path, help="the picture, a new file (default: FILE-norms.png in the current folder)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples for the intervals (default: 0)")
+    options = parser.parse_args(arguments)
+    picture = options.picture or Path(f"{options.file.resolve().stem}-norms.png")
+    try:
+        if options.seed < 0:
+            raise ValueError(f"--seed must be at least 0, got {options.seed}")
+        if picture.exists():
+            raise ValueError(f"--picture must be a new file, but there is {picture}")
+        from ._norm_files import read_norms
+        from ._report import draw, report
+
+        recorded = read_norms(options.file, options.column)
+        text = report(recorded, options.seed)
+        draw(recorded, picture)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(text, f"picture: {picture}", sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

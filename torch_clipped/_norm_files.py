@@ -1,0 +1,113 @@
+"""Gradient norms read from files: csv tables, TensorBoard's event files, and those of a recorder."""
+
+from __future__ import annotations
+
+import csv
+import math
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["RecordedNorms", "read_norms"]
+
+SMALLEST = 20  # norms of which statistics can be taken
+_UNWANTED = ("__min", "__max")  # columns that Weights & Biases exports beside those of a run
+_OWN = ("steps", "clipped_steps", "skipped_steps", "grad_norm")  # the first columns of a recorder's file
+
+
+class RecordedNorms(NamedTuple):
+    """The norms of a run, oldest first."""
+
+    name: str  # of the column
+    norms: npt.NDArray[np.float64]
+    left_out: int  # entries that are zero, not finite, or empty
+
+
+def read_norms(path: Path, column: str | None = None) -> RecordedNorms:
+    """Return the gradient norms in a file.
+
+    Args:
+        path: a csv file (of numbers alone, or with a line of names), a TensorBoard event file, or a folder of these.
+        column: the column or tag with the norms. Default: None, the one whose name has "norm" in it.
+
+    Raises:
+        ValueError: the file holds something else, several such columns, or too few norms.
+        OSError: it cannot be read.
+        ImportError: TensorBoard is missing.
+    """
+    is_of_tensorboard = path.is_dir() or "tfevents" in path.name
+    name, values = _from_tensorboard(path, column) if is_of_tensorboard else _from_csv(path, column)
+    found = np.array(values, dtype=np.float64)
+    if (found < 0).any():
+        raise ValueError(f"{path} must hold norms, which are at least 0, got {found[found < 0][0]} in {name!r}")
+    norms = found[np.isfinite(found) & (found > 0)]
+    if len(norms) < SMALLEST:
+        raise ValueError(f"{path} must hold at least {SMALLEST} norms that are positive and finite, got {len(norms)} in {name!r}")
+    return RecordedNorms(name, norms, len(found) - len(norms))
+
+
+def _from_csv(path: Path, column: str | None) -> tuple[str, list[float]]:
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} must be a csv file or a TensorBoard event file, but is neither") from None
+    rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
+    if not rows:
+        raise ValueError(f"{path} must hold norms, but is empty")
+    first = rows[0][1]
+    has_names = not all(map(_is_number, first))
+    if not has_names:
+        names = [str(i) for i in range(1, len(first) + 1)]
+    else:
+        names, rows = [name.strip() for name in first], rows[1:]
+    if rows and len(rows[-1][1]) < len(names) and not text.endswith("\n"):
+        del rows[-1]  # cut off by a kill
+    chosen = _chosen(path, names, column)
+    place, values = names.index(chosen), []
+    for number, row in rows:
+        cell = row[place].strip() if place < len(row) else ""
+        if cell and not _is_number(cell):
+            raise ValueError(f"{path}, line {number}: {chosen!r} must be a number, got {cell!r}")
+        values.append(float(cell) if cell else math.nan)
+    return chosen if has_names else f"column {chosen}", values
+
+
+def _from_tensorboard(path: Path, column: str | None) -> tuple[str, list[float]]:
+    try:
+        accumulator = import_module("tensorboard.backend.event_processing.event_accumulator")
+    except ImportError as error:
+        raise ImportError(f"TensorBoard's files need TensorBoard: pip install tensorboard ({error})") from error
+    events = accumulator.EventAccumulator(str(path), size_guidance={accumulator.SCALARS: 0})
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    if not tags:
+        raise ValueError(f"{path} must hold norms, but has no scalars")
+    chosen = _chosen(path, tags, column)
+    return chosen, [event.value for event in events.Scalars(chosen)]
+
+
+def _chosen(path: Path, names: list[str], column: str | None) -> str:
+    """Return the name of the column with the norms."""
+    if column is not None:
+        if column not in names:
+            raise ValueError(f"--column must be one of {', '.join(names)}, got {column!r}")
+        return column
+    if tuple(names[: len(_OWN)]) == _OWN:
+        return "grad_norm"
+    plausible = [name for name in names if "norm" in name.lower() and not name.lower().endswith(_UNWANTED)]
+    plausible = [name for name in plausible if "clipped" not in name.lower()] or plausible
+    if len(plausible) == 1 or (not plausible and len(names) == 1):
+        return (plausible or names)[0]
+    what = f"several that may be norms: {', '.join(plausible)}" if plausible else f"the columns {', '.join(names)}"
+    raise ValueError(f"{path} has {what}; name the one to take by --column")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

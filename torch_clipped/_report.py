@@ -1,0 +1,142 @@
+"""What recorded gradient norms say: tails, levels, what each clipping type would have done, and a picture of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ._norm_files import RecordedNorms
+from .clipping import CLIPPING_TYPES
+from .heavy_tails import tail_statistics
+from .levels import suggest_level
+from .optimizers import ClippedSGD
+from .plots import plot_histogram, plot_norms, plot_survival
+
+__all__ = ["Replay", "advice", "draw", "replay", "report"]
+
+CLIP_RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
+DRIFT = 3.0  # between medians of quarters: more than a level clips evenly
+RARE = 0.05  # share of norms: more are no spikes but a heavy tail
+REPLAYED = 20_000  # norms at most, the newest: each type takes 50 microseconds a step
+ROWS = {  # of the table of tails
+    "median": "quantile_0.5",
+    "skewness": "skewness",
+    "excess kurtosis": "excess_kurtosis",
+    "Hill index": "hill_index",
+    "stable index": "stable_index",
+    "share beyond 3 IQR": "beyond_3_iqr",
+}
+
+
+class Replay(NamedTuple):
+    """What a clipping type does to recorded norms."""
+
+    clipping_type: str
+    level: float
+    clipped: float  # share of the steps
+    coefficient: float  # median of the steps that are clipped
+
+
+def replay(norms: npt.NDArray[np.float64], clipping_type: str, level: float | None = None) -> Replay:
+    """Let a clipping type clip one gradient entry that has these norms, one after the other.
+
+    Types that clip tensor by tensor take the whole gradient as one tensor.
+    """
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64, device="cpu"))
+    optimizer = ClippedSGD([weight], lr=0.0, clipping_type=clipping_type, clipping_level=level)
+    coefficients = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a level in another unit
+        for norm in norms.tolist():
+            weight.grad = torch.tensor([norm], dtype=torch.float64, device="cpu")
+            optimizer.step()
+            coefficients.append(weight.grad.item() / norm)
+    found = np.array(coefficients)
+    clipped = found < 1
+    coefficient = float(np.median(found[clipped])) if clipped.any() else 1.0
+    return Replay(clipping_type, optimizer.param_groups[0]["clipping_level"], float(clipped.mean()), coefficient)
+
+
+def report(recorded: RecordedNorms, seed: int = 0) -> str:
+    """Return the tables as text."""
+    norms = recorded.norms
+    tails = tail_statistics(norms, seed=seed)
+    statistics = [
+        (name, f"{tails[key]:.4g}", f"{tails[f'{key}_low']:.4g} to {tails[f'{key}_high']:.4g}") for name, key in ROWS.items()
+    ]
+    levels = [(f"{rate:g}", f"{suggest_level(norms, rate):.4g}") for rate in CLIP_RATES]
+    newest = norms[-REPLAYED:]
+    replays = [replay(newest, "norm", suggest_level(newest, 0.1))]
+    replays += [replay(newest, name) for name in _types()]
+    types = [(r.clipping_type, f"{r.level:.4g}", f"{r.clipped:.3f}", f"{r.coefficient:.3f}") for r in replays]
+    of_all = "" if len(newest) == len(norms) else f" (the last {len(newest)} norms)"
+    left_out = f", {recorded.left_out} others left out" if recorded.left_out else ""
+    return "\n".join(
+        [
+            f"{len(norms)} norms in {recorded.name!r}{left_out}; the smallest {norms.min():.4g}, the largest {norms.max():.4g}",
+            "",
+            *_aligned([("tails", "", "95 % interval"), *statistics]),
+            "",
+            *_aligned([("clip rate", 'level for "norm"'), *levels]),
+            "",
+            f"What each type would have done{of_all}; of those that clip tensor by tensor, if the gradient were one tensor:",
+            *_aligned([("clipping_type", "level", "steps clipped", "median coefficient"), *types]),
+            "",
+            *advice(norms),
+        ]
+    )
+
+
+def advice(norms: npt.NDArray[np.float64]) -> list[str]:
+    """Return which types fit these norms, and why; docs/choosing.md says more."""
+    quarter = len(norms) // 4
+    first, last = (float(np.median(part)) for part in (norms[:quarter], norms[-quarter:]))
+    drift = max(first, last) / min(first, last)
+    upper, lower = np.quantile(np.log(norms), [0.75, 0.25])
+    limit = np.exp(upper + 3 * (upper - lower))
+    spikes = float((norms > limit).mean())
+    lines = [f'clipping_type="norm", clipping_level={suggest_level(norms, 0.1):.3g} would have clipped a tenth of the steps.']
+    if drift >= DRIFT:
+        lines.append(
+            f"The median norm went from {first:.3g} in the first quarter to {last:.3g} in the last, so that no one level fits: "
+            'clipping_type="auto" follows it.'
+        )
+    if 0 < spikes <= RARE:
+        lines.append(
+            f"{spikes:.2%} of the norms are spikes, above {limit:.3g} (3 interquartile ranges of the logarithms): "
+            'clipping_type="zclip" shortens such ones, and clipping_type="zscore", clipping_level=6.0, clipping_action="skip" '
+            "leaves their steps out."
+        )
+    return lines
+
+
+def _types() -> list[str]:
+    """Return the types whose thresholds follow from the norms of a run, with a level that does not have their unit."""
+    rows = {name: rule for name, rule in CLIPPING_TYPES.items() if rule is not None and rule.measure in ("global", "layer")}
+    return [name for name, rule in rows.items() if rule.threshold.memory(1, 2)]
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def draw(recorded: RecordedNorms, path: Path) -> None:
+    """Draw histogram, survival function and norms over time into one picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    over_time, histogram, survival = figure.subplots(1, 3)
+    plot_norms(recorded.norms, over_time)
+    plot_histogram(recorded.norms, histogram)
+    plot_survival(recorded.norms, ax=survival)
+    figure.suptitle(f"{len(recorded.norms)} gradient norms ({recorded.name})")
+    figure.savefig(path, dpi=110)

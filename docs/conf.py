@@ -28,7 +28,7 @@ autodoc_type_aliases = {
 python_use_unqualified_type_names = True
 napoleon_use_ivar = True
 nitpick_ignore_regex = [  # not ours, and what is private
-    ("py:.*", r"(collections|types|torch|numpy|matplotlib|transformers|lightning|torch_clipped\._engine)\..*"),
+    ("py:.*", r"(collections|pathlib|types|torch|numpy|matplotlib|transformers|lightning|torch_clipped\._engine)\..*"),
     ("py:class", r".*\.(Batch|Target)"),  # type variables
 ]
 nitpick_ignore = [  # where a name is imported for type checkers only, Sphinx takes all types of the signature as they are written

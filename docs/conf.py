@@ -36,6 +36,7 @@ nitpick_ignore = [  # where a name is imported for type checkers only, Sphinx ta
     for name in (
         "Array",
         "Axes",
+        "Collectors",
         "NDArray",
         "Numbers",
         "Optimizer",

@@ -1,6 +1,7 @@
 """Gradient clipping inside the optimizer: replace ``torch.optim.SGD`` by ``ClippedSGD``, and nothing else changes."""
 
 from ._engine.monitor import ClippingWarning
+from ._older_names import older_name
 from .clipping import Clipping, ClippingType, register_clipping
 from .decisions import Always, Randomly
 from .functional import GradientClipper, clip_gradients_
@@ -49,3 +50,4 @@ __all__ = [
     "suggest_level",
 ]
 __version__ = "0.1.0"
+__getattr__ = older_name(__name__)

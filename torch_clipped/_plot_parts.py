@@ -13,10 +13,23 @@ from .heavy_tails.tail_indices import Curve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BLACK", "BLUE", "ORANGE", "SKY", "VERMILION", "axes_of", "draw_band", "draw_normal_law", "finished", "scale_of"]
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "COLOURS",
+    "ORANGE",
+    "SKY",
+    "VERMILION",
+    "axes_of",
+    "draw_band",
+    "draw_normal_law",
+    "finished",
+    "scale_of",
+]
 
 # Colours that colour-blind readers tell apart (M. Okabe and K. Ito); for a print without colours lines and markers differ.
 BLACK, BLUE, SKY, VERMILION, ORANGE = "#000000", "#0072B2", "#56B4E9", "#D55E00", "#E69F00"
+COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", ORANGE, SKY, BLACK)  # of curves
 _LEGEND = 4.2  # from the axes down to the legend, in heights of the letters: below tick labels and axis label
 _NARROW, _WIDE = 4.0, 100.0  # ends of a logarithmic axis so far apart: too few powers of ten to read it by, and enough
 _FEW = 40  # points that a marker each does not hide

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +16,29 @@ from torch.optim import Optimizer
 
 from ._engine.compat import current_accelerator, fork_random_state
 from ._engine.validation import integer
+from ._older_names import older_name
 from .mixin import Clipped
 from .properties import ModelProperties, OptimizerProperties
 from .restarter import RestartProperties
 
-__all__ = ["ModelProperties", "OptimizerProperties", "OptimizersCollector", "RestartProperties"]
+__all__ = ["ModelProperties", "OptimizerProperties", "OptimizersCollector", "Point", "RestartProperties"]
+__getattr__ = older_name(__name__)
 
 Batch = TypeVar("Batch")
 
 
 Contender = OptimizerProperties | tuple[OptimizerProperties, RestartProperties]
+Metrics = Mapping[str, Callable[[Module, Batch], Tensor | float]]
+
+
+class Point(NamedTuple):
+    """A value of a curve."""
+
+    label: str  # of the optimizer
+    phase: str  # "train" or "validation"
+    step: int  # how many steps were taken before it
+    name: str  # "loss", the name of a metric, or "restart"
+    value: float
 
 
 class OptimizersCollector:
@@ -44,6 +59,8 @@ class OptimizersCollector:
         optimizers (dict): the optimizer of each label, to schedule.
         restarters (dict): the restarter of each label that has one.
         losses (dict): for each label the losses of all steps so far, before the update (floats).
+        history (list): all losses, metrics and restarts so far, each a :class:`torch_clipped.optimizers_collector.Point`.
+            :mod:`torch_clipped.plots` draws them, :meth:`to_csv` writes them.
 
     Raises:
         ValueError: there are no contenders, or two with the same label.
@@ -81,19 +98,36 @@ class OptimizersCollector:
             label: restart.make(self.optimizers[label]) for label, (_, restart) in pairs.items() if restart is not None
         }
         self.losses: dict[str, list[float]] = {label: [] for label in pairs}
+        self.history: list[Point] = []
         self._steps = 0
 
-    def step(self, batch: Batch, loss_function: Callable[[Module, Batch], Tensor]) -> dict[str, float]:
+    def __getattr__(self, name: str) -> Any:
+        message = {
+            "nets": "the models are collector.models, a dict by label",
+            "get_optimizer_objects": "the optimizers are collector.optimizers, a dict by label",
+            "get_names_optimizers": "the labels are list(collector.optimizers)",
+        }.get(name, "")
+        raise AttributeError(f"OptimizersCollector has no {name!r}{message and ': '}{message}")
+
+    def step(
+        self, batch: Batch, loss_function: Callable[[Module, Batch], Tensor], metrics: Metrics[Batch] | None = None
+    ) -> dict[str, float]:
         """Let each optimizer take one step on the same batch, in their order: an exception leaves the later ones a step behind.
 
         Args:
             batch: whatever ``loss_function`` understands.
             loss_function: takes a model and the batch, returns the loss to minimize, a tensor with one element. LBFGS calls it
                 more than once.
+            metrics: functions of a model and the batch by name, whose values are kept in ``history``. They see the model
+                before its step, in evaluation mode and without gradients. Default: None, no metrics.
 
         Returns:
             The loss of each label, before its step.
+
+        Raises:
+            ValueError: a metric has the name ``loss`` or ``restart``.
         """
+        chosen = _checked(metrics)
         seed_of_step = int(np.random.SeedSequence([self.seed, self._steps]).generate_state(1, np.uint64)[0])
         self._steps += 1
         for label, optimizer in self.optimizers.items():
@@ -107,16 +141,93 @@ class OptimizersCollector:
                 seen.append(loss.detach())
                 return loss
 
+            restarter = self.restarters.get(label)
             with fork_random_state():
+                values = _values(model, batch, chosen, seed_of_step)
+                restarts = restarter.restarts if restarter else 0
                 optimizer.step(closure)  # type: ignore[arg-type]
-                if label in self.restarters:
-                    self.restarters[label].step()
+                if restarter:
+                    restarter.step()
             self.losses[label].append(float(seen[0]))
+            self.history += [Point(label, "train", self._steps - 1, "loss", float(seen[0]))]
+            self.history += [Point(label, "train", self._steps - 1, name, value) for name, value in values.items()]
+            if restarter and restarter.restarts > restarts:
+                self.history.append(Point(label, "train", self._steps, "restart", restarter.restarts))
         return {label: losses[-1] for label, losses in self.losses.items()}
+
+    def evaluate(
+        self, loader: Iterable[Batch], loss_function: Callable[[Module, Batch], Tensor], metrics: Metrics[Batch] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Evaluate each model on the batches of a loader, in evaluation mode and without gradients.
+
+        Args:
+            loader: the batches, gone through once.
+            loss_function: takes a model and a batch, returns the loss.
+            metrics: functions of a model and a batch by name. Default: None, the loss alone.
+
+        Returns:
+            For each label the loss and the metrics by name, each the mean over the batches. They are kept in ``history``.
+
+        Raises:
+            ValueError: there is no batch, or a metric has the name ``loss`` or ``restart``.
+        """
+        chosen = {"loss": loss_function, **_checked(metrics)}
+        sums = {label: dict.fromkeys(chosen, 0.0) for label in self.models}
+        count = 0
+        with fork_random_state():
+            for batch in loader:
+                count += 1
+                for label, model in self.models.items():
+                    for name, value in _values(model, batch, chosen, self.seed).items():
+                        sums[label][name] += value
+        if not count:
+            raise ValueError("loader must hold at least one batch, got none")
+        means = {label: {name: total / count for name, total in own.items()} for label, own in sums.items()}
+        self.history += [
+            Point(label, "validation", self._steps, name, value) for label, own in means.items() for name, value in own.items()
+        ]
+        return means
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write ``history`` to a new csv file with the columns label, phase, step, name, value.
+
+        Raises:
+            ValueError: there is such a file already.
+        """
+        if Path(path).exists():
+            raise ValueError(f"path must be a new file, but there is {str(path)!r}")
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Point._fields)
+            writer.writerows(self.history)
 
     def grad_norms(self) -> dict[str, Tensor]:
         """The gradient norms before clipping of each optimizer that clips: see :meth:`torch_clipped.Clipped.grad_norms`."""
         return {label: o.grad_norms() for label, o in self.optimizers.items() if isinstance(o, Clipped)}
+
+
+def _checked(metrics: Metrics[Batch] | None) -> Metrics[Batch]:
+    for name in metrics or {}:
+        if name in ("loss", "restart"):
+            raise ValueError(f"metrics must have names other than loss and restart, got {name!r}")
+    return metrics or {}
+
+
+@torch.no_grad()
+def _values(model: Module, batch: Batch, functions: Metrics[Batch], seed: int) -> dict[str, float]:
+    """Return the values of some functions of a model in evaluation mode, each with the same random numbers."""
+    if not functions:
+        return {}
+    found, modes = {}, [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        for name, function in functions.items():
+            _seed(seed)
+            found[name] = float(function(model, batch))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return found
 
 
 def _labelled(contenders: Sequence[Contender]) -> dict[str, tuple[OptimizerProperties, RestartProperties | None]]:

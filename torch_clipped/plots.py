@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from torch import Tensor
 
+from ._curve_plots import plot_gradient_norms, plot_losses, plot_metric
+from ._older_names import older_name
 from ._plot_parts import BLACK, BLUE, ORANGE, SKY, VERMILION, axes_of, draw_band, draw_normal_law, finished, scale_of
 from .heavy_tails import hill_curve, hill_index, variance_curve
 from .heavy_tails.samples import Array, Samples, checked
@@ -23,7 +25,17 @@ from .mixin import Clipped
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_hill", "plot_histogram", "plot_norms", "plot_survival", "plot_variance"]
+__all__ = [
+    "plot_gradient_norms",
+    "plot_hill",
+    "plot_histogram",
+    "plot_losses",
+    "plot_metric",
+    "plot_norms",
+    "plot_survival",
+    "plot_variance",
+]
+__getattr__ = older_name(__name__)
 
 _STRIP = 0.25  # share of the height that is the coefficient's
 _EQUAL = 1e-9  # relative to the longest: lengths that do not differ by more are not worth bins

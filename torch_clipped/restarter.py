@@ -257,12 +257,21 @@ class RestartProperties(RestartSchedule):
 
     Raises:
         ValueError: an argument is not what it has to be.
+        TypeError: the first one is a class, as in older code.
 
     Example:
         >>> from torch_clipped import RestartProperties
         >>> RestartProperties(100, max_steps_cnt=1000).label()
         'restarts 100 x 1.25 to 1000'
     """
+
+    def __post_init__(self) -> None:
+        if isinstance(self.first_restart_steps_cnt, type):
+            raise TypeError(
+                f"RestartProperties takes no class any more, got {self.first_restart_steps_cnt.__name__}: write "
+                "RestartProperties(first_restart_steps_cnt, restart_coeff, max_steps_cnt)"
+            )
+        super().__post_init__()
 
     def make(self, optimizer: Optimizer) -> Restarter:
         """Return a restarter of this optimizer."""

@@ -120,7 +120,8 @@ def test_smoothing_is_the_mean_of_the_last_values():
 def test_several_seeds_are_a_mean_in_a_band():
     collectors = [trained(seed, {"accuracy": accuracy}) for seed in range(3)]
     ax = plot_metric(collectors, "accuracy")
-    assert labels_of(ax)[0] == f"{PLAIN}: mean, lowest and highest of 3"
+    assert labels_of(ax) == [PLAIN, f"{PLAIN}, validation", RESTARTED, f"{RESTARTED}, validation"]
+    assert ax.get_xlabel() == "steps (lines: mean of 3 seeds, bands: lowest and highest)"
     values = torch.tensor([[value for _, value in curve(c, PLAIN, "train", "accuracy")] for c in collectors])
     assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx(values.mean(0).tolist())
     band = ax.collections[0].get_paths()[0].vertices[:, 1]

@@ -87,7 +87,7 @@ def plot_metric(collectors: Collectors, name: str, ax: Axes | None = None, smoot
             _draw(ax, curves, colour, words, width if phase == "train" else 1, look)
         for step in {point.step for each in several for point in each.history if (point.label, point.name) == (label, "restart")}:
             ax.axvline(step, color=colour, linestyle=":", linewidth=0.8)
-    ax.set(xlabel="steps", ylabel=name)
+    ax.set(xlabel=_steps_of(several), ylabel=name)
     return finished(ax)
 
 
@@ -143,6 +143,10 @@ def _listed(collectors: Collectors) -> list[OptimizersCollector]:
     return several
 
 
+def _steps_of(several: list[OptimizersCollector]) -> str:
+    return "steps" if len(several) == 1 else f"steps (lines: mean of {len(several)} seeds, bands: lowest and highest)"
+
+
 def _curve(collector: OptimizersCollector, label: str, phase: str, name: str) -> tuple[Array, Array]:
     points = [(p.step, p.value) for p in collector.history if (p.label, p.phase, p.name) == (label, phase, name)]
     steps, values = zip(*points, strict=True) if points else ((), ())
@@ -158,7 +162,6 @@ def _draw(ax: Axes, curves: list[tuple[Array, Array]], colour: str, words: str, 
     steps = curves[0][0][:length]
     if len(curves) > 1:
         ax.fill_between(steps, smooth.min(0), smooth.max(0), color=colour, alpha=0.2, linewidth=0)
-        words = f"{words}: mean, lowest and highest of {len(curves)}"
     ax.plot(steps, smooth.mean(0), color=colour, linewidth=1.4, label=words, **look)  # type: ignore[arg-type]
 
 

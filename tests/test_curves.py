@@ -121,7 +121,8 @@ def test_several_seeds_are_a_mean_in_a_band():
     collectors = [trained(seed, {"accuracy": accuracy}) for seed in range(3)]
     ax = plot_metric(collectors, "accuracy")
     assert labels_of(ax) == [PLAIN, f"{PLAIN}, validation", RESTARTED, f"{RESTARTED}, validation"]
-    assert ax.get_xlabel() == "steps (lines: mean of 3 seeds, bands: lowest and highest)"
+    words = "steps (lines: mean of 3 seeds, bands: lowest and highest)"
+    assert ax.get_xlabel() == plot_gradient_norms(collectors).get_xlabel() == words
     values = torch.tensor([[value for _, value in curve(c, PLAIN, "train", "accuracy")] for c in collectors])
     assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx(values.mean(0).tolist())
     band = ax.collections[0].get_paths()[0].vertices[:, 1]

@@ -127,9 +127,8 @@ def plot_gradient_norms(collectors: Collectors, ax: Axes | None = None, smoothin
             if label in found
         ]
         _draw(ax, own, COLOURS[i % len(COLOURS)], label, width, {})
-    ax.set(
-        xlabel="steps", ylabel="gradient norm", yscale=scale_of(np.concatenate([v for found in norms for v in found.values()]))
-    )
+    scale = scale_of(np.concatenate([values for found in norms for values in found.values()]))
+    ax.set(xlabel=_steps_of(several), ylabel="gradient norm", yscale=scale)
     return finished(ax)
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch.nn import Module, Parameter
+
+from ._engine.types import Entries, Group
 
 __all__ = ["groups_by_module"]
 
 
 def groups_by_module(
     model: Module,
-    patterns: Mapping[str, Mapping[str, Any]],
-    default: Mapping[str, Any] | None = None,
+    patterns: Mapping[str, Entries],
+    default: Entries | None = None,
     *,
-    vectors: Mapping[str, Any] | None = None,
-) -> list[dict[str, Any]]:
+    vectors: Entries | None = None,
+) -> list[Group]:
     """Return parameter groups for any optimizer, chosen by the names of modules; each parameter is in exactly one.
 
     Args:
@@ -80,7 +81,7 @@ def groups_by_module(
     return [group for group in groups if group["params"]]
 
 
-def _checked(name: str, options: object) -> dict[str, Any]:
+def _checked(name: str, options: object) -> Group:
     if not isinstance(options, Mapping):
         raise TypeError(f"{name} must be a mapping of options, got {type(options).__name__}")
     if "params" in options:

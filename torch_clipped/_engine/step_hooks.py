@@ -6,10 +6,8 @@ from functools import wraps
 from typing import cast
 
 import torch
-from torch._C._autograd import _profiler_enabled
-from torch._C._profiler import _RecordFunctionFast
+import torch.optim.optimizer as torch_optimizer
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .types import StepFunction
 
@@ -30,18 +28,19 @@ def with_quick_hooks(hooked: StepFunction) -> StepFunction:
     """
     step = undecorated(hooked)
 
+    # cloudpickle copies this function and what it names: all but modules would be other objects then
     @wraps(step)
     def quick(self: Optimizer, *args: object, **kwargs: object) -> object:
         if (
             torch.compiler.is_compiling()  # first: torch's compiler may not know what comes next
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or _profiler_enabled()
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or torch._C._autograd._profiler_enabled()
         ):
             return hooked(self, *args, **kwargs)
-        with _RecordFunctionFast(f"Optimizer.step#{type(self).__name__}.step"):
+        with torch._C._profiler._RecordFunctionFast(f"Optimizer.step#{type(self).__name__}.step"):
             return step(self, *args, **kwargs)
 
     vars(quick)["hooked"] = True

@@ -30,7 +30,8 @@ class NormRecorder:
 
     The optimizer itself remembers the last ``clipping_window`` norms; this keeps those of the whole run. The values are those of
     :meth:`torch_clipped.Clipped.clipping_stats`. They are collected where the optimizer's numbers are, and read every 100 steps
-    by a thread: training does not wait for an accelerator. Where each rank has an optimizer, record on one of them only.
+    by a thread: training does not wait for an accelerator. ``optimizer.state_dict()`` flushes, so that the file of a killed run
+    has all steps up to the checkpoint. Where each rank has an optimizer, record on one of them only.
 
     Args:
         optimizer: an optimizer that clips.
@@ -76,7 +77,10 @@ class NormRecorder:
         self._is_begun = False
         self._worker = ThreadPoolExecutor(1, "norms")
         self._written: Future[None] | None = None
-        self._hook = optimizer.register_step_post_hook(self._observe)
+        self._hooks = [
+            optimizer.register_step_post_hook(self._observe),
+            optimizer.register_state_dict_pre_hook(lambda _: self.flush()),  # a resumed run goes on from there
+        ]
 
     def history(self) -> list[dict[str, float]]:
         """The recorded steps, each as a dict like that of ``clipping_stats``, for :func:`torch_clipped.plots.plot_norms`.
@@ -103,9 +107,13 @@ class NormRecorder:
 
     def close(self) -> None:
         """Stop recording, after a last :meth:`flush`."""
-        self._hook.remove()
+        self._stop()
         self.flush()
         self._worker.shutdown()
+
+    def _stop(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
     def __enter__(self) -> NormRecorder:
         return self
@@ -138,7 +146,7 @@ class NormRecorder:
             return
         rows, now = read(self._path), tuple(counts.tolist())
         if rows and now[0] + now[2] <= 1:
-            self._hook.remove()
+            self._stop()
             raise ValueError(
                 f"path must be the file of this run, but {str(self._path)!r} has {len(rows)} steps and the optimizer starts "
                 "anew: load its checkpoint before the first step, or record into another file"
@@ -162,7 +170,7 @@ class NormRecorder:
             copy = seen.to("cpu", copy=True)
         self._count = 0
         if self._written is not None and self._written.done() and (error := self._written.exception()):
-            self._hook.remove()
+            self._stop()
             warn(f"gradient norms are no longer recorded: {error}")
             return
         self._written = self._worker.submit(self._take, copy, arrival)

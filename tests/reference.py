@@ -21,6 +21,7 @@ References:
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -197,7 +198,7 @@ class ReferenceClipper:
         self.action, self.cap, self.warm_up = action, math.inf if cap is None else cap, warm_up or 0
         self.histories: dict[int, list[float]] = {}
         self.seen: dict[int, int] = {}
-        self.zclip = ZClip(warm_up)
+        self.zclip: defaultdict[int, ZClip] = defaultdict(lambda: ZClip(warm_up))  # one a block
         self.adagc = AdaGC(warm_up, math.inf) if action == "skip" else AdaGC(warm_up)
         self.grad_norms: list[float] = []
         self.steps = self.clipped_steps = self.skipped_steps = 0
@@ -278,7 +279,7 @@ class ReferenceClipper:
                 raise ValueError("the unit measure needs weights")
             return self.level * max(p_norm([weights[i][j] for i, j in block], self.norm_type), 1e-3)
         if kind == "zclip":
-            return self.zclip.threshold(length, self.level)
+            return self.zclip[number].threshold(length, self.level)
         if kind == "adagc":
             return self.adagc.threshold(number, length, self.length, self.steps, self.level)
         before, seen = self.histories.get(number, []), self.seen.get(number, 0)

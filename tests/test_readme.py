@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pages import page, python_blocks, run, sections
+from support.releases import readme_table as releases_table
 
 from experiments import compare_table, launches
 from experiments.benchmark_rows import read_rows
@@ -47,6 +48,12 @@ def test_older_spellings_and_other_defaults_are_named():
         assert f"`{name}`" in README
         if isinstance(value, (int, float)):
             assert re.search(rf"`{name}` \({value}", README), name
+
+
+def test_table_of_the_releases_is_what_the_command_wrote():
+    rows = list(csv.DictReader((Path(__file__).parent.parent / "figures" / "releases.csv").read_text().splitlines()))
+    assert releases_table(rows) in README
+    assert len(rows) >= 4
 
 
 def test_table_of_the_benchmark_is_that_of_its_figures_with_the_machine_named():

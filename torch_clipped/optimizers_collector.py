@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -194,6 +193,8 @@ class OptimizersCollector:
         Raises:
             ValueError: there is such a file already.
         """
+        import csv
+
         if Path(path).exists():
             raise ValueError(f"path must be a new file, but there is {str(path)!r}")
         with open(path, "w", newline="") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from array import array
@@ -198,6 +197,8 @@ def read(path: Path) -> list[Row]:
     Raises:
         ValueError: it is no such file.
     """
+    import csv
+
     text = path.read_text()
     lines = [*csv.reader(text.splitlines())]
     if not lines or tuple(lines[0]) != COLUMNS:
@@ -214,6 +215,8 @@ def read(path: Path) -> list[Row]:
 
 
 def _append(path: Path, rows: list[Row]) -> None:
+    import csv
+
     is_new = not path.exists()
     with open(path, "a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -223,3 +223,23 @@ def test_training_goes_on_where_the_file_cannot_be_written(tmp_path):
     assert ["no longer recorded" in str(warning.message) for warning in caught] == [True]
     with pytest.raises(FileNotFoundError):
         recorder.close()
+
+
+def test_checkpoint_is_not_lost_where_the_file_cannot_be_written(tmp_path):
+    path = tmp_path / "folder" / "norms.csv"
+    path.parent.mkdir()
+    params, optimizer = new()
+    NormRecorder(optimizer, path)
+    path.parent.rmdir()
+    train(params, optimizer, range(20))
+    with pytest.warns(RuntimeWarning, match="gradient norms are no longer recorded: .*norms.csv"):
+        state = optimizer.state_dict()
+    assert optimizer.state_dict()["param_groups"][0]["clipping_type"] == state["param_groups"][0]["clipping_type"]
+
+
+def test_checkpoint_has_all_steps_before_it_in_the_file(tmp_path):
+    params, optimizer = new()
+    NormRecorder(optimizer, tmp_path / "norms.csv")
+    train(params, optimizer, range(20))
+    optimizer.state_dict()
+    assert len((tmp_path / "norms.csv").read_text().splitlines()) == 21

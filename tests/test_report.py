@@ -49,6 +49,10 @@ def write_recorded(path):
             optimizer.step()
 
 
+def write_windows(path):
+    path.write_bytes("\r\n".join(["\ufeffgrad_norm", *map(str, NORMS)]).encode())
+
+
 def write_unfinished(path):
     write_recorded(path)
     path.write_text(path.read_text() + "401,1,0,9")
@@ -61,6 +65,7 @@ def write_unfinished(path):
         (write_export, "run-1 - train/grad_norm", 1),
         (write_recorded, "grad_norm", 0),
         (write_unfinished, "grad_norm", 0),
+        (write_windows, "grad_norm", 0),
     ],
 )
 def test_norms_are_read_from_tables(tmp_path, write, name, left_out):

@@ -51,7 +51,7 @@ def read_norms(path: Path, column: str | None = None) -> RecordedNorms:
 
 def _from_csv(path: Path, column: str | None) -> tuple[str, list[float]]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # exports may begin with a mark of byte order
     except UnicodeDecodeError:
         raise ValueError(f"{path} must be a csv file or a TensorBoard event file, but is neither") from None
     rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]

@@ -78,7 +78,7 @@ class NormRecorder:
         self._written: Future[None] | None = None
         self._hooks = [
             optimizer.register_step_post_hook(self._observe),
-            optimizer.register_state_dict_pre_hook(lambda _: self.flush()),  # a resumed run goes on from there
+            optimizer.register_state_dict_pre_hook(self._before_checkpoint),
         ]
 
     def history(self) -> list[dict[str, float]]:
@@ -155,6 +155,19 @@ class NormRecorder:
         _append(unfinished, [row for row in rows if row[0] <= now[0] and row[2] <= now[2] and row[:3] != now])
         os.replace(unfinished, self._path)
 
+    def _before_checkpoint(self, _: object) -> None:
+        """Write what a run that is resumed from this checkpoint will not record again; an error must not cost the checkpoint."""
+        self._hand_over()
+        self._stop_if_failed(wait=True)
+
+    def _stop_if_failed(self, wait: bool = False) -> bool:
+        """Return whether the thread has failed; then warn and record no longer."""
+        if self._written is None or not (wait or self._written.done()) or not (error := self._written.exception()):
+            return False
+        self._stop()
+        warn(f"gradient norms are no longer recorded: {error}")
+        return True
+
     def _hand_over(self) -> None:
         """Let the thread read what was collected."""
         if not self._count:
@@ -168,11 +181,8 @@ class NormRecorder:
         else:
             copy = seen.to("cpu", copy=True)
         self._count = 0
-        if self._written is not None and self._written.done() and (error := self._written.exception()):
-            self._stop()
-            warn(f"gradient norms are no longer recorded: {error}")
-            return
-        self._written = self._worker.submit(self._take, copy, arrival)
+        if not self._stop_if_failed():
+            self._written = self._worker.submit(self._take, copy, arrival)
 
     def _take(self, rows: Tensor, arrival: torch.cuda.Event | None) -> None:
         if arrival is not None:

@@ -243,3 +243,14 @@ def test_checkpoint_has_all_steps_before_it_in_the_file(tmp_path):
     train(params, optimizer, range(20))
     optimizer.state_dict()
     assert len((tmp_path / "norms.csv").read_text().splitlines()) == 21
+
+
+def test_run_that_goes_back_to_a_checkpoint_is_recorded_as_it_went():
+    params, optimizer = new("zscore")
+    with NormRecorder(optimizer) as recorder:
+        wanted = train(params, optimizer, range(20))
+        saved = copy.deepcopy(optimizer.state_dict())
+        wanted += train(params, optimizer, range(20, 30))
+        optimizer.load_state_dict(saved)
+        wanted += train(params, optimizer, range(40, 60))
+    assert_same_history(recorder.history(), wanted)

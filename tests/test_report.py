@@ -171,6 +171,11 @@ def test_advice_names_the_types_that_fit(norms, named):
     assert [name for name in ("norm", "auto", "zclip", "zscore") if f'clipping_type="{name}"' in text] == named
 
 
+def test_advice_says_what_the_level_would_have_clipped():
+    assert "would have clipped 10% of the steps" in advice(NORMS)[0]
+    assert "would have clipped 0% of the steps" in advice(np.full(50, 2.0))[0]
+
+
 def test_command_runs_as_a_module(tmp_path):
     write_plain(tmp_path / "norms.csv")
     done = subprocess.run([sys.executable, "-m", "torch_clipped", "norms.csv"], capture_output=True, text=True, check=True)

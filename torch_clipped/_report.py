@@ -101,7 +101,8 @@ def advice(norms: npt.NDArray[np.float64]) -> list[str]:
     upper, lower = np.quantile(np.log(norms), [0.75, 0.25])
     limit = np.exp(upper + 3 * (upper - lower))
     spikes = float((norms > limit).mean())
-    lines = [f'clipping_type="norm", clipping_level={suggest_level(norms, 0.1):.3g} would have clipped a tenth of the steps.']
+    level = suggest_level(norms, 0.1)
+    lines = [f'clipping_type="norm", clipping_level={level:.3g} would have clipped {(norms > level).mean():.0%} of the steps.']
     if drift >= DRIFT:
         lines.append(
             f"The median norm went from {first:.3g} in the first quarter to {last:.3g} in the last, so that no one level fits: "

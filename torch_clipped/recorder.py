@@ -192,7 +192,7 @@ class NormRecorder:
             steps, _, skipped = row[:3]
             if (steps, skipped) == (self._last[0], self._last[2]):
                 continue  # a step without a gradient
-            is_finite = steps > self._last[0]
+            is_finite = steps != self._last[0]  # fewer, too, after a checkpoint was loaded
             new.append((*row,) if is_finite else (*row[:3], *[math.nan] * 4))
             self._last = new[-1]
         if self._path is not None:

@@ -86,11 +86,12 @@ def test_measure_of_ones_own_is_a_row(table, monkeypatch):
     rms = replace(MEASURES["layer"], norm_type=2.0, divisor=lambda p: p.numel() ** 0.5, gives_norm=False)
     monkeypatch.setitem(MEASURES, "rms", rms)
     register_clipping("block_rms", Clipping("rms", Constant(1.0)))
-    weight = torch.nn.Parameter(torch.zeros(2, 2))
-    optimizer = ClippedSGD([weight], clipping_type="block_rms", clipping_level=2.0)
-    weight.grad = torch.full((2, 2), 6.0)
+    weight, empty = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(0))  # whose divisor is 0
+    optimizer = ClippedSGD([weight, empty], clipping_type="block_rms", clipping_level=2.0)
+    weight.grad, empty.grad = torch.full((2, 2), 6.0), torch.zeros(0)
     optimizer.step()
     torch.testing.assert_close(weight.grad, torch.full((2, 2), 2.0))
+    assert optimizer.clipping_stats()["skipped_steps"] == 0
 
 
 def test_norms_that_are_not_finite_are_not_among_the_recorded_ones():

@@ -120,7 +120,8 @@ class ClipSet:
     def _find_divisors(self) -> Numbers | None:
         if self.measure.divisor is None:
             return None
-        values = torch.from_numpy(np.repeat([float(self.measure.divisor(p)) for p in self.params], self.counts))
+        divisors = [float(self.measure.divisor(p)) if p.numel() else 1.0 for p in self.params]  # of nothing it may be 0
+        values = torch.from_numpy(np.repeat(divisors, self.counts))
         return cast(Numbers, values.numpy() if self.arrays.is_host else values.to(self.device))
 
     def gradients(self) -> Gradients:

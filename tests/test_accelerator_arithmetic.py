@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from torch_clipped import ClippedSGD, Clipping, Constant, LevelScheduler, register_clipping
+from torch_clipped import ClippedSGD, Clipping, Constant, LevelScheduler, clip_optimizer, register_clipping
 from torch_clipped._engine.draws import DrawTable
 from torch_clipped.clipping import MEASURES
 from torch_clipped.decisions import uniform
@@ -146,3 +146,29 @@ def test_skipped_steps_of_a_checkpoint_are_not_told_of_again():
     (weight,) = resumed.param_groups[0]["params"]
     assert messages_of_steps(resumed, weight, 120, {}) == []
     assert resumed.clipping_stats()["skipped_steps"] == 60
+
+
+def test_skipped_spikes_at_the_start_are_told_of():
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = ClippedSGD([weight], clipping_action="skip", clipping_level=5.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(120):
+            weight.grad = torch.full((4,), 9.0 if step in (5, 6, 7) else 1.0)
+            optimizer.step()
+    assert [str(warning.message).partition(",")[0] for warning in caught] == ["3 of 50 steps were skipped"]
+
+
+def test_closures_that_are_evaluated_in_the_step_are_told_of_as_on_the_host():
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = clip_optimizer(torch.optim.LBFGS([weight], max_iter=1), "norm", 1.0, clipping_action="skip")
+
+    def closure():
+        weight.grad = torch.full((4,), 9.0)
+        return weight.sum()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            optimizer.step(closure)
+    assert len(caught) == 2  # the 1st and the 10th in a row

@@ -3,13 +3,16 @@
 import copy
 import io
 import math
+import pickle
 import warnings
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from reference import ReferenceClipper, reference_adam_step, reference_sgd_step
 
-from torch_clipped import ClippedAdamW, ClippedSGD, GradientClipper, clip_optimizer
+from torch_clipped import ClippedAdamW, ClippedSGD, Clipping, Constant, GradientClipper, clip_optimizer, register_clipping
 from torch_clipped.clipping import CLIPPING_TYPES
 from torch_clipped.decisions import uniform
 
@@ -382,3 +385,107 @@ def test_what_does_not_clip_has_neither_cap_nor_warm_up(name, value):
     optimizer.param_groups[0][name] = value
     with pytest.raises(ValueError, match=f"parameter group 0: {name} must be None"):
         step_with(optimizer, 1.0)
+
+
+# What is left out, on both kinds of arithmetic.
+
+
+@BOTH
+@pytest.mark.parametrize("action", ["clip", "skip"])
+@pytest.mark.parametrize("clipping_type", TYPES)
+def test_step_that_is_not_finite_is_no_clipped_one_whatever_the_cap(clipping_type, action, arithmetic):
+    weight = one_weight(1.0, count=2)
+    arguments = {"clipping_type": clipping_type, "clipping_cap": 1.0, "clipping_action": action}
+    optimizer = ClippedSGD([weight], lr=0.1, clipping_level=LEVELS.get(clipping_type), **arguments)
+    step_with(optimizer, 0.1)
+    before = optimizer.clipping_stats()
+    for _ in range(2):
+        step_with(optimizer, math.inf)
+    after = optimizer.clipping_stats()
+    assert (after["steps"], after["clipped_steps"]) == (before["steps"], before["clipped_steps"])
+    assert after["skipped_steps"] == before["skipped_steps"] + 2
+    ClippedSGD([one_weight(count=2)], clipping_level=LEVELS.get(clipping_type), **arguments).load_state_dict(
+        optimizer.state_dict()
+    )
+
+
+@BOTH
+@pytest.mark.parametrize(("bad", "action"), [(30.0, "skip"), (math.nan, "clip"), (math.inf, "clip")])
+def test_gradients_of_a_step_that_is_left_out_stay_as_they_are(bad, action, arithmetic):
+    params = [one_weight(count=2), one_weight(count=2)]
+    optimizer = ClippedSGD(params, clipping_type="layer_wise", clipping_level=5.0, clipping_cap=1.0, clipping_action=action)
+    step_with(optimizer, bad, 2.0)
+    for p, wanted in zip(params, (bad, 2.0), strict=True):
+        torch.testing.assert_close(p.grad, torch.full_like(p, wanted), rtol=0, atol=0, equal_nan=True)
+
+
+@BOTH
+@pytest.mark.parametrize("entries", [[math.inf, 3.0], [math.nan, 300.0]])
+def test_entries_that_are_not_finite_are_spikes_where_single_entries_are_measured(entries, arithmetic):
+    weight = one_weight(1.0, count=2)
+    arguments = {"clipping_type": "coord_wise", "nonfinite": "propagate", "clipping_action": "skip"}
+    optimizer = ClippedSGD([weight], lr=1.0, **arguments)
+    weight.grad = torch.tensor(entries, dtype=torch.float64)
+    optimizer.step()
+    assert weight.tolist() == [1.0, 1.0]
+    assert optimizer.clipping_stats()["skipped_steps"] == 1
+
+
+# State of version 0.1, which knew none of these arguments.
+
+NEW = ("clipping_action", "clipping_cap", "clipping_warmup", "clipping_set")
+
+
+def test_checkpoint_of_an_older_clipper_loads():
+    weight = one_weight()
+    arguments = {"clipping_type": "auto", "clipping_cap": 2.0, "clipping_action": "skip"}
+    old = {key: value for key, value in GradientClipper([weight], **arguments).state_dict().items() if key not in NEW}
+    clipper = GradientClipper([weight], **arguments)
+    clipper.load_state_dict(old)
+    assert (clipper.state_dict()["clipping_cap"], clipper.state_dict()["clipping_action"]) == (2.0, "skip")
+
+
+@pytest.mark.parametrize("made", [lambda p: ClippedSGD([p]), lambda p: clip_optimizer(torch.optim.SGD([p]))])
+def test_older_pickles_of_optimizers_can_be_read(made):
+    optimizer = made(one_weight())
+    state = pickle.loads(pickle.dumps(optimizer.__getstate__()))
+    for entries in (state["defaults"], *state["param_groups"]):
+        for name in NEW:
+            del entries[name]
+    read = object.__new__(type(optimizer))
+    read.__setstate__(state)
+    step_with(read, 5.0)
+    assert read.param_groups[0]["clipping_action"] == "clip"
+    read.add_param_group({"params": [one_weight()]})
+
+
+def test_older_pickles_of_clippers_can_be_read():
+    clipper = GradientClipper([one_weight()], "auto")
+    state = clipper.__getstate__()
+    read = object.__new__(GradientClipper)
+    read.__setstate__({"_group": {key: value for key, value in state["_group"].items() if key not in NEW}})
+    assert not read.skip
+    read.step()
+
+
+def test_strings_of_numpy_are_saved_as_plain_ones():
+    optimizer = ClippedSGD([one_weight()], clipping_set=np.array(["enc"])[0], clipping_action=np.array(["skip"])[0])
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    group = torch.load(file, weights_only=True)["param_groups"][0]
+    assert (group["clipping_set"], group["clipping_action"]) == ("enc", "skip")
+
+
+def test_warm_up_of_a_threshold_of_ones_own_is_an_integer_that_its_memory_knows(table):
+    @dataclass(frozen=True)
+    class First(Constant):
+        warm_up: int = 3
+
+        def memory(self, blocks, window):
+            return {"first": ((self.warm_up, blocks), torch.float64)}
+
+    register_clipping("first", Clipping("global", First(1.0)))
+    optimizer = ClippedSGD([one_weight()], clipping_type="first", clipping_warmup=5)
+    assert optimizer.param_groups[0]["clipping_memory_first"].shape == (5, 1)
+    step_with(optimizer, 2.0)

@@ -476,6 +476,28 @@ def test_profiler_shows_one_range_a_step(problem, clipping_type):
     assert ranges == {"Optimizer.step#ClippedSGD.step": 2}
 
 
+@pytest.mark.parametrize("door", ["own", "global"])
+def test_post_hook_that_is_registered_during_the_step_runs_as_torchs(problem, door):
+    def run(cls):
+        params, seen = problem.parameters(), []
+        optimizer = cls(params)
+        register = register_optimizer_step_post_hook if door == "global" else optimizer.register_step_post_hook
+        handles = []
+
+        def closure():
+            handles.append(register(lambda *_: seen.append("post")))
+            return 0.0
+
+        try:
+            optimizer.step(closure)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+    assert run(ClippedSGD) == run(torch.optim.SGD) == ["post"]
+
+
 def test_pre_hook_may_replace_the_arguments_of_step(problem):
     """As torch documents it: a pre-hook that returns a tuple of arguments replaces them."""
     params = problem.parameters()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ._engine.arguments import ARGUMENT_NAMES, Arguments
+from ._engine.arguments import ADDED, ARGUMENT_NAMES, OF_THE_TYPE, Arguments
 from ._engine.arrays import as_tensor
 from ._engine.checks import refuse_pieces
 from ._engine.clip_sets import ClipSet
@@ -80,7 +80,8 @@ class GradientClipper:
         return {"_group": self._group, "skip": self.skip}
 
     def __setstate__(self, state: StateDict) -> None:
-        self._group, self._current_sets, self.skip = state["_group"], CurrentSets(), state["skip"]
+        self._group = {name: Arguments().as_dict()[name] for name in ADDED} | state["_group"]  # pickled by version 0.1
+        self._current_sets, self.skip = CurrentSets(), state.get("skip", torch.zeros((), dtype=torch.bool, device="cpu"))
 
     def step(self) -> Tensor:
         """Clip the gradients in place; returns their norm before clipping, a tensor without dimensions."""
@@ -108,13 +109,15 @@ class GradientClipper:
         """
         if not isinstance(state_dict, Mapping):
             raise ValueError(f"state_dict must be one of a GradientClipper, got a {type(state_dict).__name__}")
-        missing = [name for name in ARGUMENT_NAMES if name not in state_dict]
+        missing = [name for name in ARGUMENT_NAMES if name not in state_dict and name not in ADDED]
         if missing:
             raise ValueError(f"state_dict must be one of a GradientClipper, but has no {missing[0]!r}")
         unknown = [key for key in state_dict if key not in ARGUMENT_NAMES and not (isinstance(key, str) and is_memory(key))]
         if unknown:
             raise ValueError(f"state_dict must be one of a GradientClipper, but has {unknown[0]!r}")
-        arguments = Arguments.of(state_dict)
+        is_same = state_dict["clipping_type"] == self._group["clipping_type"]
+        older = {name: self._group[name] if is_same or name not in OF_THE_TYPE else None for name in ADDED}
+        arguments = Arguments.of({**older, **state_dict})
         check_memory(state_dict, arguments)
         loaded: Group = {"params": self._group["params"], **copied(state_dict), **arguments.as_dict()}
         memory = prepared_memory(loaded, arguments, common_device([loaded]))

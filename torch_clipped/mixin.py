@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once, which takes a second
 from torch.optim import Optimizer
 
-from ._engine.arguments import ARGUMENT_NAMES, OF_THE_TYPE, Arguments, clipping_arguments, group_arguments
+from ._engine.arguments import ADDED, ARGUMENT_NAMES, OF_THE_TYPE, Arguments, clipping_arguments, group_arguments
 from ._engine.checks import (
     refuse_class,
     refuse_optimizer_inside,
@@ -25,7 +25,7 @@ from ._engine.clip_sets import ClipSet
 from ._engine.closure_steps import evaluates_closure_first, requires_closure, step_with_clipping_closure, with_arguments
 from ._engine.current_sets import CurrentSets
 from ._engine.fused import FusedPlan, KnownState, scaler_factors
-from ._engine.monitor import EITHER, NOT_FINITE, warn_of_loaded_arguments
+from ._engine.monitor import EITHER, NOT_FINITE, SkipReason, warn_of_loaded_arguments
 from ._engine.state import check_memory, common_device, copied, install, is_memory, prepared_memory
 from ._engine.statistics import TotalStatistics
 from ._engine.step import clip_
@@ -62,7 +62,8 @@ class Clipped(Optimizer):
         clipping_cap (float): the largest norm of a block, whatever its threshold, also in a warm-up and with
             ``clipping_action="skip"``. What a type remembers does not know of it. Default: None, no cap.
         clipping_warmup (int): how many norms of a block a type with a history must have seen before it clips; for ``zclip`` and
-            ``adagc`` the length of their own warm-ups. Until then there is only the cap. Default: None, the type's own.
+            ``adagc`` the length of their own warm-ups. Until then there is only the cap, and in the warm-up of ``adagc``, which
+            counts steps, its own limit of norm 1. Default: None, the type's own.
         clipping_set (str): a label. Parameter groups are measured together where all clipping arguments are equal, this one
             included. Default: None.
         clipping_beta (float): base of the clipping probability of the random types, in (0, 1). Default: 0.85.
@@ -204,6 +205,8 @@ class Clipped(Optimizer):
             return
         groups = state["param_groups"]
         known = vars(self).get("param_groups")
+        if not known:
+            state["defaults"] = {name: Arguments().as_dict()[name] for name in ADDED} | state["defaults"]
         sources = known or [state["defaults"]] * len(groups)
         for group, source in zip(groups, sources, strict=True):
             if group.get("clipping_type") == source["clipping_type"]:
@@ -297,8 +300,7 @@ class Clipped(Optimizer):
         if isinstance(skip, Tensor):
             if not plan.can_scale_in_kernel:
                 skip = bool(skip)  # only a fused kernel can skip what the host does not know
-            has_spikes = any(clip_set.arguments.clipping_action == "skip" for clip_set in sets)
-            totals.monitor.observe_counts(totals.counts, EITHER if has_spikes else NOT_FINITE)
+            totals.monitor.observe_counts(totals.counts, _reason(sets))
         returned = plan.step(grad_scale, coefficient, skip) if skip is not True else None
         return loss if is_closure else returned
 
@@ -307,7 +309,10 @@ class Clipped(Optimizer):
         sets, totals = self._clip_sets()
         if any(clip_set.is_dry_run for clip_set in sets):
             return False
-        return bool(clip_(sets, totals, [clip_set.gradients() for clip_set in sets]).skip)
+        skip = clip_(sets, totals, [clip_set.gradients() for clip_set in sets]).skip
+        if isinstance(skip, Tensor) and bool(skip):  # on the host the step itself has told
+            totals.monitor.observe_skip(_reason(sets))
+        return bool(skip)
 
     @overload
     def clipping_stats(self, per_set: Literal[False] = ...) -> dict[str, float]: ...
@@ -348,3 +353,8 @@ class Clipped(Optimizer):
         is not known: with types that do not measure it (``none``, ``coord_wise``) or norm types that differ between groups.
         """
         return self._clip_sets()[1].grad_norms()
+
+
+def _reason(sets: Sequence[ClipSet]) -> SkipReason:
+    """Return why steps of these clip sets may be skipped on an accelerator, which does not tell."""
+    return EITHER if any(clip_set.arguments.clipping_action == "skip" for clip_set in sets) else NOT_FINITE

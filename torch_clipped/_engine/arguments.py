@@ -15,6 +15,7 @@ from .validation import RENAMED, integer, number, unknown_argument
 
 __all__ = [
     "ACTIONS",
+    "ADDED",
     "ARGUMENT_NAMES",
     "MEMORY",
     "NONFINITE_POLICIES",
@@ -26,6 +27,7 @@ __all__ = [
 
 ACTIONS = ("clip", "skip")
 NONFINITE_POLICIES = ("skip", "error", "zero", "propagate")
+ADDED = ("clipping_action", "clipping_cap", "clipping_warmup", "clipping_set")  # which state of version 0.1 does not have
 OF_THE_TYPE = ("clipping_level", "clipping_cap", "clipping_warmup")  # what means something else with another type
 
 
@@ -61,6 +63,7 @@ class Arguments:
         label = group["clipping_set"]
         if label is not None and not isinstance(label, str):
             raise ValueError(f"clipping_set must be a str or None, got {label!r}")
+        label = None if label is None else str(label)  # not numpy's, which a checkpoint cannot hold
         return cls(
             clipping_type=name,
             clipping_level=_level(name, CLIPPING_TYPES[name], group["clipping_level"]),
@@ -79,7 +82,7 @@ class Arguments:
     def rule(self) -> Clipping | None:
         """The clipping type, with the warm-up that these arguments ask for; None leaves gradients alone."""
         rule = CLIPPING_TYPES[self.clipping_type]
-        changes = {} if self.clipping_warmup is None else {"warm_up": float(self.clipping_warmup)}
+        changes: StateDict = {} if self.clipping_warmup is None else {"warm_up": self.clipping_warmup}
         if rule is not None and self.clipping_action == "skip" and "warm_up_norm" in _fields(rule.threshold):
             changes["warm_up_norm"] = math.inf  # what is clipped in every step of a warm-up is no spike
         return replace(rule, threshold=replace(rule.threshold, **changes)) if rule is not None and changes else rule
@@ -150,7 +153,7 @@ def _fields(threshold: Threshold) -> set[str]:
 def _choice(argument: str, value: object, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
-    return value
+    return str(value)
 
 
 def _cap(name: str, rule: Clipping | None, cap: object) -> float | None:

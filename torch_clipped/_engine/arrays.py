@@ -79,7 +79,6 @@ class Arrays:
     """Numpy's arithmetic, on the host. That of scalars goes without arrays, which would take ten times as long."""
 
     is_host = True
-    smallest_coefficient = 0.0
 
     def where(self, condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
         """Return ``one`` where the condition holds, else ``other``."""
@@ -112,6 +111,10 @@ class Arrays:
     def at_most(self, values: Numbers, largest: float) -> Numbers:
         """Return the values, greater ones replaced by ``largest``."""
         return numpy.minimum(values, largest)
+
+    def as_coefficients(self, alpha: Numbers) -> Numbers:
+        """Return min(1, alpha)."""
+        return numpy.minimum(alpha, 1.0)
 
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
         """Return min(1, alpha) where a block is clipped, else 1."""
@@ -208,7 +211,7 @@ class AcceleratorArrays(Arrays):
     """
 
     is_host = False
-    smallest_coefficient = 3e-39  # its inverse fits float32
+    _SMALLEST = 3e-39  # a coefficient: its inverse fits float32
 
     def __init__(self) -> None:
         self._kept: dict[object, Tensor] = {}
@@ -253,8 +256,11 @@ class AcceleratorArrays(Arrays):
     def at_most(self, values: Numbers, largest: float) -> Numbers:
         return cast(Numbers, cast(Tensor, values).clamp(max=largest))
 
+    def as_coefficients(self, alpha: Numbers) -> Numbers:
+        return cast(Numbers, cast(Tensor, alpha).clamp(self._SMALLEST, 1.0))
+
     def coefficients(self, alpha: Numbers, clipped: Numbers) -> Numbers:
-        return self.where(clipped, cast(Numbers, cast(Tensor, alpha).clamp(self.smallest_coefficient, 1.0)), 1.0)
+        return self.where(clipped, self.as_coefficients(alpha), 1.0)
 
     def lerp_(self, values: Numbers, target: Numbers, share: Numbers) -> None:
         cast(Tensor, values).lerp_(cast(Tensor, target), cast(Tensor, share))

@@ -225,14 +225,19 @@ class ClipSet:
         elif self.measure.clamps_entries and cap is not None:  # what is not clipped is short enough, or left to chance
             limits = arrays.where((coefficients < 1) | ~blocks.valid, limits, cap)
         if is_skipping:
-            spikes = arrays.any(coefficients < 1)
+            is_long = coefficients < 1
+            if self.measure.clamps_entries and self.arguments.nonfinite == "propagate":
+                is_long = is_long | ~arrays.isfinite(blocks.lengths)  # an entry that is inf is longer than any threshold
+            spikes = arrays.any(is_long)
             is_spike = bool(spikes) if arrays.is_host else spikes
-            coefficients = arrays.full_like(coefficients, 1.0)
         if cap is not None:
             alpha = arrays.full_like(thresholds, cap) / blocks.lengths
             if self.arguments.nonfinite != "skip":  # a block that is not finite is left alone
                 alpha = arrays.where(blocks.valid, alpha, 1.0)
-            coefficients = arrays.minimum(coefficients, arrays.at_least(alpha, arrays.smallest_coefficient))
+            capped = arrays.as_coefficients(alpha)
+            coefficients = capped if is_skipping else arrays.minimum(coefficients, capped)
+        elif is_skipping:
+            coefficients = arrays.full_like(coefficients, 1.0)
         return Decided(blocks, thresholds, coefficients, limits, is_spike)
 
     def scale_(self, grads: Gradients, coefficients: Numbers, limits: Numbers, grad_scale: Factor) -> None:

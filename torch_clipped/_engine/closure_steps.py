@@ -102,7 +102,7 @@ def step_with_clipping_closure(
             before.restore()
         elif evaluations > 1:
             raise RuntimeError(
-                f"the gradient of evaluation {evaluations} in a step of {type(optimizer).__name__} is not finite, and the "
+                f"the gradient of evaluation {evaluations} in a step of {type(optimizer).__name__} is to be skipped, and the "
                 "weights have been moved: earlier steps evaluated their closure once, so that the weights before it were not kept"
             ) from None
         return loss

@@ -17,7 +17,7 @@ from .draws import is_capturing
 from .state import is_real
 from .types import Entries
 
-__all__ = ["EITHER", "NOT_FINITE", "SPIKE", "ClippingWarning", "StepMonitor", "warn", "warn_of_kept_level"]
+__all__ = ["EITHER", "NOT_FINITE", "SPIKE", "ClippingWarning", "SkipReason", "StepMonitor", "warn", "warn_of_kept_level"]
 
 
 class ClippingWarning(RuntimeWarning):
@@ -83,13 +83,14 @@ def _is_power_of_ten(count: int) -> bool:
 
 
 class DelayedCounts:
-    """The counts of steps on an accelerator, asked for every 50 steps and read when they have arrived: nothing waits for them."""
+    """The counts of steps on an accelerator, copied every 50 steps and read when they have arrived: nothing waits for them."""
 
     STEPS = 50
 
     def __init__(self) -> None:
         self._steps = self._asked = self._read = 0  # steps of this object: so far, at the last copy, at the last reading
         self._skipped: int | None = None
+        self._first: Tensor | None = None  # after the first step
         self._copy: Tensor | None = None
         self._arrival: torch.cuda.Event | None = None
 
@@ -97,25 +98,33 @@ class DelayedCounts:
         """Return how many steps were skipped, and out of how many; (0, 0) where nothing new has arrived."""
         self._steps += 1
         if self._asked > self._read and (self._arrival is None or self._arrival.query()):  # type: ignore[no-untyped-call]
-            assert self._copy is not None
-            steps, _, skipped = self._copy.tolist()
-            if self._skipped is None:  # the counts of a checkpoint are not of these steps
-                self._skipped = 0 if steps + skipped <= self._asked else skipped
-            found = skipped - self._skipped, self._asked - self._read
-            self._skipped, self._read = skipped, self._asked
-            return found
-        if self._asked == self._read and self._steps % self.STEPS == 0 and is_real(counts) and not is_capturing():
-            self._ask(counts)
+            return self._read_copy()
+        is_due = self._asked == self._read and self._steps % self.STEPS == 0
+        if (is_due or self._first is None) and is_real(counts) and not is_capturing():
+            copy = torch.empty(counts.shape, dtype=counts.dtype, device="cpu", pin_memory=counts.is_cuda)
+            copy.copy_(counts, non_blocking=True)
+            if self._first is None:
+                self._first = copy
+            else:
+                self._ask(copy, counts)
         return 0, 0
 
-    def _ask(self, counts: Tensor) -> None:
-        if self._copy is None:
-            self._copy = torch.empty(counts.shape, dtype=counts.dtype, device="cpu", pin_memory=counts.is_cuda)
-        self._copy.copy_(counts, non_blocking=True)
+    def _ask(self, copy: Tensor, counts: Tensor) -> None:
+        self._copy, self._asked = copy, self._steps
         if counts.is_cuda:
             self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrival.record(torch.cuda.current_stream(counts.device))
-        self._asked = self._steps
+
+    def _read_copy(self) -> tuple[int, int]:
+        assert self._first is not None
+        assert self._copy is not None
+        if self._skipped is None:  # more than one step after the first are those of a checkpoint
+            first = self._first.tolist()
+            self._skipped = first[2] if max(first) > 1 else 0
+        skipped = self._copy.tolist()[2]
+        found = skipped - self._skipped, self._asked - self._read
+        self._skipped, self._read = skipped, self._asked
+        return found
 
 
 class StepMonitor:

@@ -93,7 +93,7 @@ def prepared_memory(group: Group, arguments: Arguments, device: torch.device) ->
     Raises:
         ValueError: there is a value that is no such tensor, or no room for so large a window.
     """
-    rule, window = CLIPPING_TYPES[arguments.clipping_type], arguments.clipping_window
+    rule, window = arguments.rule, arguments.clipping_window
     shapes = _unused_memory(len(CLIPPING_TYPES)) | COMMON | {"norms": ((window, 1), torch.float64)}
     if rule is not None:
         one_block = rule.measured.is_one_block
@@ -144,7 +144,7 @@ def _unused_memory(types: int) -> dict[str, Shape]:
 
 def check_memory(group: Entries, arguments: Arguments) -> None:
     """Raise ValueError if the clipping state in a loaded parameter group cannot be that of a run with these arguments."""
-    rule = CLIPPING_TYPES[arguments.clipping_type]
+    rule = arguments.rule
     is_own = rule is None or type(rule.threshold).__module__ == Threshold.__module__  # else it may keep what it likes
     for key in [key for key in group if is_memory(key)]:
         name, value = key.removeprefix(MEMORY), group[key]

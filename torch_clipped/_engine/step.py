@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -74,7 +74,8 @@ def clip_(
                 clip_set.remember(blocks, coefficients)
             decided = Decided(blocks, thresholds, coefficients, thresholds)
             decisions.append(clip_set.limited(decided) if clip_set.has_limits else decided)
-        is_skipped = _skip_spikes(decisions, totals, skip) if True in [s.has_limits for s in sets] else skip
+        has_limits = True in [s.has_limits for s in sets]
+        is_skipped = _skip_spikes(decisions, totals, skip) if has_limits else skip
         if is_skipped is False:
             totals.monitor.skipped_in_a_row = 0
         values, coefficient = [], None
@@ -83,6 +84,9 @@ def clip_(
                 # inf is clamped, and what stands beside NaN
                 is_left = m.is_finite if skip is False else m.is_finite | skip
                 decided = decided._replace(coefficients=clip_set.arrays.where(is_left, decided.coefficients, 0.0))
+            if has_limits and is_skipped is not False:  # gradients of a step that is left out stay as they are
+                kept_whole = clip_set.arrays.where(cast(Numbers, is_skipped), 1.0, decided.coefficients)
+                decided = decided._replace(coefficients=kept_whole)
             if in_kernel and _is_for_kernel(clip_set, m.grads, decided.coefficients):
                 coefficient = decided.coefficients
             elif is_skipped is not True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import wraps
+from itertools import chain
 from typing import cast
 
 import torch
@@ -41,7 +42,10 @@ def with_quick_hooks(hooked: StepFunction) -> StepFunction:
         ):
             return hooked(self, *args, **kwargs)
         with torch._C._profiler._RecordFunctionFast(f"Optimizer.step#{type(self).__name__}.step"):
-            return step(self, *args, **kwargs)
+            returned = step(self, *args, **kwargs)
+        for hook in chain(self._optimizer_step_post_hooks.values(), torch_optimizer._global_optimizer_post_hooks.values()):
+            hook(self, (self, *args), kwargs)  # registered during the step
+        return returned
 
     vars(quick)["hooked"] = True
     return quick

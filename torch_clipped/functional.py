@@ -134,6 +134,7 @@ def clip_gradients_(
     clipping_type: ClippingType | str = "norm",
     clipping_level: float | None = None,
     *,
+    clipping_action: str = "clip",
     norm_type: float = 2.0,
     nonfinite: str = "skip",
 ) -> Tensor:
@@ -146,6 +147,8 @@ def clip_gradients_(
         clipping_type: ``"none"``, ``"norm"``, ``"layer_wise"``, ``"coord_wise"``, ``"adaptive"``, or one of your own that always
             decides to clip and has no memory. For the others there is :class:`GradientClipper`.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
+        clipping_action: only ``"clip"``. There is no step to leave out: compare the returned norm with a threshold, or use a
+            :class:`GradientClipper`. Default: ``"clip"``.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
         nonfinite: what to do with a gradient that has entries that are inf or NaN: ``"skip"`` leaves it alone, ``"error"`` raises
             RuntimeError, ``"zero"`` makes such entries 0 and clips the rest, ``"propagate"`` clips the blocks that are finite
@@ -167,7 +170,14 @@ def clip_gradients_(
         >>> weight.grad
         tensor([0.6000, 0.8000])
     """
-    arguments = Arguments.of(Arguments(clipping_type, clipping_level, norm_type=norm_type, nonfinite=nonfinite).as_dict())
+    arguments = Arguments.of(
+        Arguments(clipping_type, clipping_level, clipping_action, norm_type=norm_type, nonfinite=nonfinite).as_dict()
+    )
+    if arguments.clipping_action == "skip":
+        raise ValueError(
+            "clipping_action must be 'clip' here, got 'skip': there is no step to leave out; compare the returned norm with a "
+            "threshold, or use GradientClipper.step and its skip"
+        )
     rule = CLIPPING_TYPES[arguments.clipping_type]
     if rule is not None and (rule.threshold.memory(1, 2) or not isinstance(rule.decision, Always)):
         raise ValueError(

@@ -624,9 +624,9 @@ def test_clip_gradients_is_the_oracle_and_returns_the_norm_before(problem, clipp
 def test_clip_gradients_has_no_step_to_skip_and_names_the_clipper():
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
-    with pytest.raises(ValueError, match="clipping_action must be 'clip' here, got 'skip': .*GradientClipper"):
+    with pytest.raises(ValueError, match=r"clipping_action must be 'clip' here, got 'skip': .*GradientClipper"):
         clip_gradients_(weight, "norm", 1.0, clipping_action="skip")
-    with pytest.raises(ValueError, match="clipping_action must be one of .*, got 'skipp'"):
+    with pytest.raises(ValueError, match=r"clipping_action must be one of .*, got 'skipp'"):
         clip_gradients_(weight, "norm", 1.0, clipping_action="skipp")
     assert weight.grad.tolist() == [3, 4]
 

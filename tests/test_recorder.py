@@ -2,7 +2,9 @@
 
 import copy
 import math
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,7 +135,6 @@ for step in range(250):
     weight.grad = torch.full((3,), 1.0 + step)
     optimizer.step()
     if step == 220:
-        recorder._written.result()
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -146,10 +147,11 @@ def test_killed_run_leaves_all_but_its_last_steps(tmp_path):
     assert float(lines[-1].split(",")[3]) == pytest.approx(200 * 3**0.5)
 
 
-def test_run_that_ends_without_close_has_written_what_was_handed_over(tmp_path):
-    script = KILLED.partition("    if step")[0]
+@pytest.mark.parametrize("end", ["", "    pass\noptimizer = recorder = None\n"], ids=["at the end of the program", "deleted"])
+def test_run_that_ends_without_close_has_written_everything(tmp_path, end):
+    script = KILLED.partition("    if step")[0] + end
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "norms.csv")], check=True)
-    assert len((tmp_path / "norms.csv").read_text().splitlines()) == 201
+    assert len((tmp_path / "norms.csv").read_text().splitlines()) == 251
 
 
 def test_history_is_what_plot_norms_draws():
@@ -184,7 +186,8 @@ def test_file_that_is_there_is_not_touched(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("1,0,0,abc,1,1,1", "holds something else: could not convert"), ("1,0,0", "line 2 of")]
+    ("line", "message"),
+    [("1,0,0,abc,1,1,1", "holds something else in line 2: could not convert"), ("1,0,0", "another number of values in line 2")],
 )
 def test_damaged_file_is_refused(tmp_path, line, message):
     path = tmp_path / "norms.csv"
@@ -214,12 +217,10 @@ def test_training_goes_on_where_the_file_cannot_be_written(tmp_path):
     path.parent.mkdir()
     params, optimizer = new(cls=ClippedSGD)
     recorder = NormRecorder(optimizer, path)
-    path.parent.rmdir()
-    train(params, optimizer, range(199))
+    shutil.rmtree(path.parent)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        recorder._written.exception()  # the thread is done
-        train(params, optimizer, range(199, 420))
+        train(params, optimizer, range(420))
     assert ["no longer recorded" in str(warning.message) for warning in caught] == [True]
     with pytest.raises(FileNotFoundError):
         recorder.close()
@@ -230,7 +231,7 @@ def test_checkpoint_is_not_lost_where_the_file_cannot_be_written(tmp_path):
     path.parent.mkdir()
     params, optimizer = new()
     NormRecorder(optimizer, path)
-    path.parent.rmdir()
+    shutil.rmtree(path.parent)
     train(params, optimizer, range(20))
     with pytest.warns(RuntimeWarning, match="gradient norms are no longer recorded: .*norms.csv"):
         state = optimizer.state_dict()
@@ -254,3 +255,139 @@ def test_run_that_goes_back_to_a_checkpoint_is_recorded_as_it_went():
         optimizer.load_state_dict(saved)
         wanted += train(params, optimizer, range(40, 60))
     assert_same_history(recorder.history(), wanted)
+
+
+@pytest.mark.parametrize("kind", ["usual", "inf"])
+def test_step_that_is_taken_again_after_a_checkpoint_was_loaded_is_recorded(kind):
+    params, optimizer = new("zscore")
+    with NormRecorder(optimizer) as recorder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = train(params, optimizer, range(5))
+        saved = copy.deepcopy(optimizer.state_dict())
+        wanted += train(params, optimizer, [5], {5: kind})
+        optimizer.load_state_dict(saved)
+        wanted += train(params, optimizer, [5], {5: kind})
+    rows = recorder.history()
+    assert [(row["steps"], row["skipped_steps"]) for row in rows] == [(s["steps"], s["skipped_steps"]) for s in wanted]
+    assert [math.isnan(row["grad_norm"]) for row in rows] == [False] * 5 + [kind == "inf"] * 2
+
+
+def test_resumed_run_that_begins_with_a_step_without_a_gradient_keeps_its_last_row(tmp_path):
+    params, optimizer = new()
+    with NormRecorder(optimizer, tmp_path / "norms.csv"):
+        train(params, optimizer, range(20))
+        saved = copy.deepcopy(optimizer.state_dict())
+        train(params, optimizer, range(20, 25))
+    params, optimizer = new()
+    with NormRecorder(optimizer, tmp_path / "norms.csv", resume=True) as recorder:
+        train(params, optimizer, [0], {0: "zero"})  # as torch.distributed.checkpoint does
+        optimizer.load_state_dict(saved)
+        train(params, optimizer, [20, 21], {20: "zero"})
+    assert [row["steps"] for row in recorder.history()] == [*range(1, 22)]
+
+
+def test_file_of_another_run_is_not_continued_by_one_that_starts_with_a_spike(tmp_path):
+    path = tmp_path / "norms.csv"
+    params, optimizer = new()
+    with NormRecorder(optimizer, path):
+        train(params, optimizer, range(20))
+    before = path.read_bytes()
+    params, optimizer = new("norm", clipping_level=0.1, clipping_action="skip")
+    with NormRecorder(optimizer, path, resume=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="has 20 steps and the optimizer starts anew"):
+            train(params, optimizer, range(1))
+    assert path.read_bytes() == before
+
+
+def test_recorder_that_stops_leaves_other_hooks_alone(tmp_path):
+    params, optimizer = new()
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append("before"))
+    recorder = NormRecorder(optimizer, tmp_path / "norms.csv")
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    optimizer.register_state_dict_pre_hook(lambda *_: seen.append("saved"))
+    (tmp_path / "norms.csv").unlink()
+    with pytest.warns(RuntimeWarning, match="no longer recorded"):
+        train(params, optimizer, range(100))
+    optimizer.state_dict()
+    assert (seen.count("before"), seen.count("after"), seen.count("saved")) == (100, 100, 1)
+    with pytest.raises(FileNotFoundError):
+        recorder.flush()
+
+
+def test_training_goes_on_where_a_continued_file_is_gone(tmp_path):
+    path = tmp_path / "norms.csv"
+    params, optimizer = new()
+    with NormRecorder(optimizer, path):
+        train(params, optimizer, range(20))
+    NormRecorder(optimizer, path, resume=True)
+    path.unlink()
+    with pytest.warns(RuntimeWarning, match="no longer recorded"):
+        train(params, optimizer, range(20, 22))
+    assert not path.exists()
+
+
+def test_path_is_that_of_the_beginning_also_if_the_working_directory_changes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    params, optimizer = new()
+    with NormRecorder(optimizer, "norms.csv") as recorder:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        train(params, optimizer, range(3))
+    assert len(recorder.history()) == 3
+    assert len((tmp_path / "norms.csv").read_text().splitlines()) == 4
+
+
+def test_two_recorders_do_not_share_a_new_file(tmp_path):
+    NormRecorder(new()[1], tmp_path / "norms.csv")
+    with pytest.raises(ValueError, match="path must be a new file unless resume=True"):
+        NormRecorder(new()[1], tmp_path / "norms.csv")
+
+
+def test_path_must_be_a_file_in_a_folder_that_exists(tmp_path):
+    with pytest.raises(ValueError, match=r"path must be in a folder that exists, but there is no '.*missing'"):
+        NormRecorder(new()[1], tmp_path / "missing" / "norms.csv")
+    with pytest.raises(ValueError, match=r"path must be a file, but '.*' is a folder"):
+        NormRecorder(new()[1], tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", ["", "steps,clip"], ids=["empty", "a part of its first line"])
+def test_file_of_a_run_that_was_killed_at_once_is_continued(tmp_path, content):
+    path = tmp_path / "norms.csv"
+    path.write_text(content)
+    params, optimizer = new()
+    with NormRecorder(optimizer, path, resume=True) as recorder:
+        train(params, optimizer, range(3))
+    assert [row["steps"] for row in recorder.history()] == [1, 2, 3]
+
+
+def test_last_evaluation_of_a_step_is_recorded():
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = clip_optimizer(torch.optim.LBFGS([weight], lr=0.1, max_iter=4), "norm", 1.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (weight - 3).square().sum()
+        loss.backward()
+        return loss
+
+    with NormRecorder(optimizer) as recorder:
+        norms = []
+        for _ in range(3):
+            optimizer.step(closure)
+            norms.append(optimizer.clipping_stats()["grad_norm"])
+    assert recorder.grad_norms().tolist() == norms
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_process_writes_nothing(tmp_path):
+    params, optimizer = new()
+    recorder = NormRecorder(optimizer, tmp_path / "norms.csv")
+    train(params, optimizer, range(5))
+    if not (child := os.fork()):
+        optimizer.state_dict()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    recorder.close()
+    assert len((tmp_path / "norms.csv").read_text().splitlines()) == 6

@@ -3,6 +3,7 @@
 import copy
 import csv
 import re
+import warnings
 from importlib import import_module
 
 import pytest
@@ -10,7 +11,16 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from torch_clipped import ClippedSGD, ModelProperties, OptimizerProperties, OptimizersCollector, Restarter, RestartProperties
+from torch_clipped import (
+    ClippedSGD,
+    ModelProperties,
+    OptimizerProperties,
+    OptimizersCollector,
+    Restarter,
+    RestartProperties,
+    clip_optimizer,
+)
+from torch_clipped.optimizers_collector import Point
 from torch_clipped.plots import plot_gradient_norms, plot_losses, plot_metric
 
 PLAIN, RESTARTED = "SGD, lr 0.1", "ClippedSGD, lr 0.1, restarts 3 x 1.25 to 2000"
@@ -23,6 +33,10 @@ def net():
 def new(seed=0):
     contenders = [OptimizerProperties(SGD, lr=0.1), (OptimizerProperties(ClippedSGD, lr=0.1), RestartProperties(3))]
     return OptimizersCollector(ModelProperties(net), contenders, seed=seed)
+
+
+def clipped_lbfgs(params, lr):
+    return clip_optimizer(torch.optim.LBFGS(params, lr, max_iter=4), "norm", 1.0)
 
 
 def batches(count=8):
@@ -133,7 +147,8 @@ def test_gradient_norms_are_those_of_the_optimizers_that_clip():
     collector = trained()
     ax = plot_gradient_norms(collector)
     assert labels_of(ax) == [RESTARTED]
-    (line,) = ax.get_lines()
+    line, *restarts = ax.get_lines()
+    assert {each.get_xdata()[0] for each in restarts} == {3, 6}
     assert line.get_ydata().tolist() == collector.grad_norms()[RESTARTED].tolist()
     assert line.get_xdata().tolist() == [*range(8)]
 
@@ -142,10 +157,12 @@ def test_what_cannot_be_drawn_is_named():
     collector = trained()
     other = OptimizersCollector(ModelProperties(net), [OptimizerProperties(SGD, lr=0.2)])
     for arguments, message in [
-        ((collector, "f1"), "name must be one of loss, got 'f1'"),
-        ((other, "loss"), "name must be one of none, since no step was taken, got 'loss'"),
+        ((collector, "f1"), "name must be one of grad_norm, loss, got 'f1'"),
+        ((other, "loss"), "collectors must have taken a step, or evaluated a loader"),
         (([collector, other], "loss"), "collectors must have the same labels"),
         (([], "loss"), "collectors must be an OptimizersCollector or a sequence of them, got []"),
+        ((3, "loss"), "collectors must be an OptimizersCollector or a sequence of them, got 3"),
+        (([collector, trained(1, {"accuracy": accuracy})], "accuracy"), "got 'accuracy' (only some of the collectors have it)"),
         ((collector, "loss", None, 0), "smoothing must be an integer >= 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -154,16 +171,88 @@ def test_what_cannot_be_drawn_is_named():
         plot_gradient_norms(other)
 
 
-@pytest.mark.parametrize("name", ["loss", "restart"])
-def test_names_of_metrics_are_not_those_of_losses_and_restarts(name):
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "restart"])
+def test_names_of_metrics_are_not_those_of_other_curves(name):
     collector = new()
-    with pytest.raises(ValueError, match=f"metrics must have names other than loss and restart, got '{name}'"):
+    with pytest.raises(ValueError, match=f"metrics must have names other than loss, grad_norm, restart, got '{name}'"):
         collector.step(batches()[0], squared_error, {name: accuracy})
     with pytest.raises(ValueError, match="metrics must have names"):
         collector.evaluate(batches(), squared_error, {name: accuracy})
     with pytest.raises(ValueError, match="loader must hold at least one batch, got none"):
         collector.evaluate([], squared_error)
     assert collector.history == []
+
+
+@pytest.mark.parametrize("metrics", [["accuracy"], {"accuracy": 3}, {3: accuracy}], ids=str)
+def test_metrics_are_functions_by_name(metrics):
+    with pytest.raises(TypeError, match="metrics must be a mapping from names to functions, got"):
+        new().step(batches()[0], squared_error, metrics)
+
+
+def test_metric_of_several_elements_is_refused():
+    with pytest.raises(ValueError, match=r"the value of 'each' must have one element, got shape \(16, 1\)"):
+        new().step(batches()[0], squared_error, {"each": lambda model, batch: model(batch)})
+
+
+def test_value_that_is_not_finite_spoils_no_later_means():
+    collector = trained(validate=False)
+    points = [i for i, p in enumerate(collector.history) if (p.label, p.name) == (PLAIN, "loss")]
+    for step, value in ((1, float("nan")), (4, 1e20)):
+        collector.history[points[step]] = collector.history[points[step]]._replace(value=value)
+    drawn = plot_losses(collector, smoothing=2).get_lines()[0].get_ydata()
+    losses = collector.losses[PLAIN]
+    assert drawn[[0, 3, 6, 7]].tolist() == pytest.approx([losses[0], *((losses[i - 1] + losses[i]) / 2 for i in (3, 6, 7))])
+
+
+def test_seeds_are_paired_by_their_steps():
+    collectors = [trained(seed, validate=False) for seed in range(2)]
+    for collector, steps in zip(collectors, ([0, 4, 8], [4, 8]), strict=True):
+        collector.history += [
+            Point(label, "validation", step, "loss", 100.0 * step) for label in (PLAIN, RESTARTED) for step in steps
+        ]
+    line = next(line for line in plot_losses(collectors).get_lines() if line.get_label() == f"{PLAIN}, validation")
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([4, 8], [400.0, 800.0])
+    collectors[1].history = [point for point in collectors[1].history if point.phase == "train"]
+    with pytest.raises(ValueError, match=r"collectors must have steps in common, but have none of 'SGD, lr 0.1, validation'"):
+        plot_losses(collectors)
+
+
+def test_gradient_norms_stand_at_their_steps():
+    contenders = [OptimizerProperties(clipped_lbfgs, lr=0.1), OptimizerProperties(ClippedSGD, lr=0.1)]
+    collector = OptimizersCollector(ModelProperties(nn.Linear, 3, 1), contenders)
+    for factor, batch in zip((1.0, 0.0, 1.0, float("inf"), 1.0), batches(5), strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a gradient that is not finite
+            collector.step(batch, lambda model, batch, factor=factor: factor * squared_error(model, batch))
+    norms = curve(collector, "ClippedSGD, lr 0.1", "train", "grad_norm")
+    assert [step for step, _ in norms] == [0, 2, 3, 4]
+    assert [step for step, norm in norms if norm != norm] == [3]
+    assert max(line.get_xdata().max() for line in plot_gradient_norms(collector).get_lines()) == 4
+
+
+def test_exception_leaves_the_optimizers_after_it_a_step_behind():
+    collector = new()
+
+    def fails_once(model, batch, calls=[]):  # noqa: B006
+        calls.append(model)
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        return squared_error(model, batch)
+
+    first, second = batches(2)
+    with pytest.raises(RuntimeError, match="no memory"):
+        collector.step(first, fails_once)
+    collector.step(second, fails_once)
+    assert [step for step, _ in curve(collector, PLAIN, "train", "loss")] == [0, 1]
+    assert [step for step, _ in curve(collector, RESTARTED, "train", "loss")] == [0]
+
+
+def test_loader_that_draws_its_batches_is_not_seeded_anew():
+    seen = []
+    torch.manual_seed(0)
+    new().evaluate((torch.randn(4, 3) for _ in range(3)), lambda model, batch: seen.append(batch) or squared_error(model, batch))
+    torch.manual_seed(0)
+    assert all(torch.equal(one, torch.randn(4, 3)) for one in seen[::2])
 
 
 # Names of older code

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._engine.validation import integer
-from ._plot_parts import COLOURS, axes_of, finished, scale_of
+from ._plot_parts import COLOURS, axes_of, finished
 from .heavy_tails.samples import Array
 from .optimizers_collector import OptimizersCollector
 
@@ -75,16 +75,19 @@ def plot_metric(collectors: Collectors, name: str, ax: Axes | None = None, smoot
         'error'
     """
     several, width = _listed(collectors), integer("smoothing", smoothing, smallest=1)
-    known = sorted({point.name for each in several for point in each.history} - {"restart"})
+    names = [{point.name for point in each.history} - {"restart"} for each in several]
+    if not any(names):
+        raise ValueError("collectors must have taken a step, or evaluated a loader")
+    known = set.intersection(*names)
     if name not in known:
-        raise ValueError(f"name must be one of {', '.join(known) or 'none, since no step was taken'}, got {name!r}")
+        few = " (only some of the collectors have it)" if any(name in own for own in names) else ""
+        raise ValueError(f"name must be one of {', '.join(sorted(known))}, got {name!r}{few}")
     ax = axes_of(ax)
     for i, label in enumerate(several[0].models):
         colour = COLOURS[i % len(COLOURS)]
         for phase, look in (("train", {}), ("validation", {"linestyle": "--", "marker": "o", "markersize": 4})):
-            curves = [_curve(each, label, phase, name) for each in several]
-            words = label if phase == "train" else f"{label}, validation"
-            _draw(ax, curves, colour, words, width if phase == "train" else 1, look)
+            curves = [_curve(each, label, phase, name, width if phase == "train" else 1) for each in several]
+            _draw(ax, curves, colour, label if phase == "train" else f"{label}, validation", look)
         for step in {point.step for each in several for point in each.history if (point.label, point.name) == (label, "restart")}:
             ax.axvline(step, color=colour, linestyle=":", linewidth=0.8)
     ax.set(xlabel=_steps_of(several), ylabel=name)
@@ -92,7 +95,7 @@ def plot_metric(collectors: Collectors, name: str, ax: Axes | None = None, smoot
 
 
 def plot_gradient_norms(collectors: Collectors, ax: Axes | None = None, smoothing: int = 1) -> Axes:
-    """Draw the gradient norms of each optimizer that clips, before clipping, over its last steps.
+    """Draw the gradient norms of each optimizer that clips, before clipping, over the steps.
 
     Args:
         collectors, ax, smoothing: as in :func:`plot_losses`.
@@ -114,26 +117,15 @@ def plot_gradient_norms(collectors: Collectors, ax: Axes | None = None, smoothin
         >>> plot_gradient_norms(collector).get_yscale()
         'log'
     """
-    several, width = _listed(collectors), integer("smoothing", smoothing, smallest=1)
-    norms = [{label: np.array(own.tolist()) for label, own in each.grad_norms().items() if len(own)} for each in several]
-    if not any(norms):
+    if not any(point.name == "grad_norm" and np.isfinite(point.value) for each in _listed(collectors) for point in each.history):
         raise ValueError("collectors must hold recorded gradient norms, but no optimizer has any")
-    ax = axes_of(ax)
-    for i, label in enumerate(several[0].models):
-        taken = [len(each.losses[label]) for each in several]
-        own = [
-            (np.arange(n - len(found[label]), n, dtype=np.float64), found[label])
-            for n, found in zip(taken, norms, strict=True)
-            if label in found
-        ]
-        _draw(ax, own, COLOURS[i % len(COLOURS)], label, width, {})
-    scale = scale_of(np.concatenate([values for found in norms for values in found.values()]))
-    ax.set(xlabel=_steps_of(several), ylabel="gradient norm", yscale=scale)
+    ax = plot_metric(collectors, "grad_norm", ax, smoothing)
+    ax.set(ylabel="gradient norm", yscale="log")
     return finished(ax)
 
 
 def _listed(collectors: Collectors) -> list[OptimizersCollector]:
-    several = [collectors] if isinstance(collectors, OptimizersCollector) else list(collectors)
+    several = [*collectors] if isinstance(collectors, Sequence) else [collectors]
     if not several or not all(isinstance(each, OptimizersCollector) for each in several):
         raise ValueError(f"collectors must be an OptimizersCollector or a sequence of them, got {collectors!r}")
     for each in several:
@@ -146,30 +138,30 @@ def _steps_of(several: list[OptimizersCollector]) -> str:
     return "steps" if len(several) == 1 else f"steps (lines: mean of {len(several)} seeds, bands: lowest and highest)"
 
 
-def _curve(collector: OptimizersCollector, label: str, phase: str, name: str) -> tuple[Array, Array]:
-    points = [(p.step, p.value) for p in collector.history if (p.label, p.phase, p.name) == (label, phase, name)]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+def _curve(collector: OptimizersCollector, label: str, phase: str, name: str, width: int) -> dict[int, float]:
+    """Return the smoothed values by step."""
+    points = {p.step: p.value for p in collector.history if (p.label, p.phase, p.name) == (label, phase, name)}
+    return dict(zip(points, _smoothed(np.array([*points.values()], dtype=np.float64), width).tolist(), strict=True))
 
 
-def _draw(ax: Axes, curves: list[tuple[Array, Array]], colour: str, words: str, width: int, look: dict[str, object]) -> None:
-    """Draw the mean of some curves, up to the end of the shortest, in the band of the lowest and highest values."""
-    length = min((len(steps) for steps, _ in curves), default=0)
-    if not length:
+def _draw(ax: Axes, curves: list[dict[int, float]], colour: str, words: str, look: dict[str, object]) -> None:
+    """Draw the mean of some curves, at the steps that all of them have, in the band of the lowest and highest values."""
+    steps = sorted(set.intersection(*map(set, curves)))
+    if not steps:
+        if any(curves):
+            raise ValueError(f"collectors must have steps in common, but have none of {words!r}")
         return
-    smooth = np.array([_smoothed(values[:length], width) for _, values in curves])
-    steps = curves[0][0][:length]
+    values = np.array([[curve[step] for step in steps] for curve in curves])
     if len(curves) > 1:
-        ax.fill_between(steps, smooth.min(0), smooth.max(0), color=colour, alpha=0.2, linewidth=0)
-    ax.plot(steps, smooth.mean(0), color=colour, linewidth=1.4, label=words, **look)  # type: ignore[arg-type]
+        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+    ax.plot(steps, values.mean(0), color=colour, linewidth=1.4, label=words, **look)  # type: ignore[arg-type]
 
 
 def _smoothed(values: Array, width: int) -> Array:
     """Return the means of the last ``width`` values, of fewer at the beginning."""
-    if width == 1:
+    if width == 1 or not len(values):
         return values
-    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - width, 0)
-    means: Array = (sums[ends] - sums[starts]) / (ends - starts)
+    width = min(width, len(values))
+    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([np.zeros(width - 1), values]), width)
+    means: Array = windows.sum(1) / np.minimum(np.arange(1, len(values) + 1), width)
     return means

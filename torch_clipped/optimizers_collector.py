@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from ._engine.compat import current_accelerator, fork_random_state
+from ._engine.compat import fork_random_state
 from ._engine.validation import integer
+from ._metrics import Batch, Metrics, checked_metrics, seed_generators, values_of
 from ._older_names import older_name
 from .mixin import Clipped
 from .properties import ModelProperties, OptimizerProperties
@@ -23,11 +24,7 @@ from .restarter import RestartProperties
 __all__ = ["ModelProperties", "OptimizerProperties", "OptimizersCollector", "Point", "RestartProperties"]
 __getattr__ = older_name(__name__)
 
-Batch = TypeVar("Batch")
-
-
 Contender = OptimizerProperties | tuple[OptimizerProperties, RestartProperties]
-Metrics = Mapping[str, Callable[[Module, Batch], Tensor | float]]
 
 
 class Point(NamedTuple):
@@ -36,7 +33,7 @@ class Point(NamedTuple):
     label: str  # of the optimizer
     phase: str  # "train" or "validation"
     step: int  # how many steps were taken before it
-    name: str  # "loss", the name of a metric, or "restart"
+    name: str  # "loss", "grad_norm", "restart", or the name of a metric
     value: float
 
 
@@ -58,8 +55,9 @@ class OptimizersCollector:
         optimizers (dict): the optimizer of each label, to schedule.
         restarters (dict): the restarter of each label that has one.
         losses (dict): for each label the losses of all steps so far, before the update (floats).
-        history (list): all losses, metrics and restarts so far, each a :class:`torch_clipped.optimizers_collector.Point`.
-            :mod:`torch_clipped.plots` draws them, :meth:`to_csv` writes them.
+        history (list): all losses, metrics, restarts, and gradient norms before clipping (of the last evaluation in a step) so
+            far, each a :class:`torch_clipped.optimizers_collector.Point`. :mod:`torch_clipped.plots` draws them,
+            :meth:`to_csv` writes them.
 
     Raises:
         ValueError: there are no contenders, or two with the same label.
@@ -87,7 +85,7 @@ class OptimizersCollector:
         pairs = _labelled(contenders)
         self.seed = integer("seed", seed, smallest=0)
         with fork_random_state():
-            _seed(self.seed)
+            seed_generators(self.seed)
             model = model_properties.make()
         if not isinstance(model, Module):
             raise TypeError(f"model_class must return a torch.nn.Module, got {type(model).__name__}")
@@ -124,16 +122,16 @@ class OptimizersCollector:
             The loss of each label, before its step.
 
         Raises:
-            ValueError: a metric has the name ``loss`` or ``restart``.
+            ValueError: a metric has the name of another curve, or its value has several elements.
+            TypeError: ``metrics`` is no mapping from names to functions.
         """
-        chosen = _checked(metrics)
+        chosen = checked_metrics(metrics)
         seed_of_step = int(np.random.SeedSequence([self.seed, self._steps]).generate_state(1, np.uint64)[0])
-        self._steps += 1
         for label, optimizer in self.optimizers.items():
             model, seen = self.models[label], list[Tensor]()
 
             def closure(optimizer: Optimizer = optimizer, model: Module = model, seen: list[Tensor] = seen) -> Tensor:
-                _seed(seed_of_step)
+                seed_generators(seed_of_step)
                 optimizer.zero_grad()
                 loss = loss_function(model, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -142,16 +140,21 @@ class OptimizersCollector:
 
             restarter = self.restarters.get(label)
             with fork_random_state():
-                values = _values(model, batch, chosen, seed_of_step)
+                values = values_of(model, batch, chosen, seed_of_step)
                 restarts = restarter.restarts if restarter else 0
+                counts = _norm_and_counts(optimizer)[1:]
                 optimizer.step(closure)  # type: ignore[arg-type]
                 if restarter:
                     restarter.step()
-            self.losses[label].append(float(seen[0]))
-            self.history += [Point(label, "train", self._steps - 1, "loss", float(seen[0]))]
-            self.history += [Point(label, "train", self._steps - 1, name, value) for name, value in values.items()]
+            values = {"loss": float(seen[0]), **values}
+            norm, *now = _norm_and_counts(optimizer)
+            if now != counts:
+                values["grad_norm"] = norm if now[0] != counts[0] else math.nan
+            self.history += [Point(label, "train", len(self.losses[label]), name, value) for name, value in values.items()]
+            self.losses[label].append(values["loss"])
             if restarter and restarter.restarts > restarts:
-                self.history.append(Point(label, "train", self._steps, "restart", restarter.restarts))
+                self.history.append(Point(label, "train", len(self.losses[label]), "restart", restarter.restarts))
+        self._steps += 1
         return {label: losses[-1] for label, losses in self.losses.items()}
 
     def evaluate(
@@ -168,16 +171,17 @@ class OptimizersCollector:
             For each label the loss and the metrics by name, each the mean over the batches. They are kept in ``history``.
 
         Raises:
-            ValueError: there is no batch, or a metric has the name ``loss`` or ``restart``.
+            ValueError: there is no batch, a metric has the name of another curve, or its value has several elements.
+            TypeError: ``metrics`` is no mapping from names to functions.
         """
-        chosen = {"loss": loss_function, **_checked(metrics)}
+        chosen = {"loss": loss_function, **checked_metrics(metrics)}
         sums = {label: dict.fromkeys(chosen, 0.0) for label in self.models}
         count = 0
-        with fork_random_state():
-            for batch in loader:
-                count += 1
+        for batch in loader:  # which may draw from torch's generators
+            count += 1
+            with fork_random_state():
                 for label, model in self.models.items():
-                    for name, value in _values(model, batch, chosen, self.seed).items():
+                    for name, value in values_of(model, batch, chosen, self.seed).items():
                         sums[label][name] += value
         if not count:
             raise ValueError("loader must hold at least one batch, got none")
@@ -203,32 +207,16 @@ class OptimizersCollector:
             writer.writerows(self.history)
 
     def grad_norms(self) -> dict[str, Tensor]:
-        """The gradient norms before clipping of each optimizer that clips: see :meth:`torch_clipped.Clipped.grad_norms`."""
+        """Return the recorded norms of each optimizer that clips: see :meth:`torch_clipped.Clipped.grad_norms`."""
         return {label: o.grad_norms() for label, o in self.optimizers.items() if isinstance(o, Clipped)}
 
 
-def _checked(metrics: Metrics[Batch] | None) -> Metrics[Batch]:
-    for name in metrics or {}:
-        if name in ("loss", "restart"):
-            raise ValueError(f"metrics must have names other than loss and restart, got {name!r}")
-    return metrics or {}
-
-
-@torch.no_grad()
-def _values(model: Module, batch: Batch, functions: Metrics[Batch], seed: int) -> dict[str, float]:
-    """Return the values of some functions of a model in evaluation mode, each with the same random numbers."""
-    if not functions:
-        return {}
-    found, modes = {}, [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        for name, function in functions.items():
-            _seed(seed)
-            found[name] = float(function(model, batch))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return found
+def _norm_and_counts(optimizer: Optimizer) -> list[float]:
+    """Return the norm of the last gradient, and how many steps were counted and skipped."""
+    if not isinstance(optimizer, Clipped):
+        return [math.nan, 0, 0]
+    found = optimizer.clipping_stats()
+    return [found["grad_norm"], found["steps"], found["skipped_steps"]]
 
 
 def _labelled(contenders: Sequence[Contender]) -> dict[str, tuple[OptimizerProperties, RestartProperties | None]]:
@@ -246,11 +234,3 @@ def _labelled(contenders: Sequence[Contender]) -> dict[str, tuple[OptimizerPrope
     if not pairs:
         raise ValueError("contenders must hold at least one OptimizerProperties, got none")
     return pairs
-
-
-def _seed(seed: int) -> None:
-    """What torch.manual_seed does, which without an accelerator spends most of its time on a stack trace."""
-    if current_accelerator() is None:
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)

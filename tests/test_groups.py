@@ -82,7 +82,10 @@ def test_shared_parameters_have_all_their_names():
 @pytest.mark.parametrize(
     ("patterns", "others", "error", "message"),
     [
-        ({"coder": {}}, {}, ValueError, "'coder' matches none; the modules are encoder, decoder"),
+        ({"coder": {}}, {}, ValueError, "'coder' matches none; did you mean 'encoder' or 'decoder'"),
+        ({"encoder.7": {}}, {}, ValueError, "'encoder.7' matches none; did you mean 'encoder.2' or 'encoder.1' or 'encoder.0'?"),
+        ({"?": {}}, {}, ValueError, "'?' matches none; the modules are encoder, decoder"),
+        ({0: {}}, {}, TypeError, "patterns must be a mapping from names to options, got 0 as a name"),
         ({"encoder": {}, "*.bias": {}}, {}, ValueError, "'encoder' and '*.bias' both match encoder.0.bias"),
         ({"encoder": {"params": []}}, {}, ValueError, "patterns['encoder'] must not name params"),
         ({"encoder": 0.1}, {}, TypeError, "patterns['encoder'] must be a mapping of options, got float"),
@@ -99,3 +102,10 @@ def test_what_cannot_be_grouped_is_named(patterns, others, error, message):
 def test_only_modules_have_groups():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
         groups_by_module([], {})
+
+
+def test_lazy_modules_are_grouped_by_name_and_refused_by_shape():
+    model = torch.nn.ModuleDict({"encoder": torch.nn.LazyLinear(4), "decoder": torch.nn.Linear(4, 3)})
+    assert [len(group["params"]) for group in groups_by_module(model, {"encoder": {}})] == [2, 2]
+    with pytest.raises(ValueError, match=re.escape("vectors must be None while encoder.weight has no shape: let the model see")):
+        groups_by_module(model, {"encoder": {}}, vectors={})

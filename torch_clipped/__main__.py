@@ -9,6 +9,9 @@ from pathlib import Path
 
 __all__ = ["main"]
 
+FORMATS = (".png", ".pdf", ".svg")
+LONG = 2000  # norms that are replayed in two seconds
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print tail statistics, levels and what each clipping type would have done; draw a picture."""
@@ -20,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "file",
         type=Path,
-        help="a csv file (of a NormRecorder, an export of Weights & Biases, or numbers alone), a TensorBoard event file, or a "
-        "folder of these",
+        help="a csv file (of a NormRecorder, an export of Weights & Biases, or numbers alone), a TensorBoard event file, or the "
+        "folder of a run's event files",
     )
     parser.add_argument("--column", help="the column or tag with the norms (default: the one with 'norm' in its name)")
     parser.add_argument("--picture", type=Path, help="the picture, a new file (default: FILE-norms.png in the current folder)")
@@ -31,12 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.seed < 0:
             raise ValueError(f"--seed must be at least 0, got {options.seed}")
-        if picture.exists():
-            raise ValueError(f"--picture must be a new file, but there is {picture}")
+        if picture.suffix not in FORMATS:
+            raise ValueError(f"--picture must end in one of {', '.join(FORMATS)}, got {str(picture)!r}")
+        if picture.exists() or not picture.parent.is_dir():
+            reason = "there is" if picture.exists() else "there is no folder for"
+            raise ValueError(f"--picture must be a new file, but {reason} {picture}")
         from ._norm_files import read_norms
-        from ._report import draw, report
+        from ._report import REPLAYED, draw, report
 
         recorded = read_norms(options.file, options.column)
+        if (count := min(len(recorded.norms), REPLAYED)) > LONG:
+            print(f"replaying {count} norms with each clipping type: about {count // LONG * 2} seconds", file=sys.stderr)
         text = report(recorded, options.seed)
         draw(recorded, picture)
     except (ValueError, OSError, ImportError) as error:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 __all__ = ["RecordedNorms", "read_norms"]
 
 SMALLEST = 20  # norms of which statistics can be taken
+LARGEST = 1e300  # that can be drawn
 _UNWANTED = ("__min", "__max")  # columns that Weights & Biases exports beside those of a run
 _OWN = ("steps", "clipped_steps", "skipped_steps", "grad_norm")  # the first columns of a recorder's file
 
@@ -30,7 +31,8 @@ def read_norms(path: Path, column: str | None = None) -> RecordedNorms:
     """Return the gradient norms in a file.
 
     Args:
-        path: a csv file (of numbers alone, or with a line of names), a TensorBoard event file, or a folder of these.
+        path: a csv file (of numbers alone, or with a line of names), or the event files of a run of TensorBoard: one, or their
+            folder.
         column: the column or tag with the norms. Default: None, the one whose name has "norm" in it.
 
     Raises:
@@ -44,6 +46,8 @@ def read_norms(path: Path, column: str | None = None) -> RecordedNorms:
     if (found < 0).any():
         raise ValueError(f"{path} must hold norms, which are at least 0, got {found[found < 0][0]} in {name!r}")
     norms = found[np.isfinite(found) & (found > 0)]
+    if (norms > LARGEST).any():
+        raise ValueError(f"{path} must hold norms of at most {LARGEST:g}, got {norms.max():g} in {name!r}")
     if len(norms) < SMALLEST:
         raise ValueError(f"{path} must hold at least {SMALLEST} norms that are positive and finite, got {len(norms)} in {name!r}")
     return RecordedNorms(name, norms, len(found) - len(norms))
@@ -53,11 +57,16 @@ def _from_csv(path: Path, column: str | None) -> tuple[str, list[float]]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # exports may begin with a mark of byte order
     except UnicodeDecodeError:
-        raise ValueError(f"{path} must be a csv file or a TensorBoard event file, but is neither") from None
-    rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
+        raise ValueError(f"{path} must be a csv file in UTF-8 or a TensorBoard event file, but is neither") from None
+    try:
+        rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
+    except csv.Error as error:
+        raise ValueError(f"{path} must be a csv file: {error}") from None
     if not rows:
         raise ValueError(f"{path} must hold norms, but is empty")
     first = rows[0][1]
+    if len(first) == 1 and any(mark in first[0] for mark in ";\t"):
+        raise ValueError(f"{path} must have commas between its columns and points in its numbers, but begins with {first[0]!r}")
     has_names = not all(map(_is_number, first))
     if not has_names:
         names = [str(i) for i in range(1, len(first) + 1)]
@@ -68,6 +77,8 @@ def _from_csv(path: Path, column: str | None) -> tuple[str, list[float]]:
     chosen = _chosen(path, names, column)
     place, values = names.index(chosen), []
     for number, row in rows:
+        if len(row) > len(names):
+            raise ValueError(f"{path}, line {number}: {len(names)} values are named, got {len(row)} (decimal commas?)")
         cell = row[place].strip() if place < len(row) else ""
         if cell and not _is_number(cell):
             raise ValueError(f"{path}, line {number}: {chosen!r} must be a number, got {cell!r}")

@@ -23,7 +23,7 @@ __all__ = ["Replay", "advice", "draw", "replay", "report"]
 CLIP_RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
 DRIFT = 3.0  # between medians of quarters: more than a level clips evenly
 RARE = 0.05  # share of norms: more are no spikes but a heavy tail
-REPLAYED = 20_000  # norms at most, the newest: each type takes 50 microseconds a step
+REPLAYED = 20_000  # norms at most, the newest: a type takes about 150 microseconds a step
 ROWS = {  # of the table of tails
     "median": "quantile_0.5",
     "skewness": "skewness",
@@ -39,8 +39,17 @@ class Replay(NamedTuple):
 
     clipping_type: str
     level: float
-    clipped: float  # share of the steps
-    coefficient: float  # median of the steps that are clipped
+    coefficients: npt.NDArray[np.float64]  # by step
+
+    @property
+    def is_clipped(self) -> npt.NDArray[np.bool_]:
+        """Return for each step whether it is clipped."""
+        return self.coefficients < 1
+
+    @property
+    def coefficient(self) -> float:
+        """Return the median coefficient of the steps that are clipped."""
+        return float(np.median(self.coefficients[self.is_clipped])) if self.is_clipped.any() else 1.0
 
 
 def replay(norms: npt.NDArray[np.float64], clipping_type: str, level: float | None = None) -> Replay:
@@ -57,10 +66,7 @@ def replay(norms: npt.NDArray[np.float64], clipping_type: str, level: float | No
             weight.grad = torch.tensor([norm], dtype=torch.float64, device="cpu")
             optimizer.step()
             coefficients.append(weight.grad.item() / norm)
-    found = np.array(coefficients)
-    clipped = found < 1
-    coefficient = float(np.median(found[clipped])) if clipped.any() else 1.0
-    return Replay(clipping_type, optimizer.param_groups[0]["clipping_level"], float(clipped.mean()), coefficient)
+    return Replay(clipping_type, optimizer.param_groups[0]["clipping_level"], np.array(coefficients))
 
 
 def report(recorded: RecordedNorms, seed: int = 0) -> str:
@@ -70,11 +76,10 @@ def report(recorded: RecordedNorms, seed: int = 0) -> str:
     statistics = [
         (name, f"{tails[key]:.4g}", f"{tails[f'{key}_low']:.4g} to {tails[f'{key}_high']:.4g}") for name, key in ROWS.items()
     ]
-    levels = [(f"{rate:g}", f"{suggest_level(norms, rate):.4g}") for rate in CLIP_RATES]
+    levels = [(f"{rate:g}", f"{_short_level(norms, rate):.16g}") for rate in CLIP_RATES]
     newest = norms[-REPLAYED:]
-    replays = [replay(newest, "norm", suggest_level(newest, 0.1))]
-    replays += [replay(newest, name) for name in _types()]
-    types = [(r.clipping_type, f"{r.level:.4g}", f"{r.clipped:.3f}", f"{r.coefficient:.3f}") for r in replays]
+    replays = [replay(newest, "norm", _short_level(newest, 0.1)), *(replay(newest, name) for name in _types())]
+    types = [(r.clipping_type, f"{r.level:.16g}", f"{r.is_clipped.mean():.3f}", f"{r.coefficient:.3f}") for r in replays]
     of_all = "" if len(newest) == len(norms) else f" (the last {len(newest)} norms)"
     left_out = f", {recorded.left_out} others left out" if recorded.left_out else ""
     return "\n".join(
@@ -85,7 +90,7 @@ def report(recorded: RecordedNorms, seed: int = 0) -> str:
             "",
             *_aligned([("clip rate", 'level for "norm"'), *levels]),
             "",
-            f"What each type would have done{of_all}; of those that clip tensor by tensor, if the gradient were one tensor:",
+            f"What each type would have done{of_all}, with the whole gradient as one tensor:",
             *_aligned([("clipping_type", "level", "steps clipped", "median coefficient"), *types]),
             "",
             *advice(norms),
@@ -101,26 +106,42 @@ def advice(norms: npt.NDArray[np.float64]) -> list[str]:
     upper, lower = np.quantile(np.log(norms), [0.75, 0.25])
     limit = np.exp(upper + 3 * (upper - lower))
     spikes = float((norms > limit).mean())
-    level = suggest_level(norms, 0.1)
-    lines = [f'clipping_type="norm", clipping_level={level:.3g} would have clipped {(norms > level).mean():.0%} of the steps.']
+    level = _short_level(norms, 0.1)
+    lines = [f'clipping_type="norm", clipping_level={level:.16g} would have clipped {(norms > level).mean():.0%} of the steps.']
     if drift >= DRIFT:
         lines.append(
             f"The median norm went from {first:.3g} in the first quarter to {last:.3g} in the last, so that no one level fits: "
             'clipping_type="auto" follows it.'
         )
-    if 0 < spikes <= RARE:
+    newest = norms[-REPLAYED:]
+    is_spike = newest > limit
+    if 0 < spikes <= RARE and is_spike.any():
+        zclip, zscore = (replay(newest, *arguments).is_clipped for arguments in (("zclip",), ("zscore", 6.0)))
         lines.append(
-            f"{spikes:.2%} of the norms are spikes, above {limit:.3g} (3 interquartile ranges of the logarithms): "
-            'clipping_type="zclip" shortens such ones, and clipping_type="zscore", clipping_level=6.0, clipping_action="skip" '
-            "leaves their steps out."
+            f"{spikes:.2%} of the norms are spikes, above {limit:.3g} (3 interquartile ranges of the logarithms). "
+            f'clipping_type="zclip" would have shortened {_shares(zclip, is_spike)}; clipping_type="zscore", clipping_level=6.0, '
+            f'clipping_action="skip" would have left out {_shares(zscore, is_spike)}.'
         )
     return lines
 
 
+def _shares(is_clipped: npt.NDArray[np.bool_], is_spike: npt.NDArray[np.bool_]) -> str:
+    return f"{is_clipped[is_spike].mean():.0%} of them and {is_clipped[~is_spike].mean():.1%} of the other steps"
+
+
+def _short_level(norms: npt.NDArray[np.float64], rate: float) -> float:
+    """Return the level with the fewest digits, but at least 3, that clips as many steps as the suggested one, within 5 %."""
+    level = suggest_level(norms, rate)
+    wanted = (norms > level).mean()
+    short = (float(f"{level:.{digits}g}") for digits in range(3, 17))
+    return next((value for value in short if abs((norms > value).mean() - wanted) <= 0.05 * wanted), level)
+
+
 def _types() -> list[str]:
-    """Return the types whose thresholds follow from the norms of a run, with a level that does not have their unit."""
-    rows = {name: rule for name, rule in CLIPPING_TYPES.items() if rule is not None and rule.measure in ("global", "layer")}
-    return [name for name, rule in rows.items() if rule.threshold.memory(1, 2)]
+    """Return the types whose thresholds follow from the norms of a run, but not a threshold's second row, for single tensors."""
+    rows = {name: rule for name, rule in CLIPPING_TYPES.items() if rule is not None and rule.threshold.memory(1, 2)}
+    of_global = {type(rule.threshold) for rule in rows.values() if rule.measure == "global"}
+    return [name for name, rule in rows.items() if rule.measure == "global" or type(rule.threshold) not in of_global]
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

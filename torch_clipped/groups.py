@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch.nn import Module, Parameter
+from torch.nn.parameter import is_lazy
 
 from ._engine.types import Entries, Group
 
@@ -34,7 +36,7 @@ def groups_by_module(
 
     Raises:
         ValueError: a pattern matches no parameter, or two match the same one (also one that modules share, under several names);
-            options name ``params``.
+            options name ``params``; ``vectors`` are given for a model of lazy modules that has not seen a batch.
         TypeError: the model is no module, or options are no mapping.
 
     Example:
@@ -54,11 +56,15 @@ def groups_by_module(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(patterns, Mapping):
         raise TypeError(f"patterns must be a mapping from names to options, got {type(patterns).__name__}")
+    if wrong := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise TypeError(f"patterns must be a mapping from names to options, got {wrong[0]!r} as a name")
     options = {pattern: _checked(f"patterns[{pattern!r}]", given) for pattern, given in patterns.items()}
     rest = _checked("default", {} if default is None else default)
     apart = None if vectors is None else _checked("vectors", vectors)
     names: dict[Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        if apart is not None and is_lazy(parameter):
+            raise ValueError(f"vectors must be None while {name} has no shape: let the model see a batch first")
         names.setdefault(parameter, []).append(name)
     members: dict[str | None, list[Parameter]] = {pattern: [] for pattern in options} | {None: []}
     for parameter, known in names.items():
@@ -68,8 +74,7 @@ def groups_by_module(
         members[found[0] if found else None].append(parameter)
     for pattern in options:
         if not members[pattern]:
-            modules = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(f"patterns must match parameters, but {pattern!r} matches none; the modules are {modules or 'none'}")
+            raise ValueError(f"patterns must match parameters, but {pattern!r} matches none; {_alternatives(model, pattern)}")
     groups = []
     for chosen, params in members.items():
         own = rest if chosen is None else options[chosen]
@@ -87,6 +92,14 @@ def _checked(name: str, options: object) -> Group:
     if "params" in options:
         raise ValueError(f"{name} must not name params, which the names of modules choose")
     return dict(options)
+
+
+def _alternatives(model: Module, pattern: str) -> str:
+    """Return the names that are most like a pattern, or those of the outermost modules, in words."""
+    known = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
+    if close := get_close_matches(pattern, known):
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"the modules are {', '.join(name for name, _ in model.named_children()) or 'none'}"
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -330,7 +330,7 @@ class Clipped(Optimizer):
             ``grad_norm`` and ``clipped_norm``, the norm of the gradient before and after clipping in the last step;
             ``threshold`` and ``coefficient`` of that step, medians where there are many blocks; ``clip_rate``, the share of
             the steps in which something was clipped; ``steps``, ``clipped_steps`` and ``skipped_steps``. Steps whose
-            gradient is zero are not counted. What would cost another pass over the gradient is NaN.
+            gradient is zero are not counted. A value that would cost another pass over the gradient is NaN.
 
         Example:
             >>> import torch

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from experiments.launches_counting import CountedOperations
+from experiments.launches.counting import CountedOperations
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
 from torch_clipped._engine import clip_sets, norms, state
 from torch_clipped.clipping import CLIPPING_TYPES

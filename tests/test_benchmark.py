@@ -11,14 +11,18 @@ from math import prod
 import pytest
 import torch
 
-from experiments import benchmark, benchmark_contenders, benchmark_levels, benchmark_packages, benchmark_timing
 from experiments.__main__ import main
-from experiments.benchmark_contenders import COMPILED, FLOOR, NORM_DEFAULT, NORM_FUSED, TORCH, Contender, our_contenders
-from experiments.benchmark_levels import clipping_arguments
-from experiments.benchmark_problem import SIZES, Problem
-from experiments.benchmark_rows import Row, make_rows, read_rows, traffic, write_rows
-from experiments.benchmark_table import BEGIN, END, FOOTNOTE, readme_table, targets, targets_table, write_targets
-from experiments.benchmark_timing import Timings, peak_bytes, time_steps
+from experiments.benchmark import contenders as benchmark_contenders
+from experiments.benchmark import levels as benchmark_levels
+from experiments.benchmark import packages as benchmark_packages
+from experiments.benchmark import run as benchmark
+from experiments.benchmark import timing as benchmark_timing
+from experiments.benchmark.contenders import COMPILED, FLOOR, NORM_DEFAULT, NORM_FUSED, TORCH, Contender, our_contenders
+from experiments.benchmark.levels import clipping_arguments
+from experiments.benchmark.problem import SIZES, Problem
+from experiments.benchmark.rows import Row, make_rows, read_rows, traffic, write_rows
+from experiments.benchmark.table import BEGIN, END, FOOTNOTE, readme_table, targets, targets_table, write_targets
+from experiments.benchmark.timing import Timings, peak_bytes, time_steps
 from torch_clipped.clipping import CLIPPING_TYPES
 
 SHAPES = [(100,), (10, 12), (8, 3, 3, 3)]

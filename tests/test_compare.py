@@ -9,14 +9,14 @@ import torch
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
-from experiments import compare
 from experiments.__main__ import main
-from experiments.compare_methods import Method, methods
-from experiments.compare_summary import LONGEST_CSV, choose, rows, summarize, written_every
-from experiments.compare_table import table
-from experiments.compare_training import Training
-from experiments.toy_regression import TUNING_SEED
-from experiments.toy_table import read_csv
+from experiments.common.command import TUNING_SEED
+from experiments.common.files import read_csv
+from experiments.compare import run as compare
+from experiments.compare.methods import Method, methods
+from experiments.compare.summary import LONGEST_CSV, choose, rows, summarize, written_every
+from experiments.compare.table import table
+from experiments.compare.training import Training
 from torch_clipped.clipping import CLIPPING_TYPES
 
 STEPS, SEEDS = 12, 3

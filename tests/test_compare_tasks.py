@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import task_image, task_image_folders, task_text
 from experiments.__main__ import main
-from experiments.benchmark_problem import resnet18_shapes
-from experiments.compare_task import load
-from experiments.residual_networks import resnet18
-from experiments.task_image_folders import MEAN, SIZE, STD, ImageFolders
-from experiments.task_parts import evenly, needed, shuffled
-from experiments.task_text_cola import read_corpus
+from experiments.benchmark.problem import resnet18_shapes
+from experiments.compare import task_image, task_image_folders, task_text
+from experiments.compare.residual_networks import resnet18
+from experiments.compare.task import load
+from experiments.compare.task_image_folders import MEAN, SIZE, STD, ImageFolders
+from experiments.compare.task_parts import evenly, needed, shuffled
+from experiments.compare.task_text_cola import read_corpus
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
 BUILT_IN = ("image", "text")

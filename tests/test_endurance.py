@@ -8,9 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from experiments import endurance
 from experiments.__main__ import main
-from experiments.endurance import TYPES, Config, Row, Training, ratios
+from experiments.endurance import run as endurance
+from experiments.endurance.run import TYPES, Config, Row, Training, ratios
 from torch_clipped.clipping import CLIPPING_TYPES
 
 WINDOW = 120  # a little longer than the longest warm-up

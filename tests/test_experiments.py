@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import heavy_tails
 from experiments.__main__ import main
-from experiments.text import UNKNOWN, WINDOW, load_text
+from experiments.common.text import UNKNOWN, WINDOW, load_text
+from experiments.heavy_tails import run as heavy_tails
+from torch_clipped import ClippedSGD
 
 RUNS = 1 + len(heavy_tails.UNCLIPPED_SHARES)
 
@@ -113,7 +114,7 @@ def test_rows_agree_with_what_the_optimizer_remembers(tmp_path, monkeypatch):
     make = heavy_tails.Config.make_optimizer
     monkeypatch.setattr(heavy_tails.Config, "make_optimizer", lambda *args: made.append(make(*args)) or made[-1])
     trained = Trained(tmp_path, steps=12)
-    clipped = [optimizer for optimizer in made if isinstance(optimizer, heavy_tails.ClippedSGD)][-1]
+    clipped = [optimizer for optimizer in made if isinstance(optimizer, ClippedSGD)][-1]
     rows = of(trained.rows, trained.runs[0])
     assert [float(row["grad_norm"]) for row in rows] == pytest.approx(clipped.grad_norms().tolist(), rel=1e-5)
     assert trained.runs[0]["clip_rate"] == pytest.approx(clipped.clipping_stats()["clip_rate"])

@@ -12,7 +12,7 @@ import pytest
 from fake_accelerator import looks_once
 from support.versions import needs_torch
 
-from experiments.launches import count
+from experiments.launches.run import count
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler, for torch's guard of CUDA devices"),

@@ -7,19 +7,17 @@ import re
 import pytest
 from pages import ROOT, page, sections
 
-from experiments import (
-    benchmark,
-    command,
-    endurance,
-    heavy_tails,
-    launches,
-    restarts,
-    task_graph,
-    toy_adagrad,
-    toy_quadratic,
-    toy_regression,
-)
 from experiments.__main__ import main
+from experiments.benchmark import run as benchmark
+from experiments.common import command
+from experiments.compare import task_graph
+from experiments.endurance import run as endurance
+from experiments.heavy_tails import run as heavy_tails
+from experiments.launches import run as launches
+from experiments.restarts import run as restarts
+from experiments.toy import adagrad as toy_adagrad
+from experiments.toy import quadratic as toy_quadratic
+from experiments.toy import regression as toy_regression
 
 FIGURES = ROOT / "figures"
 NAMES = sorted(path.stem for path in FIGURES.glob("*.json") if not path.stem.endswith(".partial"))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.compare_task import load
-from experiments.graphs import Graph, block_model, compressed, karate_club, read_reddit, sample_neighbourhood
-from experiments.segmentation_data import BORDER, SHAPES, draw_shapes, read_voc
-from experiments.task_parts import seeded
-from experiments.task_segmentation import count_pairs, mean_iou
-from experiments.unet import UNet
+from experiments.compare.graphs import Graph, block_model, compressed, karate_club, read_reddit, sample_neighbourhood
+from experiments.compare.segmentation_data import BORDER, SHAPES, draw_shapes, read_voc
+from experiments.compare.task import load
+from experiments.compare.task_parts import seeded
+from experiments.compare.task_segmentation import count_pairs, mean_iou
+from experiments.compare.unet import UNet
 
 
 def degrees(graph):

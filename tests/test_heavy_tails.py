@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.toy_noise import NOISES
+from experiments.toy.noise import NOISES
 from torch_clipped import ClippedSGD
 from torch_clipped.heavy_tails import (
     excess_kurtosis,

@@ -4,9 +4,13 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
+import experiments
 import torch_clipped
 
 PACKAGE = Path(torch_clipped.__file__).parent
+EXPERIMENTS = Path(experiments.__file__).parent
 # A module may import from the levels below its own, and from its own level what stands before it
 LEVELS = [
     {"_engine.types", "_engine.compat", "_engine.arrays", "_engine.validation"},
@@ -88,3 +92,19 @@ def test_every_module_has_its_place():
 def test_any_stands_in_few_lines():
     lines = [line for path in MODULES.values() for line in path.read_text().splitlines() if re.search(r"\bAny\b", line)]
     assert len(lines) < 40
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.py")), ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_experiment_imports_what_all_share_and_itself(path):
+    own = path.parent.name
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level > 1:
+            assert (node.level, (node.module or "").partition(".")[0]) == (2, "common")
+            assert own != "common"
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert not any(name.partition(".")[0] in ("experiments", "tests") for name in names)
+
+
+def test_experiments_are_folders():
+    assert {path.name for path in EXPERIMENTS.glob("*.py")} == {"__init__.py", "__main__.py"}

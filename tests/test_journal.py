@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from experiments.command import Plan, command, resumable
-from experiments.journal import Journal
+from experiments.common.command import Plan, command, resumable
+from experiments.common.journal import Journal
 
 SETTINGS = {"steps": 3, "grid": (0.1, 1.0)}
 RESULTS = {"first": {"losses": [math.inf, 0.1 + 0.2]}, "second": {"losses": [-math.inf, 1e-320]}}
@@ -201,7 +201,7 @@ def test_interruption_while_files_are_written_keeps_the_trainings(tmp_path, caps
     made = Made()
     made.writes_parts = False
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.command._write", interrupted)
+        patch.setattr("experiments.common.command._write", interrupted)
         assert made.command("--out", tmp_path) == 130
     assert "Interrupted, 3 finished trainings are kept" in capsys.readouterr().err
     assert made.command("--out", tmp_path, "--resume") == 0
@@ -256,7 +256,7 @@ def test_folder_that_cannot_be_written_is_an_error_before_any_training(tmp_path,
     def refused(dir):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("experiments.command.tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("experiments.common.command.tempfile.TemporaryFile", refused)
     made = Made()
     with pytest.raises(SystemExit, match="2"):
         made.command("--out", tmp_path)

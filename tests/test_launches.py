@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from experiments.__main__ import main
-from experiments.launches import OPTIMIZERS, TORCHS_WAY, Row, aim, count, misses, readme_table
-from experiments.launches_counting import CountedOperations, called_modules
+from experiments.launches.counting import CountedOperations, called_modules
+from experiments.launches.run import OPTIMIZERS, TORCHS_WAY, Row, aim, count, misses, readme_table
 from torch_clipped import ClippedSGD
 from torch_clipped.clipping import CLIPPING_TYPES
 

@@ -9,9 +9,10 @@ import pytest
 from pages import page, python_blocks, run, sections
 from support.releases import readme_table as releases_table
 
-from experiments import compare_table, launches
-from experiments.benchmark_rows import read_rows
-from experiments.benchmark_table import readme_table
+from experiments.benchmark.rows import read_rows
+from experiments.benchmark.table import readme_table
+from experiments.compare import table as compare_table
+from experiments.launches import run as launches
 from torch_clipped._engine.arguments import Arguments
 from torch_clipped.clipping import CLIPPING_TYPES, OLDER_SPELLINGS
 

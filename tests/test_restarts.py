@@ -10,12 +10,16 @@ import torch
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from experiments import restarts, restarts_picture, restarts_problems, toy_regression
 from experiments.__main__ import main
-from experiments.restarts_problems import Point, contender, language_model, regression
-from experiments.restarts_table import sentences, summarize, table
-from experiments.text import load_text
-from experiments.toy_table import read_csv
+from experiments.common.files import read_csv
+from experiments.common.regression import make_data
+from experiments.common.text import load_text
+from experiments.restarts import picture as restarts_picture
+from experiments.restarts import problems as restarts_problems
+from experiments.restarts import run as restarts
+from experiments.restarts.problems import Point, contender, language_model, regression
+from experiments.restarts.table import sentences, summarize, table
+from experiments.toy import regression as toy_regression
 from torch_clipped import RestartProperties
 
 SCHEDULES = (
@@ -143,7 +147,7 @@ def copies(models):
 
 def test_regression_is_that_of_the_toy_with_some_samples_held_out(problems):
     task = problems[1].task(3)
-    data = toy_regression.make_data(toy_regression.Config(samples=2100, features=4), 3)
+    data = make_data(2100, 4, 3)
     ((features, labels),) = task.training
     assert len(features) == 100
     torch.testing.assert_close(torch.cat([features, task.validation[0][0]]), data.features)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
-from experiments import spikes, spikes_picture
 from experiments.__main__ import main
-from experiments.journal import Journal
-from experiments.spikes_summary import recovery, spike_score, summarize
-from experiments.text import load_text
-from experiments.toy_table import read_csv
+from experiments.common.files import read_csv
+from experiments.common.journal import Journal
+from experiments.common.text import load_text
+from experiments.spikes import picture as spikes_picture
+from experiments.spikes import run as spikes
+from experiments.spikes.summary import recovery, spike_score, summarize
 
 CONFIG = spikes.Config(steps=40, corrupted=(20, 30), contenders=("none", "zclip", "skip"), seeds=2)
 KINDS = ("no corrupted batch", "wrong targets", "wrong targets, summed")
@@ -115,8 +116,10 @@ def test_skip_leaves_out_the_corrupted_steps_and_goes_on_from_the_same_weights(t
 
 
 def test_training_ends_where_the_loss_is_not_finite(text, monkeypatch):
-    loss, count = spikes._loss, iter(range(40))
-    monkeypatch.setattr(spikes, "_loss", lambda *arguments: loss(*arguments) * (math.inf if next(count) == 12 else 1))
+    loss, count = spikes.next_character_loss, iter(range(40))
+    monkeypatch.setattr(
+        spikes, "next_character_loss", lambda *arguments: loss(*arguments) * (math.inf if next(count) == 12 else 1)
+    )
     result = spikes.train(CONFIG, text, KINDS[0], "none", 0)
     assert len(result["losses"]) == 13
     assert not math.isfinite(result["losses"][-1])

@@ -10,14 +10,15 @@ import torch
 from matplotlib.axes import Axes
 from torch import nn
 
-from experiments import thresholds, thresholds_picture
 from experiments.__main__ import main
-from experiments.journal import Journal
-from experiments.text import load_text
-from experiments.thresholds_picture import words_of
-from experiments.thresholds_problems import Forecaster, Problem, language_model, sine_waves, waves
-from experiments.thresholds_summary import summarize, table
-from experiments.toy_table import read_csv
+from experiments.common.files import read_csv
+from experiments.common.journal import Journal
+from experiments.common.text import load_text
+from experiments.thresholds import picture as thresholds_picture
+from experiments.thresholds import run as thresholds
+from experiments.thresholds.picture import words_of
+from experiments.thresholds.problems import Forecaster, Problem, language_model, sine_waves, waves
+from experiments.thresholds.summary import summarize, table
 
 
 class Line(nn.Module):

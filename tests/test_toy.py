@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import toy, toy_adagrad, toy_quadratic, toy_regression
 from experiments.__main__ import main
-from experiments.toy_noise import NOISES, infinite_variance, levy
-from experiments.toy_table import Expectation, read_csv, table, write_json
+from experiments.common.files import read_csv, write_json
+from experiments.common.regression import levy, make_data
+from experiments.toy import adagrad as toy_adagrad
+from experiments.toy import quadratic as toy_quadratic
+from experiments.toy import regression as toy_regression
+from experiments.toy import run as toy
+from experiments.toy.noise import NOISES, infinite_variance
+from experiments.toy.table import Expectation, table
 from torch_clipped import ClippedSGD
 from torch_clipped.clipping import CLIPPING_TYPES
 
@@ -107,7 +112,7 @@ def test_adagrad_is_its_formula_entry_by_entry():
 
 
 def test_gradient_of_the_regression_is_autograds():
-    data = toy_regression.make_data(REGRESSION, 0)
+    data = make_data(REGRESSION.samples, REGRESSION.features, 0)
     x = data.start.clone().requires_grad_()
     (data.features @ x - data.labels).abs().pow(1.75).mean().backward()
     torch.testing.assert_close(toy_regression.gradient(data.features, data.labels, data.start, 1.75), x.grad)
@@ -116,7 +121,7 @@ def test_gradient_of_the_regression_is_autograds():
 
 
 def test_every_contender_has_a_grid_of_the_same_size_and_learns():
-    data = toy_regression.make_data(REGRESSION, 0)
+    data = make_data(REGRESSION.samples, REGRESSION.features, 0)
     for method in toy_regression.METHODS:
         assert len(set(method.grid())) == len(toy_regression.HALF_DECADES)
         losses = toy_regression.train(REGRESSION, method, method.middle, data, 0)
@@ -125,7 +130,7 @@ def test_every_contender_has_a_grid_of_the_same_size_and_learns():
 
 
 def test_divergence_is_recorded_to_the_last_epoch():
-    data = toy_regression.make_data(REGRESSION, 0)
+    data = make_data(REGRESSION.samples, REGRESSION.features, 0)
     losses = toy_regression.train(REGRESSION, toy_regression.METHODS[0], 1e200, data, 0)
     assert losses[1:] == [np.inf, np.inf]
 

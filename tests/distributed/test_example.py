@@ -1,4 +1,4 @@
-"""``torchrun -m experiments.distributed``: what many processes train is what one trains, also after a checkpoint."""
+"""``torchrun -m experiments distributed``: what many processes train is what one trains, also after a checkpoint."""
 
 import json
 import os
@@ -18,14 +18,16 @@ import torch.distributed as dist
 from support.versions import needs_torch
 from torch.distributed.tensor import DTensor
 
-from experiments import distributed, distributed_checkpoints, distributed_processes
-from experiments.distributed import main
-from experiments.distributed_checkpoints import newest, read_record
-from experiments.distributed_options import read_job
-from experiments.distributed_processes import Interruption, Processes
-from experiments.distributed_report import Curve, allowed, are_equal, differences, table, verdict
-from experiments.distributed_strategies import ALONE, STRATEGIES
-from experiments.distributed_training import Training
+from experiments.distributed import checkpoints as distributed_checkpoints
+from experiments.distributed import processes as distributed_processes
+from experiments.distributed import run as distributed
+from experiments.distributed.checkpoints import newest, read_record
+from experiments.distributed.options import read_job
+from experiments.distributed.processes import Interruption, Processes
+from experiments.distributed.report import Curve, allowed, are_equal, differences, table, verdict
+from experiments.distributed.run import main
+from experiments.distributed.strategies import ALONE, STRATEGIES
+from experiments.distributed.training import Training
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="two processes of the CPU: the command would take GPUs"),
@@ -40,7 +42,7 @@ SHORT = ("--steps", "6", "--batch", "4", "--checkpoint-every", "3")
 def torchrun(*arguments, processes=2):
     """The command on several processes, on a port that is free; killed and reported where it takes too long."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "experiments.distributed", *map(str, arguments)]
+    command += ["-m", "experiments", "distributed", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -1,0 +1,1 @@
+"""Time the steps of clipped optimizers beside torch's own and other packages."""

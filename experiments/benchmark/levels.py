@@ -1,0 +1,103 @@
+"""How ``benchmark`` makes each clipping type clip in every step, or in none, although the gradients are always the same.
+
+Types without a memory get a level below or above the lengths that are there. Types with one get a memory of a full window
+of gradients that were half as long, or twice as long, so that the timings are those of a long training. It comes from a dwarf
+optimizer with parameters of one entry, one for each number of entries that the real ones have.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_clipped import ClippedSGD
+from torch_clipped._engine.arguments import MEMORY
+from torch_clipped._engine.state import is_memory
+from torch_clipped.clipping import CLIPPING_TYPES, Clipping
+from torch_clipped.decisions import Always
+from torch_clipped.thresholds import MeanStd, Quantile, RatioToWeights
+
+from .problem import GRADIENT_STD, Problem
+
+WINDOW = 1000
+# In this many steps the constant gradients do not fill half of the window, from where on they are what is usual.
+LONGEST_RUN = 400
+SHORTER, LONGER = 0.5, 2.0
+BETA = 0.999  # at which the random types clip nearly always
+ALMOST_ALWAYS = 0.9
+
+
+def clipping_arguments(name: str, problem: Problem, clipped: bool) -> dict[str, Any]:
+    """The arguments of an optimizer that clips each block of the problem's gradients, or none.
+
+    Args:
+        name: a clipping type.
+        problem: the gradients.
+        clipped: which of the two.
+    """
+    rule = CLIPPING_TYPES[name]
+    if rule is None:
+        return {"clipping_type": name}
+    return {
+        "clipping_type": name,
+        "clipping_level": _level(rule, problem, clipped),
+        "clipping_beta": BETA,
+        "clipping_window": WINDOW,
+    }
+
+
+def _level(rule: Clipping, problem: Problem, clipped: bool) -> float:
+    if rule.threshold.memory(1, WINDOW):
+        # The quantile, or number of standard deviations, that takes longest to get used to another length; all cost the same.
+        return 0.5 if isinstance(rule.threshold, (Quantile, MeanStd)) else rule.threshold.default_level
+    lengths = problem.lengths(rule.measure)
+    if isinstance(rule.threshold, RatioToWeights):
+        lengths = lengths / problem.lengths(rule.measure, of_weights=True).clamp(min=1e-3)
+    return float(SHORTER * lengths.min() if clipped else LONGER * lengths.max())
+
+
+def is_random(name: str) -> bool:
+    """Whether this type may leave a long gradient as it is."""
+    rule = CLIPPING_TYPES[name]
+    return rule is not None and not isinstance(rule.decision, Always)
+
+
+def full_memory(name: str, problem: Problem, clipped: bool) -> dict[str, Tensor]:
+    """What this type remembers after a full window of gradients that were shorter (then it clips the problem's) or longer.
+
+    Nothing for a type whose threshold remembers nothing: its steps cost the same from the first one on.
+    """
+    rule = CLIPPING_TYPES[name]
+    if rule is None or not rule.threshold.memory(1, WINDOW):
+        return {}
+    numels = problem.numels if rule.measure == "layer" else (sum(problem.numels),)
+    alike = (
+        other for other, its in CLIPPING_TYPES.items() if its and (its.measure, its.threshold) == (rule.measure, rule.threshold)
+    )
+    distinct = tuple(dict.fromkeys(numels))  # tensors of equal size remember the same
+    memory = dict(_memory_of_dwarf(next(alike), distinct, SHORTER if clipped else LONGER, WINDOW))
+    for key in rule.threshold.memory(1, WINDOW):
+        memory[MEMORY + key] = memory[MEMORY + key][..., [distinct.index(numel) for numel in numels]]
+    return memory
+
+
+@cache
+def _memory_of_dwarf(name: str, numels: tuple[int, ...], factor: float, window: int) -> dict[str, Tensor]:
+    """The memory after a window of gradients whose blocks are ``factor`` times as long as normal ones of these sizes."""
+    rule = CLIPPING_TYPES[name]
+    assert rule is not None
+    never = 1.0 if isinstance(rule.threshold, Quantile) else 1e9  # AdaGC clips in its warm-up; only so it gets over that
+    dwarf = [nn.Parameter(torch.zeros(1)) for _ in numels]
+    lengths = factor * GRADIENT_STD * torch.tensor(numels, dtype=torch.float32).sqrt()
+    gradients = torch.zeros_like(lengths)
+    for parameter, gradient in zip(dwarf, gradients.split(1), strict=True):
+        parameter.grad = gradient
+    optimizer = ClippedSGD(dwarf, lr=0.0, clipping_type=name, clipping_level=never, clipping_window=window)
+    for noise in np.random.default_rng(0).uniform(0.9, 1.1, window):
+        torch.mul(lengths, noise, out=gradients)
+        optimizer.step()
+    return {key: value for key, value in optimizer.param_groups[0].items() if is_memory(key)}

@@ -1,0 +1,102 @@
+"""What ``benchmark`` writes: a row for every contender, with its ratios to what torch offers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..common.files import read_csv, write_csv
+from .contenders import FLOOR, NORM_DEFAULT, NORM_FUSED, TORCH, Contender
+from .problem import Problem
+from .timing import Timings
+
+# How often a step has to go through memory of the size of the weights, at least.
+TRAFFIC = {"sgd": 5, "adam": 7, "adamw": 7}  # reads weights, gradients and state, writes weights and state
+
+
+class Row(NamedTuple):
+    """One contender at one size, dtype and optimizer.
+
+    Seconds are those of one optimizer step. ``traffic_share`` is the time that the bytes it must move would take at the
+    bandwidth of a copy, as a share of its median time. ``peak_mb`` is the memory in use at the highest point of a step, above
+    that before it, in 10^6 bytes. Where ``note`` says why a contender was skipped all numbers are NaN.
+    """
+
+    size: str
+    dtype: str
+    optimizer: str
+    contender: str
+    clipped: str
+    median_seconds: float
+    p10_seconds: float
+    p90_seconds: float
+    rounds: int
+    ratio_to_floor: float
+    ratio_to_norm_fused: float
+    ratio_to_norm_default: float
+    traffic_share: float
+    copy_gb_per_second: float
+    gradient_mb: float
+    peak_mb: float
+    note: str
+
+
+def traffic(optimizer: str, measures: bool, clipped: bool) -> int:
+    """How often a step goes through memory of the size of the weights: one read more to measure, one write more to clip."""
+    return TRAFFIC[optimizer] + measures + clipped
+
+
+def make_rows(
+    problem: Problem, contenders: Sequence[Contender], timings: Timings, peaks: Sequence[float], skipped: Sequence[Contender]
+) -> list[Row]:
+    """The rows of one size, dtype and optimizer; ``timings`` and ``peaks`` (bytes) in the order of the contenders."""
+    medians = {c.name: float(np.median(steps)) for c, steps in zip(contenders, timings.steps, strict=True) if c.name in TORCH}
+    bandwidth = timings.copied_bytes / float(np.median(timings.copies))
+    where = (problem.size, problem.dtype, problem.optimizer)
+    rows = []
+    for contender, steps, peak in zip(contenders, timings.steps, peaks, strict=True):
+        p10, median, p90 = (float(np.quantile(steps, q)) for q in (0.1, 0.5, 0.9))
+        measures = contender.clipped != "-" and contender.name != "none"
+        moved = traffic(problem.optimizer, measures, contender.clipped == "yes") * problem.gradient_bytes
+        rows.append(
+            Row(
+                *where,
+                contender.name,
+                contender.clipped,
+                median,
+                p10,
+                p90,
+                len(steps),
+                *(median / medians[name] for name in (FLOOR, NORM_FUSED, NORM_DEFAULT)),
+                moved / bandwidth / median,
+                bandwidth / 1e9,
+                problem.gradient_bytes / 1e6,
+                peak / 1e6,
+                "",
+            )
+        )
+    nothing = (math.nan,) * 7
+    return rows + [Row(*where, c.name, c.clipped, *nothing[:3], 0, *nothing, f"skipped: {c.skipped}") for c in skipped]
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """A csv file with a line for every row."""
+    write_csv([row._asdict() for row in rows], path, digits=5)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of such a file."""
+    texts = {"size", "dtype", "optimizer", "contender", "clipped", "note"}
+    return [
+        Row(**{name: x if name in texts else int(x) if name == "rounds" else float(x) for name, x in row.items()})
+        for row in read_csv(path)
+    ]
+
+
+def find(rows: Sequence[Row], **wanted: str) -> Row | None:
+    """The first row whose fields are these, among those that were not skipped."""
+    return next((row for row in rows if not row.note and all(getattr(row, k) == v for k, v in wanted.items())), None)

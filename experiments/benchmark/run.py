@@ -1,0 +1,182 @@
+"""Time and memory of optimizer steps with clipping, as multiples of torch's fused step without.
+
+``python -m experiments benchmark`` times torch's optimizers, torch's clipping functions, every clipping type, clipping and not,
+and other packages that are installed (extra ``benchmark``), all in turns on the same parameters, gradients and state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from torch_clipped import ClippingWarning
+
+from ..common.command import INTERRUPTED, out_folder, parser_of, publishing
+from ..common.files import write_json
+from ..common.machine import machine, versions
+from ..common.optimizers import OPTIMIZERS
+from .contenders import our_contenders, torch_contenders
+from .packages import package_contenders
+from .picture import plot
+from .problem import DTYPES, LEARNING_RATE, SIZES, Problem
+from .rows import Row, make_rows, read_rows, write_rows
+from .table import readme_table, targets, targets_table, write_targets
+from .timing import peak_bytes, time_steps
+
+# Seconds for the rounds of one optimizer in (float32, bfloat16).
+BUDGETS = {
+    "tiny": (5.0, 3.0),
+    "policy": (5.0, 3.0),
+    "many": (8.0, 5.0),
+    "resnet18": (25.0, 12.0),
+    "gpt2": (80.0, 35.0),
+    "1b": (40.0, 20.0),
+}
+ACCELERATOR_SIZES = ("1b",)  # too large for the memory and the patience of most hosts
+QUICK: dict[str, Any] = {"sizes": ("tiny", "resnet18"), "dtypes": ("float32",), "optimizers": ("sgd", "adamw"), "budget": 4.0}
+Place = tuple[str, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is timed; ``budget`` is seconds for each size, dtype and optimizer, None the default of each."""
+
+    sizes: tuple[str, ...] = tuple(size for size in SIZES if size not in ACCELERATOR_SIZES)
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
+    budget: float | None = None
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for argument, choices in (("sizes", SIZES), ("dtypes", DTYPES), ("optimizers", OPTIMIZERS)):
+            for value in getattr(self, argument):
+                if value not in choices:
+                    raise ValueError(f"{argument} must be some of {', '.join(choices)}, got {value!r}")
+        if self.budget is not None and not 0 < self.budget < float("inf"):
+            raise ValueError(f"budget must be positive and finite, got {self.budget}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be at least 0 and below 2**63, got {self.seed}")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device 'cuda' cannot be used: torch finds none")
+
+    def places(self) -> list[Place]:
+        """Every size, dtype and optimizer."""
+        return [(size, dtype, optimizer) for size in self.sizes for dtype in self.dtypes for optimizer in self.optimizers]
+
+    def settings(self) -> dict[str, Any]:
+        """All that the timings depend on, beside the machine and the versions of the packages."""
+        return asdict(self) | {"lr": LEARNING_RATE, "sgd_momentum": OPTIMIZERS["sgd"][2]["momentum"]}
+
+    def budget_of(self, size: str, dtype: str) -> float:
+        """Seconds for the rounds of each optimizer."""
+        return BUDGETS[size][dtype != "float32"] if self.budget is None else self.budget
+
+
+def run(config: Config, folder: Path) -> dict[str, Any]:
+    """Time all contenders, write benchmark.csv, .json, .png and benchmark_targets.csv into ``folder``, return the summary.
+
+    An interruption from the keyboard ends the run early: what was complete is written as benchmark.partial.*.
+    """
+    rows: list[Row] = []
+    interrupted = False
+    progress = tqdm(config.places(), unit="problem")
+    try:
+        for size, dtype, optimizer in progress:
+            progress.set_description(f"{size} {dtype} {optimizer}")
+            rows += measure(config, size, dtype, optimizer)
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        interrupted = True
+    finally:
+        progress.close()
+    summary = summarize(config, rows, interrupted)
+    with publishing(folder, interrupted) as new:
+        files = [new / f"benchmark.{kind}" for kind in ("csv", "json", "png")]
+        write_rows(rows, files[0])
+        rows = read_rows(files[0])
+        write_targets(targets(rows), new / "benchmark_targets.csv")
+        write_json(summary, files[1])
+        plot(*files)
+        print(readme_table(rows))
+        print()
+        print(targets_table(targets(rows)))
+        print("\n".join(summary["skipped"]))
+    return summary
+
+
+def measure(config: Config, size: str, dtype: str, optimizer: str) -> list[Row]:
+    """The rows of one size, dtype and optimizer; RuntimeError if a contender clipped where it should not, or the reverse."""
+    problem = Problem(size, dtype, optimizer, config.device, config.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClippingWarning)  # gradients of one length, over and over: here by construction
+        everyone = [*torch_contenders(problem), *package_contenders(problem), *our_contenders(problem)]
+        contenders = [contender for contender in everyone if not contender.skipped]
+        timings = time_steps(problem, contenders, config.budget_of(size, dtype), config.seed)
+        peaks = [peak_bytes(problem, contender.step) for contender in contenders]
+        for contender in contenders:
+            contender.verify()
+    return make_rows(problem, contenders, timings, peaks, [contender for contender in everyone if contender.skipped])
+
+
+def summarize(config: Config, rows: Sequence[Row], interrupted: bool) -> dict[str, Any]:
+    """The settings, the machine and the bandwidth that was there."""
+    found = targets(rows)
+    places = {(row.size, row.dtype, row.optimizer): row.copy_gb_per_second for row in rows if not row.note}
+    return {
+        "experiment": "benchmark",
+        "settings": config.settings(),
+        "versions": versions(),
+        "machine": machine(config.device),
+        "interrupted": interrupted,
+        "rows": len(rows),
+        "skipped": sorted({f"{row.contender}, {row.optimizer}: {row.note}" for row in rows if row.note}),
+        "copy_gb_per_second": {" ".join(place): round(bandwidth, 2) for place, bandwidth in places.items()},
+        "targets": {"met": sum(target.met for target in found), "not_met": sum(not target.met for target in found)},
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Time, write benchmark.csv, .json, .png and benchmark_targets.csv, print the tables; 130 after an interruption, else 0."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    options = {name: value for name, value in vars(parsed).items() if name not in ("out", "quick")}
+    given = {name: tuple(x) if isinstance(x, list) else x for name, x in options.items() if x is not None}
+    try:
+        config = Config(**{**(QUICK if parsed.quick else {}), **_sizes_of_device(given), **given})
+        folder = out_folder(parser, parsed, "benchmark")
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        summary = run(config, folder)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    return INTERRUPTED if summary["interrupted"] else 0
+
+
+def _sizes_of_device(given: dict[str, Any]) -> dict[str, Any]:
+    return {"sizes": tuple(SIZES)} if given.get("device") == "cuda" and "sizes" not in given else {}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of("benchmark", __doc__)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="less than a minute, written to a temporary folder unless --out names another")
+    for name, choices in (("sizes", SIZES), ("dtypes", DTYPES), ("optimizers", OPTIMIZERS)):
+        add(f"--{name}", nargs="+", metavar=name[:-1].upper(), help=f"some of {', '.join(choices)}")
+    add("--budget", type=float, help="seconds for each size, dtype and optimizer (default: by size and dtype)")
+    add("--device", help="cpu or cuda (default: cpu)")
+    add("--seed", type=int, help="of weights, gradients and order (default: 0)")
+    return parser

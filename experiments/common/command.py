@@ -1,0 +1,186 @@
+"""What the command lines of the experiments share, and the whole of it for those with many trainings."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .journal import Journal, Result
+from .machine import versions
+
+TUNING_SEED = 1000  # of the trainings that choose learning rates, and of nothing else
+INTERRUPTED = 130  # the exit code that shells give a program ended by Ctrl-C
+FIGURES = Path("figures")
+NOT_SETTINGS = ("out", "quick", "full", "resume", "task", "only")  # task and only choose between results, each with its own files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An experiment of many trainings.
+
+    Attributes:
+        name: what its files are called.
+        settings: all that the results depend on, beside the versions of the packages and the number of threads.
+        steps: of all trainings.
+        train: runs them, each through ``Journal.done``.
+        write: takes the results in their order and a folder; writes csv, json and png there and returns the table.
+        writes_parts: whether ``write`` can do with the first of the results.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    steps: int
+    train: Callable[[Journal], None]
+    write: Callable[[list[Result], Path], str]
+    writes_parts: bool = True
+
+
+def command(
+    parser: argparse.ArgumentParser, make_plan: Callable[..., Plan], quick: Mapping[str, Any], arguments: Sequence[str]
+) -> int:
+    """Read the options, train, write, print the table; 130 after an interruption, else 0.
+
+    An interruption from the keyboard ends it early: the trainings that were done are kept for ``--resume``, and what they show
+    is written as NAME.partial.*.
+
+    Args:
+        parser: with the options of :func:`resumable` and those of the experiment, without defaults.
+        make_plan: takes what was given of the latter, and what ``quick`` holds; raises ValueError where they are wrong.
+        quick: what ``--quick`` changes.
+        arguments: of the command line.
+    """
+    parsed = parser.parse_args(arguments)
+    options = dict(vars(parsed))
+    folder, is_quick, resume = (options.pop(option) for option in ("out", "quick", "resume"))
+    if resume and is_quick and folder is None:
+        parser.error("resume needs out where quick is given: the folder of the interrupted run")
+    given = {option: value for option, value in options.items() if value is not None}
+    try:
+        plan = make_plan(**{**(quick if is_quick else {}), **given})
+        folder = out_folder(parser, parsed, plan.name)
+        settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
+        journal = Journal(folder / f"{plan.name}.partial.jsonl", settings, resume)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        with tqdm(total=plan.steps, unit="step", mininterval=0.5) as journal.progress:
+            plan.train(journal)
+        _write(plan, journal, folder, partial=False)
+    except KeyboardInterrupt:
+        print(f"Interrupted, {_kept(journal, folder)}.", file=sys.stderr)
+    except Exception:  # damaged data, a full disk, no memory: what it was is said after this
+        print(f"Ended by an error, {_kept(journal, folder)}.", file=sys.stderr)
+        raise
+    else:
+        journal.remove()
+        return 0
+    if journal.results and plan.writes_parts:
+        _write(plan, journal, folder, partial=True)
+    return INTERRUPTED
+
+
+def _write(plan: Plan, journal: Journal, folder: Path, partial: bool) -> None:
+    with publishing(folder, partial) as new:
+        print(plan.write(list(journal.results.values()), new))
+
+
+@contextmanager
+def publishing(folder: Path, partial: bool = False) -> Iterator[Path]:
+    """Give a new folder to write into, move its files to ``folder`` when all of them are there, and print their names.
+
+    A partial result never replaces a whole one: it goes to NAME.partial.*, which the next whole result removes. So does what
+    is there when writing is interrupted or fails.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as new:
+        try:
+            yield Path(new)
+        except BaseException:
+            _move(Path(new), folder, partial=True)
+            raise
+        _move(Path(new), folder, partial)
+
+
+def _move(new: Path, folder: Path, partial: bool) -> None:
+    names = []
+    for path in sorted(new.iterdir()):
+        beside = folder / f"{path.stem}.partial{path.suffix}"
+        names.append(path.replace(beside if partial else folder / path.name).name)
+        if not partial:
+            beside.unlink(missing_ok=True)
+    if names:
+        print(f"Written: {', '.join(names)} in {folder}")
+
+
+def out_folder(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> Path:
+    """Make and return the folder to write into: ``--out``, else a temporary one for quick runs, else ``figures``.
+
+    Raises:
+        ValueError: the folder cannot be written, or none is named for settings other than the defaults.
+    """
+    is_figures = options.out is None or options.out.resolve() == FIGURES.resolve()
+    if options.out is not None and not is_figures:
+        return made(options.out)
+    is_quick = getattr(options, "quick", False)
+    if is_quick and options.out is None:
+        return made(Path(tempfile.mkdtemp(prefix=f"{name}-")))
+    options_given = [(key, value) for key, value in vars(options).items() if key not in NOT_SETTINGS]
+    shorter = ["no --full" if hasattr(options, "full") else "--quick"] * is_quick
+    given = [f"--{key.replace('_', '-')}" for key, value in options_given if value != parser.get_default(key)]
+    if words := ", ".join(shorter + given):
+        raise ValueError(f"out must name another folder where {words} is given: {FIGURES} holds results of the default settings")
+    return made(FIGURES)
+
+
+def _kept(journal: Journal, folder: Path) -> str:
+    """How to go on."""
+    if not journal.results:
+        return "nothing was finished"
+    how = f"the same command with --resume --out {shlex.quote(str(folder))} goes on"
+    return f"{len(journal.results)} finished trainings are kept in {journal.path}: {how}"
+
+
+def parser_of(name: str, words: str | None) -> argparse.ArgumentParser:
+    """A parser with the option ``--out``, and what ``--help`` says of the experiment."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m experiments {name}", description=words, formatter_class=raw)
+    where = "where to write (default: figures, for the results of the default settings only)"
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=where)
+    return parser
+
+
+def resumable(name: str, words: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all experiments of many trainings have."""
+    parser = parser_of(name, words)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="less than a minute with default data; to a temporary folder unless --out is given")
+    add("--resume", action="store_true", help="go on where an interruption ended the same command")
+    add("--seeds", type=int, help="how many seeds (default: 3, or what --quick takes)")
+    return parser
+
+
+def made(folder: Path) -> Path:
+    """The folder, which is there now and can be written; ValueError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})") from None
+    return folder
+
+
+def check_at_least(config: object, smallest: Mapping[str, int]) -> None:
+    """ValueError if one of these attributes is smaller than that."""
+    for name, least in smallest.items():
+        value = getattr(config, name)
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -1,0 +1,53 @@
+"""What the numbers were computed with and on."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import torch_clipped
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_clipped": torch_clipped.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Its processor, threads and accelerator."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "device": name}
+
+
+def cpu_model() -> str:
+    """The name of the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def check_device(device: str) -> None:
+    """ValueError if torch cannot compute there."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def resident(name: str) -> float:
+    """Return the bytes of resident memory: now (VmRSS), or at the highest point (VmHWM); NaN where the system does not tell."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{name}:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024.0 * int(found.group(1)) if found else math.nan

@@ -1,0 +1,1 @@
+"""Compare clipping types with torch's SGD and Adam on tasks of several kinds."""

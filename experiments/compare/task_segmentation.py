@@ -1,0 +1,102 @@
+"""The task segmentation of ``compare``: the class of each pixel by a U-Net, on PascalVOC or on drawn shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .segmentation_data import BORDER, SHAPE_SIZE, SHAPES, VOC_CLASSES, Pictures, draw_shapes, read_voc
+from .task_parts import device_of, evaluating, seeded, shuffled
+from .unet import UNet
+
+VOC_SIZE = 128  # pixels on a side to which the photographs are brought
+VOC_EVALUATED = 256
+SHAPES_TRAINED, SHAPES_EVALUATED = 256, 64
+VALIDATION_SEED = 10**6  # is added to the seed
+
+
+class SegmentationTask:
+    """The class of each pixel; see :class:`experiments.compare.task.Task`."""
+
+    name = "segmentation"
+    metric = "mean IoU"
+
+    def __init__(
+        self, training: Pictures, validation: Pictures, classes: int, source: str, width: int, depth: int, batch: int, steps: int
+    ) -> None:
+        self.training, self.classes, self.source = training, classes, source
+        self.width, self.depth, self.steps = width, depth, steps
+        evaluated = len(validation[0])
+        self.batch = min(batch, len(training[0]))
+        self.evaluation = {"train": (training[0][:evaluated], training[1][:evaluated]), "validation": validation}
+
+    def make_model(self, seed: int) -> nn.Module:
+        """The same for the same seed."""
+        return seeded(lambda: UNet(self.classes, self.width, self.depth), seed)
+
+    def batches(self, seed: int) -> Iterator[Pictures]:
+        """Images and labels."""
+        images, labels = self.training
+        return ((images[some], labels[some]) for some in shuffled(len(images), self.batch, seed))
+
+    def loss(self, model: nn.Module, batch: Pictures) -> Tensor:
+        """Cross-entropy of the pixels, borders left out."""
+        logits, labels = _logits(model, batch)
+        return cross_entropy(logits, labels.long(), ignore_index=BORDER)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Mean IoU; on at most as many training images as there are for validation."""
+        with evaluating(model):
+            return {name: self._score(model, pictures) for name, pictures in self.evaluation.items()}
+
+    def _score(self, model: nn.Module, pictures: Pictures) -> float:
+        pairs = torch.zeros(self.classes, self.classes, dtype=torch.long)
+        for batch in zip(*(tensor.split(self.batch) for tensor in pictures), strict=True):
+            logits, labels = _logits(model, batch)
+            pairs += count_pairs(logits.argmax(1).cpu(), labels.cpu(), self.classes)
+        return mean_iou(pairs)
+
+
+def _logits(model: nn.Module, batch: Pictures) -> Pictures:
+    """Logits and labels, on the device of the model."""
+    device = device_of(model)
+    images, labels = (tensor.to(device) for tensor in batch)
+    return model(images.float() / 127.5 - 1), labels
+
+
+def count_pairs(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How many pixels of each class (row) were given each class (column); borders are left out."""
+    known = labels != BORDER
+    return torch.bincount(classes * labels[known].long() + predictions[known], minlength=classes**2).view(classes, classes)
+
+
+def mean_iou(pairs: Tensor) -> float:
+    """The mean over the classes of intersection / union = right / (labelled + predicted - right).
+
+    Classes that neither occur nor are predicted are left out of the mean.
+
+    Example:
+        >>> mean_iou(torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))  # 3 of 4, and 2 of 3
+        0.7083333333333333
+    """
+    right = pairs.diagonal().double()
+    union = pairs.sum(0) + pairs.sum(1) - right
+    return float((right / union)[union > 0].mean())
+
+
+def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> SegmentationTask:
+    """PascalVOC from the folder ``data``, or shapes of ``seed``; ValueError names what is missing or damaged."""
+    if data is None:
+        shapes = draw_shapes(SHAPES_TRAINED, seed), draw_shapes(16 if quick else SHAPES_EVALUATED, seed + VALIDATION_SEED)
+        source = f"small U-Net on {SHAPES_TRAINED} images of shapes, {SHAPE_SIZE} x {SHAPE_SIZE}, seed {seed}"
+        return SegmentationTask(*shapes, len(SHAPES), source, width=8, depth=2, batch=8, steps=10 if quick else 200)
+    size, trained, evaluated = (SHAPE_SIZE, 64, 16) if quick else (VOC_SIZE, 10**9, VOC_EVALUATED)
+    training, validation = read_voc(data, "train", size, trained), read_voc(data, "val", size, evaluated)
+    counts = f"{len(training[0])} training and {len(validation[0])} validation images"
+    source = f"{'small ' if quick else ''}U-Net on PascalVOC 2012: {counts}, {size} x {size}"
+    width, depth, steps = (8, 2, 10) if quick else (32, 4, 1500)
+    return SegmentationTask(training, validation, VOC_CLASSES, source, width=width, depth=depth, batch=8, steps=steps)

@@ -1,0 +1,1 @@
+"""Take a million steps, and watch time and memory."""

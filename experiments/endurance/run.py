@@ -1,0 +1,197 @@
+"""What a step with clipping costs over a long training: its time, its memory, its garbage and its state.
+
+``python -m experiments endurance`` takes a million steps with gradients of heavy-tailed lengths and most clipping types in one
+optimizer, each in a parameter group of its own, and writes one row for every hundredth of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from torch_clipped import ClippedSGD
+
+from ..common.command import INTERRUPTED, check_at_least, out_folder, parser_of, publishing
+from ..common.files import read_csv, write_csv, write_json
+from ..common.machine import cpu_model, resident, versions
+
+TYPES = (
+    *("norm", "layer_wise", "auto", "layer_wise_auto", "linear_rand_auto"),
+    *("zscore", "zclip", "adagc", "coord_wise", "adaptive"),
+)
+SHAPES = ((8, 8), (8,))  # of each group: a layer of a tiny model
+BLOCKS = 100
+PARETO_EXPONENT = 1.5  # of the gradient lengths: their mean is finite and their variance is not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How long, over which window, and with which random lengths."""
+
+    steps: int = 1_000_000
+    window: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, {"steps": BLOCKS, "window": 2, "seed": 0})
+
+    def settings(self) -> dict[str, Any]:
+        """All that the numbers depend on, beside the machine and the versions of the packages."""
+        return asdict(self) | {"types": TYPES, "pareto_exponent": PARETO_EXPONENT, "sgd_momentum": 0.9}
+
+
+class Row(NamedTuple):
+    """One hundredth of the steps; what is counted is counted after the last of them."""
+
+    block: int
+    steps: int  # in this block
+    median_seconds: float
+    p90_seconds: float
+    resident_bytes: float
+    objects: int  # that the garbage collector follows
+    state_bytes: int
+    clip_rate: float  # over all steps so far, mean over the types
+
+
+class Training:
+    """A tiny model under all types, and gradients of one direction whose lengths are drawn anew in each step."""
+
+    def __init__(self, config: Config) -> None:
+        generator = torch.Generator().manual_seed(config.seed)
+        groups: list[dict[str, Any]] = [
+            {"params": [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES], "clipping_type": name}
+            for name in TYPES
+        ]
+        self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        self.directions = [torch.randn(p.shape, generator=generator) for p in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.gradients: list[Tensor] = [p.grad for p in self.parameters if p.grad is not None]
+        self.lengths = np.random.default_rng(config.seed)
+        self.optimizer = ClippedSGD(groups, lr=1e-9, momentum=0.9, clipping_window=config.window)
+
+    def step(self) -> float:
+        """One step of the optimizer; its seconds."""
+        torch._foreach_copy_(self.gradients, self.directions)
+        torch._foreach_mul_(self.gradients, 1 + self.lengths.pareto(PARETO_EXPONENT))
+        start = perf_counter_ns()
+        self.optimizer.step()
+        return (perf_counter_ns() - start) / 1e9
+
+    def state_bytes(self) -> int:
+        """The memory of all tensors in the optimizer's state and parameter groups, weights excluded."""
+        entries = [*self.optimizer.state.values(), *self.optimizer.param_groups]
+        tensors = [value for entry in entries for value in entry.values() if isinstance(value, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def run(config: Config, folder: Path) -> dict[str, Any]:
+    """Take the steps, write endurance.csv, .json and .png into ``folder``, return the summary.
+
+    An interruption from the keyboard ends the run early: the complete blocks are written as endurance.partial.*.
+    """
+    training, rows = Training(config), list[Row]()
+    ends = [config.steps * (block + 1) // BLOCKS for block in range(BLOCKS)]
+    try:
+        for block, (start, end) in enumerate(tqdm(list(zip([0, *ends], ends, strict=False)), unit="block")):
+            rows.append(take_block(training, block, end - start))
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+    summary = {
+        "experiment": "endurance",
+        "settings": config.settings(),
+        "versions": versions(),
+        "machine": {"cpu": cpu_model(), "threads": torch.get_num_threads()},
+        "interrupted": len(rows) < BLOCKS,
+        "last_to_first": ratios(rows),
+    }
+    with publishing(folder, summary["interrupted"]) as new:
+        write_csv([row._asdict() for row in rows], new / "endurance.csv", digits=9)
+        write_json(summary, new / "endurance.json")
+        plot(new / "endurance.csv", new / "endurance.png")
+    return summary
+
+
+def take_block(training: Training, block: int, steps: int) -> Row:
+    """Take some steps and look at what is there after them."""
+    seconds = [training.step() for _ in range(steps)]
+    median, p90 = (float(np.quantile(seconds, q)) for q in (0.5, 0.9))
+    del seconds
+    gc.collect()
+    clip_rate = float(np.mean([stats["clip_rate"] for stats in training.optimizer.clipping_stats(per_set=True)]))
+    return Row(block, steps, median, p90, resident("VmRSS"), len(gc.get_objects()), training.state_bytes(), clip_rate)
+
+
+def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
+    """The last block as a multiple of the first, and of the second, which has full windows and warm memory."""
+    found: dict[str, float | None] = {}
+    for name in ("median_seconds", "p90_seconds", "resident_bytes", "objects", "state_bytes"):
+        last = getattr(rows[-1], name)
+        for words, place in (("first", 0), ("second", min(1, len(rows) - 1))):
+            value = last / getattr(rows[place], name)
+            found[f"{name}_last_to_{words}"] = value if math.isfinite(value) else None
+    return found
+
+
+def plot(rows_file: Path, picture: Path) -> None:
+    """Time, resident memory, objects and state over the steps."""
+    rows = [{name: float(value) for name, value in row.items()} for row in read_csv(rows_file)]
+    steps = np.cumsum([row["steps"] for row in rows])
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    figure.suptitle(
+        f"Cost of an optimizer step with {len(TYPES)} clipping types over {steps[-1]:,.0f} steps (SGD, tiny model, CPU)"
+    )
+    panels = figure.subplots(2, 2, sharex=True)
+    curves = (
+        ("median_seconds", 1e6, "median", "time of a step (us)"),
+        ("resident_bytes", 1e-6, "", "resident memory (MB)"),
+        ("objects", 1.0, "", "objects of the garbage collector"),
+        ("state_bytes", 1e-3, "", "state of the optimizer (kB)"),
+    )
+    for axes, (name, unit, label, words) in zip(panels.flat, curves, strict=True):
+        axes.plot(steps, [unit * row[name] for row in rows], color="#0072B2", label=label)
+        if name == "median_seconds":
+            axes.plot(steps, [unit * row["p90_seconds"] for row in rows], "--", color="#D55E00", label="90th percentile")
+            axes.legend(frameon=False)
+        axes.set(ylabel=words, ylim=(0, 1.25 * max([unit * row[name] for row in rows], default=1.0) or 1.0))
+        axes.ticklabel_format(useOffset=False, style="plain")
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylim(0, 1.25 * 1e6 * max(row["p90_seconds"] for row in rows))
+    for axes in panels[1]:
+        axes.set_xlabel("step")
+    figure.savefig(picture, dpi=150)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Take the steps, write endurance.csv, .json and .png, print the ratios; returns 130 after an interruption, else 0."""
+    parser = parser_of("endurance", __doc__)
+    for name, words in (("steps", "how many steps"), ("window", "clipping_window"), ("seed", "of gradients and lengths")):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Config, name), help=f"{words} (default: %(default)s)")
+    parsed = parser.parse_args(arguments)
+    try:
+        config = Config(steps=parsed.steps, window=parsed.window, seed=parsed.seed)
+        folder = out_folder(parser, parsed, "endurance")
+    except ValueError as error:
+        parser.error(str(error))
+    torch.set_num_threads(1)  # a second one could only wait
+    try:
+        summary = run(config, folder)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    for name, value in summary["last_to_first"].items():
+        print(f"{name}: {'unknown' if value is None else f'{value:.3f}'}")
+    return INTERRUPTED if summary["interrupted"] else 0

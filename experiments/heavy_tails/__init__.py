@@ -1,0 +1,1 @@
+"""Record gradient norms and losses of a language model, with and without clipping."""

@@ -1,0 +1,221 @@
+"""Gradient lengths and losses of a small language model, with and without clipping.
+
+``python -m experiments heavy-tails`` trains it on real text by torch's optimizer and by its clipped twin, from the same
+start and on the same batches. The unclipped optimizer also gets lower learning rates, so that clipping is compared with
+the best it can do, and not only with a learning rate that it cannot take. ``--full`` takes more of them and more seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from torch_clipped import Clipped
+
+from ..common.command import INTERRUPTED, check_at_least, out_folder, parser_of, publishing
+from ..common.files import write_json
+from ..common.language_models import BATCH, LARGEST_NORM, MODELS, VALIDATION_WINDOWS, next_character_loss
+from ..common.machine import check_device
+from ..common.optimizers import OPTIMIZERS
+from ..common.text import WINDOW, Text, even_windows, load_text, random_windows
+from .picture import plot
+from .summary import Outcome, Row, Run, read_rows, summarize, write_rows
+from .table import table
+
+NO_CLIPPING = {"clipped_steps": 0.0, "threshold": math.nan, "clip_rate": 0.0}
+UNCLIPPED_SHARES = (1, 0.7, 0.5, 0.35, 0.15)  # the unclipped learning rates, as shares of the clipped one
+FEWER: dict[str, Any] = {"seeds": 1, "unclipped_shares": (1, 0.5)}  # without --full
+
+LEARNING_RATES = {  # of the clipped runs
+    ("lstm", "sgd"): 5.0,
+    ("lstm", "adam"): 0.04,
+    ("lstm", "adamw"): 0.04,
+    ("transformer", "sgd"): 2.0,
+    ("transformer", "adam"): 0.02,
+    ("transformer", "adamw"): 0.02,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is trained, and how; ``lr`` is that of the clipped run and the largest of the unclipped ones."""
+
+    model: str = "lstm"
+    optimizer: str = "sgd"
+    lr: float = 5.0
+    clipping_type: str = "norm"
+    level: float | None = 0.25
+    steps: int = 200
+    seed: int = 0
+    seeds: int = 3
+    device: str = "cpu"
+    unclipped_shares: tuple[float, ...] = UNCLIPPED_SHARES
+
+    def __post_init__(self) -> None:
+        check_at_least(self, {"steps": 1, "seed": 0, "seeds": 1})
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        check_device(self.device)
+        self.clipping()  # raises where the type or the level is nonsense
+
+    def runs(self) -> list[Run]:
+        """The clipped run, then the unclipped ones from the largest learning rate down."""
+        plain, clipped, _ = OPTIMIZERS[self.optimizer]
+        rates = [float(f"{self.lr * share:.4g}") for share in self.unclipped_shares[1:]]
+        return [Run(clipped.__name__, True, self.lr), *(Run(plain.__name__, False, lr) for lr in (self.lr, *rates))]
+
+    def make_optimizer(self, run: Run, parameters: Sequence[nn.Parameter]) -> Optimizer:
+        """The optimizer of a run."""
+        plain, clipped, arguments = OPTIMIZERS[self.optimizer]
+        if run.clipped:
+            arguments = arguments | {"clipping_type": self.clipping_type, "clipping_level": self.level}
+        return (clipped if run.clipped else plain)(parameters, lr=run.lr, **arguments)
+
+    def clipping(self) -> dict[str, Any]:
+        """The clipping type and level as the optimizer understands them; its ValueError if it does not."""
+        group = self.make_optimizer(self.runs()[0], [nn.Parameter(torch.zeros(1))]).param_groups[0]
+        return {name: group[name] for name in ("clipping_type", "clipping_level")}
+
+    def settings(self, text: Text) -> dict[str, Any]:
+        """All that the numbers depend on, for the summary."""
+        settings = asdict(self) | self.clipping() | OPTIMIZERS[self.optimizer][2]
+        del settings["level"], settings["seed"], settings["unclipped_shares"]
+        return settings | {
+            "seeds": list(range(self.seed, self.seed + self.seeds)),
+            "unclipped_lrs": [run.lr for run in self.runs() if not run.clipped],
+            "batch": BATCH,
+            "window": WINDOW,
+            "data": text.source,
+            "training_characters": len(text.training),
+            "validation_characters": len(text.validation),
+            "alphabet": text.alphabet,
+            "loss_of_guessing": math.log(text.alphabet),
+        }
+
+
+def run(config: Config, text: Text, folder: Path) -> dict[str, Any]:
+    """Train all runs with all seeds, write heavy_tails.csv, .json and .png into ``folder``, return the summary.
+
+    An interruption from the keyboard ends the training early: what was recorded is written as heavy_tails.partial.*.
+    """
+    rows: list[Row] = []
+    outcomes: list[Outcome] = []
+    settings, runs, interrupted = config.settings(text), config.runs(), False
+    with tqdm(total=config.seeds * len(runs) * config.steps, unit="step", mininterval=0.5) as progress:
+        try:
+            for seed in settings["seeds"]:
+                for one in runs:
+                    outcomes.append(Outcome(seed, one, train(config, text, one, seed, rows, progress)))
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            interrupted = True
+    with publishing(folder, interrupted) as new:
+        files = [new / f"heavy_tails.{kind}" for kind in ("csv", "json", "png")]
+        write_rows(rows, files[0])
+        summary = summarize(settings, runs, read_rows(files[0]), outcomes)
+        write_json(summary, files[1])
+        plot(*files)
+    return summary
+
+
+def train(config: Config, text: Text, one: Run, seed: int, rows: list[Row], progress: tqdm[Any]) -> float:
+    """Train one model, append a row for every step; returns the validation loss, NaN if a loss was not finite."""
+    progress.set_description(f"seed {seed}, {one.label}")
+    model = _model(config, text, seed)
+    optimizer = config.make_optimizer(one, list(model.parameters()))
+    batches = torch.Generator().manual_seed(seed)
+    clipped_steps = 0.0
+    for step in range(config.steps):
+        loss = next_character_loss(model, random_windows(text.training, BATCH, batches), config.device)
+        optimizer.zero_grad()
+        loss.backward()
+        # Measured here, so that all runs and clipping types are measured alike: the norm of the whole gradient.
+        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        optimizer.step()
+        stats = optimizer.clipping_stats() if isinstance(optimizer, Clipped) else NO_CLIPPING
+        clipped = int(stats["clipped_steps"] > clipped_steps)
+        clipped_steps = stats["clipped_steps"]
+        rows.append(Row(seed, one.optimizer, one.lr, step, loss.item(), norm.item(), stats["threshold"], clipped))
+        progress.set_postfix_str(f"loss {loss:.4g}, gradient norm {norm:.3g}, clip rate {stats['clip_rate']:.1%}", refresh=False)
+        progress.update()
+        if not loss.isfinite():
+            progress.update(config.steps - step - 1)
+            return math.nan
+    return _validation_loss(model, text, config.device)
+
+
+def _model(config: Config, text: Text, seed: int) -> nn.Module:
+    """A new model, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MODELS[config.model](text.alphabet).to(config.device)
+
+
+@torch.no_grad()
+def _validation_loss(model: nn.Module, text: Text, device: str) -> float:
+    windows = even_windows(text.validation, VALIDATION_WINDOWS, BATCH)
+    return float(torch.stack([next_character_loss(model, some, device) for some in windows]).mean())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, write heavy_tails.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    parsed.quick = not parsed.full
+    options = {name: value for name, value in vars(parsed).items() if name not in ("out", "data", "full", "quick", "seeds")}
+    given = {} if parsed.seeds is None else {"seeds": parsed.seeds}
+    try:
+        fewer = {} if parsed.full else FEWER
+        config, text = Config(**_with_defaults(options) | fewer | given), load_text(parsed.data)
+        folder = out_folder(parser, parsed, "heavy-tails")
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        summary = run(config, text, folder)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    print(table(summary))
+    return INTERRUPTED if summary["interrupted"] else 0
+
+
+def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with a learning rate and, for clipping type norm, a level where none is named."""
+    if options["lr"] is None:
+        options["lr"] = LEARNING_RATES[options["model"], options["optimizer"]]
+    if options["level"] is None and options["clipping_type"] == "norm":
+        options["level"] = LARGEST_NORM
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of("heavy-tails", __doc__)
+    add = parser.add_argument
+    add("--model", choices=MODELS, default="lstm", help="default: %(default)s")
+    add("--optimizer", choices=OPTIMIZERS, default="sgd", help="default: %(default)s")
+    add(
+        "--lr",
+        type=float,
+        help="learning rate, the largest without clipping (default: 5 for an lstm with sgd, others for others)",
+    )
+    add("--clipping-type", default="norm", metavar="TYPE", help="default: %(default)s")
+    add("--level", type=float, help=f"clipping_level (default: {LARGEST_NORM} for type norm, else that of the type)")
+    add("--steps", type=int, default=200, help="steps of each training (default: %(default)s)")
+    add("--seed", type=int, default=0, help="the first seed (default: %(default)s)")
+    add("--seeds", type=int, help="how many seeds (default: 1, with --full 3)")
+    add("--full", action="store_true", help="three seeds and five unclipped learning rates, not one and two, into figures")
+    add("--device", default="cpu", help="default: %(default)s")
+    add("--data", type=Path, metavar="FILE", help="a text of your own (default: Python's standard library)")
+    return parser

@@ -1,0 +1,1 @@
+"""Count the operations that a step launches on an accelerator."""

@@ -1,0 +1,1 @@
+"""Compare restart schedules on two problems."""

@@ -1,0 +1,1 @@
+"""Corrupt single batches, and measure how training recovers."""

@@ -1,0 +1,162 @@
+"""What a few corrupted batches do to a language model, with and without clipping.
+
+``python -m experiments spikes`` trains an LSTM on characters with Adam, as language models are trained, and replaces some
+batches by corrupted ones at known steps. There are two kinds. "wrong targets": characters drawn at random in place of those
+that follow, as from a damaged file. "wrong targets, summed": the same with the loss summed over the 64 characters of a window
+and not averaged, which makes the gradient some hundred times as long as usual; up to a thousand times are reported from large
+language models (Huang et al. 2025). Start, batches and corrupted batches of a seed are the same for all, and so is the
+learning rate; each clipping type has its default level. "skip" is the best that could be done: the corrupted loss is infinite,
+as after an overflow, nonfinite="skip" leaves the step out, and nothing is clipped.
+
+The loss is always that of the batch of the text, measured before the step, also where a corrupted batch takes its place: it
+shows the model and not the batch.
+
+References:
+    T. Huang, Z. Zhu, G. Jin, L. Liu, Z. Wang, S. Liu, SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training, 2025,
+    https://arxiv.org/abs/2501.06842.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import get_total_norm
+
+from torch_clipped import ClippedAdam, ClippingWarning
+
+from ..common.command import Plan, check_at_least, command, resumable
+from ..common.files import write_csv, write_json
+from ..common.journal import Journal, Result
+from ..common.language_models import BATCH, LSTM, next_character_loss
+from ..common.text import UNKNOWN, WINDOW, Text, load_text, random_windows
+from .picture import plot
+from .summary import DEVIATIONS, SCORE_WINDOW, SMOOTHING, summarize, table
+
+CONTENDERS: dict[str, dict[str, Any]] = {
+    **{name: {"clipping_type": name} for name in ("none", "norm", "auto", "zscore", "zclip", "adagc")},
+    "skip": {"clipping_type": "norm", "clipping_level": math.inf, "nonfinite": "skip"},
+}
+WEIGHTS = {"wrong targets": 1.0, "wrong targets, summed": float(WINDOW)}  # of the corrupted losses
+UNHARMED = "no corrupted batch"  # without clipping: what there was to lose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is trained, and which steps get a corrupted batch."""
+
+    lr: float = 0.01
+    steps: int = 450
+    corrupted: tuple[int, ...] = (150, 250, 350)
+    contenders: tuple[str, ...] = tuple(CONTENDERS)
+    seed: int = 0
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        check_at_least(self, {"seed": 0, "seeds": 1})
+
+    def settings(self, text: Text) -> dict[str, Any]:
+        """All that the numbers depend on."""
+        levels = {name: group_of(name)["clipping_level"] for name in self.contenders}
+        return asdict(self) | {
+            "optimizer": "adam",
+            "clipping_levels": {name: None if level == math.inf else level for name, level in levels.items()},
+            "weights": WEIGHTS,
+            "batch": BATCH,
+            "window": WINDOW,
+            "data": f"LSTM on the characters of {text.source}",
+            "smoothing": SMOOTHING,
+            "score_window": SCORE_WINDOW,
+            "score_deviations": DEVIATIONS,
+        }
+
+
+QUICK = {"steps": 160, "corrupted": (140,), "contenders": ("none", "zclip", "skip"), "seeds": 1}
+
+
+def group_of(contender: str) -> dict[str, Any]:
+    """The clipping arguments of a contender, with the default level where it names none."""
+    return dict(ClippedAdam([nn.Parameter(torch.zeros(1))], **CONTENDERS[contender]).param_groups[0])
+
+
+def plan(**options: Any) -> Plan:
+    """The trainings of a :class:`Config` with these options, and what they write."""
+    config, text = Config(**options), load_text(None)
+    settings, trainings = config.settings(text), _trainings(config)
+
+    def train_all(journal: Journal) -> None:
+        for kind, name, seed in trainings:
+            journal.done(f"seed {seed}, {kind}, {name}", config.steps, partial(train, config, text, kind, name, seed))
+
+    def write(results: Sequence[Result], folder: Path) -> str:
+        interrupted = len(results) < len(trainings)
+        summary = {"experiment": "spikes", "config": settings, "interrupted": interrupted}
+        summary |= summarize(results, config.corrupted)
+        files = [folder / f"spikes.{kind}" for kind in ("csv", "json", "png")]
+        write_csv(_rows(results, config), files[0])
+        write_json(summary, files[1])
+        plot(*files)
+        return table(summary)
+
+    return Plan(name="spikes", settings=settings, steps=len(trainings) * config.steps, train=train_all, write=write)
+
+
+def _trainings(config: Config) -> list[tuple[str, str, int]]:
+    """Kind, contender and seed, seed by seed, so that an interruption leaves something to compare."""
+    kinds = [(UNHARMED, "none"), *product(WEIGHTS, config.contenders)]
+    return [(*kind, seed) for seed in range(config.seed, config.seed + config.seeds) for kind in kinds]
+
+
+def train(config: Config, text: Text, kind: str, contender: str, seed: int) -> Result:
+    """The losses of one training, and its gradient norms before clipping; the losses end where they are not finite."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LSTM(text.alphabet)
+    # One implementation for all: torch takes another one by itself for "none", and its rounding differs.
+    optimizer = ClippedAdam(model.parameters(), lr=config.lr, fused=True, **CONTENDERS[contender])
+    batches, noise = (torch.Generator().manual_seed(number) for number in (seed, 1000 + seed))
+    weight = math.inf if contender == "skip" else WEIGHTS.get(kind)
+    losses, norms = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClippingWarning)  # of the step that is left out, which is what is wanted
+        for step in range(config.steps):
+            characters, following = random_windows(text.training, BATCH, batches)
+            loss = next_character_loss(model, (characters, following))
+            losses.append(loss.item())
+            if not loss.isfinite():
+                break
+            if step in config.corrupted and weight is not None:
+                wrong = torch.randint(UNKNOWN + 1, text.alphabet, following.shape, generator=noise)
+                loss = weight * next_character_loss(model, (characters, wrong))
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
+            optimizer.step()
+    return {"kind": kind, "contender": contender, "seed": seed, "losses": losses, "norms": norms}
+
+
+def _rows(results: Sequence[Result], config: Config) -> list[dict[str, Any]]:
+    """A row for every step with a loss for each contender; NaN where there is none."""
+    columns = {(r["kind"], r["seed"], r["contender"]): r["losses"] for r in results}
+    return [
+        {"batches": kind, "seed": seed, "step": step}
+        | {name: dict(enumerate(columns.get((kind, seed, name), ()))).get(step, math.nan) for name in config.contenders}
+        for kind, seed in dict.fromkeys((r["kind"], r["seed"]) for r in results)
+        for step in range(config.steps)
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, write spikes.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
+    torch.set_num_threads(1)  # a second one would only wait: the model is small
+    parser = resumable("spikes", __doc__)
+    parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
+    return command(parser, plan, QUICK, arguments)

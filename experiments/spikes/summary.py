@@ -1,0 +1,148 @@
+"""What ``spikes`` measures: the loss at the end, the time to recover, and a spike score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..common.tables import aligned
+
+SMOOTHING = 10  # losses in the mean that is compared before and after a corrupted batch
+DEVIATIONS = 7.0
+SCORE_WINDOW = 128
+Summary = dict[str, Any]
+
+
+def spike_score(losses: ArrayLike, window: int = SCORE_WINDOW, deviations: float = DEVIATIONS) -> float | None:
+    r"""The share of losses that lie far above or below the ones before them.
+
+        score = #{t >= window : |loss_t - mean_t| > deviations * std_t} / #{t >= window}
+
+    where mean_t and std_t are those of the ``window`` losses before step t.
+
+    Args:
+        losses: of all steps, shape (steps,).
+        window: how many losses before a step it is compared with. Walsh et al. take 1000; trainings of some hundred steps
+            need a shorter one, and 128 is what Karpathy's outlier detector looks back on.
+        deviations: how many standard deviations are far.
+
+    Returns:
+        A share from 0 to 1; None if there are no more losses than the window holds. Losses that are not finite are far.
+
+    Example:
+        >>> spike_score([1.0, 1.1, 0.9, 1.0, 9.0, 1.0], window=4)
+        0.5
+
+    References:
+        P. Walsh et al., 2 OLMo 2 Furious, 2025, https://arxiv.org/abs/2501.00656 (the score);
+        A. Karpathy, llm.c, 2024, https://github.com/karpathy/llm.c (llmc/outlier_detector.h: the window).
+    """
+    values = np.asarray(losses, dtype=float)
+    if len(values) <= window:
+        return None
+    before = np.lib.stride_tricks.sliding_window_view(values, window)[:-1]
+    inside = np.abs(values[window:] - before.mean(axis=1)) <= deviations * before.std(axis=1)  # constant losses: 0 <= 0
+    return float(np.mean(~inside))
+
+
+def recovery(losses: Sequence[float], corrupted: int, end: int) -> int | None:
+    """How many steps after a corrupted batch the smoothed loss is back at what it was before it.
+
+    Args:
+        losses: of all steps, each measured before its step.
+        corrupted: the step whose batch was corrupted: the first loss that can show it is the next one.
+        end: the losses after this step are not looked at: its batch is the next corrupted one.
+
+    Returns:
+        The smallest n >= 1 such that the mean of the losses of steps corrupted + n, ..., corrupted + n + SMOOTHING - 1 is no
+        higher than that of the SMOOTHING losses up to and with step ``corrupted``; None if there is none before ``end``.
+    """
+    if corrupted >= len(losses):  # the training had ended before
+        return None
+    level = np.mean(losses[corrupted + 1 - SMOOTHING : corrupted + 1])
+    for first in range(corrupted + 1, min(end + 1, len(losses)) - SMOOTHING + 1):
+        if np.mean(losses[first : first + SMOOTHING]) <= level:
+            return first - corrupted
+    return None
+
+
+def summarize(results: Sequence[dict[str, Any]], corrupted: Sequence[int]) -> Summary:
+    """The numbers of each training, and of each contender over its seeds."""
+    trainings = [_of_training(result, corrupted) for result in results]
+    contenders = []
+    for kind, name in dict.fromkeys((one["batches"], one["contender"]) for one in trainings):
+        mine = [one for one in trainings if (one["batches"], one["contender"]) == (kind, name)]
+        times = [steps for one in mine for steps in one["recovery_steps"]]
+        contenders.append(
+            {"batches": kind, "contender": name, "seeds": len(mine)}
+            | {key: _median([one[key] for one in mine]) for key in ("final_loss", "spike_score", "median_norm", "corrupted_norm")}
+            | {"recovery_steps": _median(times), "not_recovered": sum(t is None for t in times), "corrupted_batches": len(times)}
+        )
+    return {"contenders": contenders, "trainings": trainings}
+
+
+def _of_training(result: dict[str, Any], corrupted: Sequence[int]) -> dict[str, Any]:
+    losses, norms = result["losses"], np.array(result["norms"])
+    hit = [step for step in corrupted if step < len(norms)]
+    steps = len(losses)
+    return {
+        "batches": result["kind"],
+        "contender": result["contender"],
+        "seed": result["seed"],
+        "final_loss": _finite(float(np.mean(losses[-max(1, steps // 10) :]))),
+        "spike_score": spike_score(losses),
+        "recovery_steps": [recovery(losses, step, end) for step, end in zip(corrupted, [*corrupted[1:], steps], strict=True)],
+        "median_norm": _finite(float(np.median(norms[np.isfinite(norms)]))) if np.isfinite(norms).any() else None,
+        "corrupted_norm": _finite(float(np.median(norms[hit]))) if hit else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """None counts as more than all others; None also where there are no values."""
+    median = float(np.median([np.inf if value is None else value for value in values])) if values else np.inf
+    return median if np.isfinite(median) else None
+
+
+HEADER = ("corrupted batches", "contender", "final loss", "recovery", "not recovered", "spike score", "norm, corrupted", "usual")
+
+
+def table(summary: Summary) -> str:
+    """A line for each contender."""
+    config = summary["config"]
+    title = (
+        f"{config['data']}, Adam, lr {config['lr']:g}: {config['steps']} steps, corrupted batches at {_list(config['corrupted'])}"
+    )
+    rows = [
+        (
+            one["batches"],
+            one["contender"],
+            _number(one["final_loss"], ".3f"),
+            _number(one["recovery_steps"], "g"),
+            f"{one['not_recovered']} of {one['corrupted_batches']}",
+            _number(one["spike_score"], ".2%"),
+            _number(one["corrupted_norm"], ".3g"),
+            _number(one["median_norm"], ".3g"),
+        )
+        for one in summary["contenders"]
+    ]
+    note = (
+        f"Medians over the seeds. Final loss: mean of the last tenth. Recovery: steps until the mean of {SMOOTHING} losses\n"
+        "is no higher than before the corrupted batch (-: half or more did not come to that before the next). Spike score:\n"
+        f"losses {DEVIATIONS:g} standard deviations from the mean of the {SCORE_WINDOW} before. Norms: before clipping."
+    )
+    return "\n".join([title, "", *aligned([HEADER, *rows]), "", note])
+
+
+def _list(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

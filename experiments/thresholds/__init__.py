@@ -1,0 +1,1 @@
+"""Map learning rates and clipping levels to final losses."""

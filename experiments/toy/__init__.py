@@ -1,0 +1,1 @@
+"""Run the published toy problems: quadratic, AdaGrad, regression."""

@@ -6,21 +6,20 @@ and other packages that are installed (extra ``benchmark``), all in turns on the
 
 from __future__ import annotations
 
-import argparse
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from torch_clipped import ClippingWarning
 
-from ..common.command import INTERRUPTED, out_folder, parser_of, publishing
+from ..common.command import Plan, command, parser_of
 from ..common.files import write_json
+from ..common.journal import Journal, Result
 from ..common.machine import machine, versions
 from ..common.optimizers import OPTIMIZERS
 from .contenders import our_contenders, torch_contenders
@@ -83,37 +82,34 @@ class Config:
         return BUDGETS[size][dtype != "float32"] if self.budget is None else self.budget
 
 
-def run(config: Config, folder: Path) -> dict[str, Any]:
-    """Time all contenders, write benchmark.csv, .json, .png and benchmark_targets.csv into ``folder``, return the summary.
+def plan(**options: Any) -> Plan:
+    """Return the timings of a :class:`Config` with these options, and what they write."""
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    if options.get("device") == "cuda":
+        options.setdefault("sizes", tuple(SIZES))
+    config = Config(**options)
+    places = config.places()
 
-    An interruption from the keyboard ends the run early: what was complete is written as benchmark.partial.*.
-    """
-    rows: list[Row] = []
-    interrupted = False
-    progress = tqdm(config.places(), unit="problem")
-    try:
-        for size, dtype, optimizer in progress:
-            progress.set_description(f"{size} {dtype} {optimizer}")
-            rows += measure(config, size, dtype, optimizer)
-    except KeyboardInterrupt:
-        if not rows:
-            raise
-        interrupted = True
-    finally:
-        progress.close()
-    summary = summarize(config, rows, interrupted)
-    with publishing(folder, interrupted) as new:
-        files = [new / f"benchmark.{kind}" for kind in ("csv", "json", "png")]
-        write_rows(rows, files[0])
+    def time_all(journal: Journal) -> None:
+        for place in places:
+            journal.done(" ".join(place), 1, partial(_rows_of, config, *place))
+
+    def write(results: Sequence[Result], folder: Path) -> str:
+        files = [folder / f"benchmark.{kind}" for kind in ("csv", "json", "png")]
+        write_rows([Row(**row) for result in results for row in result["rows"]], files[0])
         rows = read_rows(files[0])
-        write_targets(targets(rows), new / "benchmark_targets.csv")
+        summary = summarize(config, rows, len(results) < len(places))
+        write_targets(targets(rows), folder / "benchmark_targets.csv")
         write_json(summary, files[1])
         plot(*files)
-        print(readme_table(rows))
-        print()
-        print(targets_table(targets(rows)))
-        print("\n".join(summary["skipped"]))
-    return summary
+        return "\n".join([readme_table(rows), "", targets_table(targets(rows)), *summary["skipped"]])
+
+    settings = config.settings() | {"machine": machine(config.device)}  # times of two machines are not to be mixed
+    return Plan(name="benchmark", settings=settings, steps=len(places), train=time_all, write=write)
+
+
+def _rows_of(config: Config, *place: str) -> Result:
+    return {"rows": [row._asdict() for row in measure(config, *place)]}
 
 
 def measure(config: Config, size: str, dtype: str, optimizer: str) -> list[Row]:
@@ -148,35 +144,12 @@ def summarize(config: Config, rows: Sequence[Row], interrupted: bool) -> dict[st
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Time, write benchmark.csv, .json, .png and benchmark_targets.csv, print the tables; 130 after an interruption, else 0."""
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
-    options = {name: value for name, value in vars(parsed).items() if name not in ("out", "quick")}
-    given = {name: tuple(x) if isinstance(x, list) else x for name, x in options.items() if x is not None}
-    try:
-        config = Config(**{**(QUICK if parsed.quick else {}), **_sizes_of_device(given), **given})
-        folder = out_folder(parser, parsed, "benchmark")
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        summary = run(config, folder)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    return INTERRUPTED if summary["interrupted"] else 0
-
-
-def _sizes_of_device(given: dict[str, Any]) -> dict[str, Any]:
-    return {"sizes": tuple(SIZES)} if given.get("device") == "cuda" and "sizes" not in given else {}
-
-
-def _parser() -> argparse.ArgumentParser:
+    """Time, write benchmark.csv, .json, .png, benchmark_targets.csv, print the tables; return 130 after an interruption, else 0."""
     parser = parser_of("benchmark", __doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="less than a minute, written to a temporary folder unless --out names another")
     for name, choices in (("sizes", SIZES), ("dtypes", DTYPES), ("optimizers", OPTIMIZERS)):
         add(f"--{name}", nargs="+", metavar=name[:-1].upper(), help=f"some of {', '.join(choices)}")
     add("--budget", type=float, help="seconds for each size, dtype and optimizer (default: by size and dtype)")
     add("--device", help="cpu or cuda (default: cpu)")
     add("--seed", type=int, help="of weights, gradients and order (default: 0)")
-    return parser
+    return command(parser, plan, QUICK, arguments)

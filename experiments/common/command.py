@@ -20,8 +20,8 @@ from .machine import versions
 
 TUNING_SEED = 1000  # of the trainings that choose learning rates, and of nothing else
 INTERRUPTED = 130  # the exit code that shells give a program ended by Ctrl-C
-FIGURES = Path("figures")
-NOT_SETTINGS = ("out", "quick", "full", "resume", "task", "only")  # task and only choose between results, each with its own files
+RESULTS, FIGURES = Path("results"), Path("figures")
+CHOICES = ("task", "only")  # options that choose between results, each with its own files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Plan:
         train: runs them, each through ``Journal.done``.
         write: takes the results in their order and a folder; writes csv, json and png there and returns the table.
         writes_parts: whether ``write`` can do with the first of the results.
+        resumes: whether an interrupted run can go on; if not, its results are only good for what is written at once.
     """
 
     name: str
@@ -43,49 +44,51 @@ class Plan:
     train: Callable[[Journal], None]
     write: Callable[[list[Result], Path], str]
     writes_parts: bool = True
+    resumes: bool = True
 
 
 def command(
     parser: argparse.ArgumentParser, make_plan: Callable[..., Plan], quick: Mapping[str, Any], arguments: Sequence[str]
 ) -> int:
-    """Read the options, train, write, print the table; 130 after an interruption, else 0.
+    """Read the options, train, write, print the table; return 130 after an interruption, else 0.
 
     An interruption from the keyboard ends it early: the trainings that were done are kept for ``--resume``, and what they show
     is written as NAME.partial.*.
 
     Args:
-        parser: with the options of :func:`resumable` and those of the experiment, without defaults.
+        parser: that of :func:`parser_of`, with the options of the experiment, without defaults.
         make_plan: takes what was given of the latter, and what ``quick`` holds; raises ValueError where they are wrong.
         quick: what ``--quick`` changes.
         arguments: of the command line.
     """
-    parsed = parser.parse_args(arguments)
-    options = dict(vars(parsed))
-    folder, is_quick, resume = (options.pop(option) for option in ("out", "quick", "resume"))
-    if resume and is_quick and folder is None:
-        parser.error("resume needs out where quick is given: the folder of the interrupted run")
+    options = vars(parser.parse_args(arguments))
+    out, is_quick, resume = (options.pop(option) for option in ("out", "quick", "resume"))
     given = {option: value for option, value in options.items() if value is not None}
     try:
         plan = make_plan(**{**(quick if is_quick else {}), **given})
-        folder = out_folder(parser, parsed, plan.name)
+        if resume and not plan.resumes:
+            raise ValueError(f"resume must not be given: {parser.prog} measures one process from its beginning to its end")
+        folder = _folder(out, ["--quick"] * is_quick + [f"--{name.replace('_', '-')}" for name in given if name not in CHOICES])
         settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
         journal = Journal(folder / f"{plan.name}.partial.jsonl", settings, resume)
     except ValueError as error:
         parser.error(str(error))
     try:
-        with tqdm(total=plan.steps, unit="step", mininterval=0.5) as journal.progress:
+        with tqdm(total=plan.steps, unit="step", mininterval=0.5, disable=None) as journal.progress:
             plan.train(journal)
         _write(plan, journal, folder, partial=False)
     except KeyboardInterrupt:
-        print(f"Interrupted, {_kept(journal, folder)}.", file=sys.stderr)
+        print(f"Interrupted, {_kept(plan, journal, folder)}.", file=sys.stderr)
     except Exception:  # damaged data, a full disk, no memory: what it was is said after this
-        print(f"Ended by an error, {_kept(journal, folder)}.", file=sys.stderr)
+        print(f"Ended by an error, {_kept(plan, journal, folder)}.", file=sys.stderr)
         raise
     else:
         journal.remove()
         return 0
     if journal.results and plan.writes_parts:
         _write(plan, journal, folder, partial=True)
+    if not plan.resumes:
+        journal.remove()
     return INTERRUPTED
 
 
@@ -121,55 +124,44 @@ def _move(new: Path, folder: Path, partial: bool) -> None:
         print(f"Written: {', '.join(names)} in {folder}")
 
 
-def out_folder(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> Path:
-    """Make and return the folder to write into: ``--out``, else a temporary one for quick runs, else ``figures``.
+def _folder(out: Path | None, changes: Sequence[str]) -> Path:
+    """Make and return the folder to write into: ``out``, else results, or results/quick for quick runs.
 
     Raises:
-        ValueError: the folder cannot be written, or none is named for settings other than the defaults.
+        ValueError: the folder cannot be written, or figures is to get results of settings other than the defaults.
     """
-    is_figures = options.out is None or options.out.resolve() == FIGURES.resolve()
-    if options.out is not None and not is_figures:
-        return made(options.out)
-    is_quick = getattr(options, "quick", False)
-    if is_quick and options.out is None:
-        return made(Path(tempfile.mkdtemp(prefix=f"{name}-")))
-    options_given = [(key, value) for key, value in vars(options).items() if key not in NOT_SETTINGS]
-    shorter = ["no --full" if hasattr(options, "full") else "--quick"] * is_quick
-    given = [f"--{key.replace('_', '-')}" for key, value in options_given if value != parser.get_default(key)]
-    if words := ", ".join(shorter + given):
-        raise ValueError(f"out must name another folder where {words} is given: {FIGURES} holds results of the default settings")
-    return made(FIGURES)
+    if out is None:
+        return made(RESULTS / "quick" if "--quick" in changes else RESULTS)
+    if changes and out.resolve() == FIGURES.resolve():
+        raise ValueError(
+            f"out must not be {FIGURES} where {', '.join(changes)} is given: it holds results of the default settings"
+        )
+    return made(out)
 
 
-def _kept(journal: Journal, folder: Path) -> str:
-    """How to go on."""
+def _kept(plan: Plan, journal: Journal, folder: Path) -> str:
+    """Return how to go on."""
     if not journal.results:
         return "nothing was finished"
+    if not plan.resumes:
+        return f"{len(journal.results)} parts were finished"
     how = f"the same command with --resume --out {shlex.quote(str(folder))} goes on"
     return f"{len(journal.results)} finished trainings are kept in {journal.path}: {how}"
 
 
 def parser_of(name: str, words: str | None) -> argparse.ArgumentParser:
-    """A parser with the option ``--out``, and what ``--help`` says of the experiment."""
+    """Return a parser with the options that all experiments have, and what ``--help`` says of this one."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"python -m experiments {name}", description=words, formatter_class=raw)
-    where = "where to write (default: figures, for the results of the default settings only)"
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help=where)
-    return parser
-
-
-def resumable(name: str, words: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that all experiments of many trainings have."""
-    parser = parser_of(name, words)
     add = parser.add_argument
-    add("--quick", action="store_true", help="less than a minute with default data; to a temporary folder unless --out is given")
+    add("--out", type=Path, metavar="FOLDER", help=f"where to write (default: {RESULTS}, or {RESULTS}/quick for --quick)")
+    add("--quick", action="store_true", help="less than a minute with default data")
     add("--resume", action="store_true", help="go on where an interruption ended the same command")
-    add("--seeds", type=int, help="how many seeds (default: 3, or what --quick takes)")
     return parser
 
 
 def made(folder: Path) -> Path:
-    """The folder, which is there now and can be written; ValueError where that cannot be."""
+    """Return the folder, which now exists and can be written; raise ValueError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -179,7 +171,7 @@ def made(folder: Path) -> Path:
 
 
 def check_at_least(config: object, smallest: Mapping[str, int]) -> None:
-    """ValueError if one of these attributes is smaller than that."""
+    """Raise ValueError if one of these attributes is smaller than that."""
     for name, least in smallest.items():
         value = getattr(config, name)
         if value < least:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch_clipped import ClippingWarning
 
-from ..common.command import TUNING_SEED, Plan, command, resumable
+from ..common.command import TUNING_SEED, Plan, command, parser_of
 from ..common.files import write_csv, write_json
 from ..common.journal import Journal, Result
 from ..common.machine import check_device, machine, versions
@@ -121,11 +121,12 @@ def write(settings: dict[str, Any], results: Sequence[Result], folder: Path) -> 
 
 def main(arguments: Sequence[str]) -> int:
     """Train, write compare_TASK.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
-    parser = resumable("compare", __doc__)
+    parser = parser_of("compare", __doc__)
     add = parser.add_argument
     add("--task", choices=TASKS, required=True, help="what is learned")
     add("--data", type=Path, metavar="FOLDER", help="the field's own data set (default: a small one that is always there)")
     add("--pretrained", type=Path, metavar="FOLDER", help="weights and tokenizer to start from, for task text with --data")
+    add("--seeds", type=int, help="how many seeds (default: 3)")
     add("--steps", type=int, help="steps of each training (default: by task)")
     add("--device", help="default: cpu")
     return command(parser, plan, {"quick": True}, arguments)

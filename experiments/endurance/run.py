@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from torch_clipped import ClippedSGD
 
-from ..common.command import INTERRUPTED, check_at_least, out_folder, parser_of, publishing
+from ..common.command import Plan, check_at_least, command, parser_of
 from ..common.files import read_csv, write_csv, write_json
+from ..common.journal import Journal, Result
 from ..common.machine import cpu_model, resident, versions
 
 TYPES = (
@@ -33,6 +33,7 @@ TYPES = (
 )
 SHAPES = ((8, 8), (8,))  # of each group: a layer of a tiny model
 BLOCKS = 100
+QUICK = {"steps": 20_000}
 PARETO_EXPONENT = 1.5  # of the gradient lengths: their mean is finite and their variance is not
 
 
@@ -97,32 +98,35 @@ class Training:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def run(config: Config, folder: Path) -> dict[str, Any]:
-    """Take the steps, write endurance.csv, .json and .png into ``folder``, return the summary.
-
-    An interruption from the keyboard ends the run early: the complete blocks are written as endurance.partial.*.
-    """
-    training, rows = Training(config), list[Row]()
+def plan(**options: Any) -> Plan:
+    """Return the blocks of a :class:`Config` with these options, and what they write."""
+    config = Config(**options)
     ends = [config.steps * (block + 1) // BLOCKS for block in range(BLOCKS)]
-    try:
-        for block, (start, end) in enumerate(tqdm(list(zip([0, *ends], ends, strict=False)), unit="block")):
-            rows.append(take_block(training, block, end - start))
-    except KeyboardInterrupt:
-        if not rows:
-            raise
-    summary = {
-        "experiment": "endurance",
-        "settings": config.settings(),
-        "versions": versions(),
-        "machine": {"cpu": cpu_model(), "threads": torch.get_num_threads()},
-        "interrupted": len(rows) < BLOCKS,
-        "last_to_first": ratios(rows),
-    }
-    with publishing(folder, summary["interrupted"]) as new:
-        write_csv([row._asdict() for row in rows], new / "endurance.csv", digits=9)
-        write_json(summary, new / "endurance.json")
-        plot(new / "endurance.csv", new / "endurance.png")
-    return summary
+
+    def take_all(journal: Journal) -> None:
+        training = Training(config)
+        for block, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            take = partial(take_block, training, block, end - start)
+            journal.done(f"block {block}", end - start, lambda take=take: take()._asdict())  # type: ignore[misc]
+
+    def write(results: Sequence[Result], folder: Path) -> str:
+        rows = [Row(**result) for result in results]
+        summary = {
+            "experiment": "endurance",
+            "settings": config.settings(),
+            "versions": versions(),
+            "machine": {"cpu": cpu_model(), "threads": torch.get_num_threads()},
+            "interrupted": len(rows) < BLOCKS,
+            "last_to_first": ratios(rows),
+        }
+        write_csv(results, folder / "endurance.csv", digits=9)
+        write_json(summary, folder / "endurance.json")
+        plot(folder / "endurance.csv", folder / "endurance.png")
+        return "\n".join(
+            f"{name}: {'unknown' if value is None else f'{value:.3f}'}" for name, value in summary["last_to_first"].items()
+        )
+
+    return Plan(name="endurance", settings=config.settings(), steps=config.steps, train=take_all, write=write, resumes=False)
 
 
 def take_block(training: Training, block: int, steps: int) -> Row:
@@ -176,22 +180,9 @@ def plot(rows_file: Path, picture: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Take the steps, write endurance.csv, .json and .png, print the ratios; returns 130 after an interruption, else 0."""
+    """Take the steps, write endurance.csv, .json and .png, print the ratios; return 130 after an interruption, else 0."""
+    torch.set_num_threads(1)  # a second one could only wait
     parser = parser_of("endurance", __doc__)
     for name, words in (("steps", "how many steps"), ("window", "clipping_window"), ("seed", "of gradients and lengths")):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Config, name), help=f"{words} (default: %(default)s)")
-    parsed = parser.parse_args(arguments)
-    try:
-        config = Config(steps=parsed.steps, window=parsed.window, seed=parsed.seed)
-        folder = out_folder(parser, parsed, "endurance")
-    except ValueError as error:
-        parser.error(str(error))
-    torch.set_num_threads(1)  # a second one could only wait
-    try:
-        summary = run(config, folder)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    for name, value in summary["last_to_first"].items():
-        print(f"{name}: {'unknown' if value is None else f'{value:.3f}'}")
-    return INTERRUPTED if summary["interrupted"] else 0
+        parser.add_argument(f"--{name}", type=int, help=f"{words} (default: {getattr(Config, name)})")
+    return command(parser, plan, QUICK, arguments)

@@ -2,16 +2,15 @@
 
 ``python -m experiments heavy-tails`` trains it on real text by torch's optimizer and by its clipped twin, from the same
 start and on the same batches. The unclipped optimizer also gets lower learning rates, so that clipping is compared with
-the best it can do, and not only with a learning rate that it cannot take. ``--full`` takes more of them and more seeds.
+the best it can do, and not only with a learning rate that it cannot take.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from tqdm import tqdm
 
 from torch_clipped import Clipped
 
-from ..common.command import INTERRUPTED, check_at_least, out_folder, parser_of, publishing
+from ..common.command import Plan, check_at_least, command, parser_of
 from ..common.files import write_json
+from ..common.journal import Journal, Result
 from ..common.language_models import BATCH, LARGEST_NORM, MODELS, VALIDATION_WINDOWS, next_character_loss
 from ..common.machine import check_device
 from ..common.optimizers import OPTIMIZERS
@@ -35,7 +35,7 @@ from .table import table
 
 NO_CLIPPING = {"clipped_steps": 0.0, "threshold": math.nan, "clip_rate": 0.0}
 UNCLIPPED_SHARES = (1, 0.7, 0.5, 0.35, 0.15)  # the unclipped learning rates, as shares of the clipped one
-FEWER: dict[str, Any] = {"seeds": 1, "unclipped_shares": (1, 0.5)}  # without --full
+QUICK: dict[str, Any] = {"seeds": 1, "unclipped_shares": (1, 0.5)}
 
 LEARNING_RATES = {  # of the clipped runs
     ("lstm", "sgd"): 5.0,
@@ -104,35 +104,35 @@ class Config:
         }
 
 
-def run(config: Config, text: Text, folder: Path) -> dict[str, Any]:
-    """Train all runs with all seeds, write heavy_tails.csv, .json and .png into ``folder``, return the summary.
+def plan(**options: Any) -> Plan:
+    """Return the trainings of a :class:`Config` with these options on the text ``data``, and what they write."""
+    data, (model, optimizer) = options.pop("data", None), (options.get("model", "lstm"), options.get("optimizer", "sgd"))
+    options.setdefault("lr", LEARNING_RATES.get((model, optimizer)))
+    options.setdefault("level", LARGEST_NORM if options.get("clipping_type", "norm") == "norm" else None)
+    config, text = Config(**options), load_text(data)
+    settings, runs = config.settings(text), config.runs()
 
-    An interruption from the keyboard ends the training early: what was recorded is written as heavy_tails.partial.*.
-    """
-    rows: list[Row] = []
-    outcomes: list[Outcome] = []
-    settings, runs, interrupted = config.settings(text), config.runs(), False
-    with tqdm(total=config.seeds * len(runs) * config.steps, unit="step", mininterval=0.5) as progress:
-        try:
-            for seed in settings["seeds"]:
-                for one in runs:
-                    outcomes.append(Outcome(seed, one, train(config, text, one, seed, rows, progress)))
-        except KeyboardInterrupt:
-            if not rows:
-                raise
-            interrupted = True
-    with publishing(folder, interrupted) as new:
-        files = [new / f"heavy_tails.{kind}" for kind in ("csv", "json", "png")]
-        write_rows(rows, files[0])
+    def train_all(journal: Journal) -> None:
+        for seed in settings["seeds"]:
+            for one in runs:
+                journal.done(f"seed {seed}, {one.label}", config.steps, partial(train, config, text, one, seed, journal.progress))
+
+    def write(results: Sequence[Result], folder: Path) -> str:
+        files = [folder / f"heavy_tails.{kind}" for kind in ("csv", "json", "png")]
+        write_rows([Row(*row) for result in results for row in result["rows"]], files[0])
+        outcomes = [Outcome(result["seed"], Run(*result["run"]), result["validation_loss"]) for result in results]
         summary = summarize(settings, runs, read_rows(files[0]), outcomes)
         write_json(summary, files[1])
         plot(*files)
-    return summary
+        return table(summary)
+
+    steps = config.seeds * len(runs) * config.steps
+    return Plan(name="heavy_tails", settings=settings, steps=steps, train=train_all, write=write)
 
 
-def train(config: Config, text: Text, one: Run, seed: int, rows: list[Row], progress: tqdm[Any]) -> float:
-    """Train one model, append a row for every step; returns the validation loss, NaN if a loss was not finite."""
-    progress.set_description(f"seed {seed}, {one.label}")
+def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) -> Result:
+    """Train one model; return a row for every step, and the validation loss, which is NaN if a loss was not finite."""
+    rows: list[Row] = []
     model = _model(config, text, seed)
     optimizer = config.make_optimizer(one, list(model.parameters()))
     batches = torch.Generator().manual_seed(seed)
@@ -151,9 +151,9 @@ def train(config: Config, text: Text, one: Run, seed: int, rows: list[Row], prog
         progress.set_postfix_str(f"loss {loss:.4g}, gradient norm {norm:.3g}, clip rate {stats['clip_rate']:.1%}", refresh=False)
         progress.update()
         if not loss.isfinite():
-            progress.update(config.steps - step - 1)
-            return math.nan
-    return _validation_loss(model, text, config.device)
+            break
+    validation_loss = _validation_loss(model, text, config.device) if loss.isfinite() else math.nan
+    return {"seed": seed, "run": one, "rows": rows, "validation_loss": validation_loss}
 
 
 def _model(config: Config, text: Text, seed: int) -> nn.Module:
@@ -170,52 +170,21 @@ def _validation_loss(model: nn.Module, text: Text, device: str) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, write heavy_tails.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
-    parsed.quick = not parsed.full
-    options = {name: value for name, value in vars(parsed).items() if name not in ("out", "data", "full", "quick", "seeds")}
-    given = {} if parsed.seeds is None else {"seeds": parsed.seeds}
-    try:
-        fewer = {} if parsed.full else FEWER
-        config, text = Config(**_with_defaults(options) | fewer | given), load_text(parsed.data)
-        folder = out_folder(parser, parsed, "heavy-tails")
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        summary = run(config, text, folder)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    print(table(summary))
-    return INTERRUPTED if summary["interrupted"] else 0
-
-
-def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with a learning rate and, for clipping type norm, a level where none is named."""
-    if options["lr"] is None:
-        options["lr"] = LEARNING_RATES[options["model"], options["optimizer"]]
-    if options["level"] is None and options["clipping_type"] == "norm":
-        options["level"] = LARGEST_NORM
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
+    """Train, write heavy_tails.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
     parser = parser_of("heavy-tails", __doc__)
     add = parser.add_argument
-    add("--model", choices=MODELS, default="lstm", help="default: %(default)s")
-    add("--optimizer", choices=OPTIMIZERS, default="sgd", help="default: %(default)s")
+    add("--model", choices=MODELS, help="default: lstm")
+    add("--optimizer", choices=OPTIMIZERS, help="default: sgd")
     add(
         "--lr",
         type=float,
         help="learning rate, the largest without clipping (default: 5 for an lstm with sgd, others for others)",
     )
-    add("--clipping-type", default="norm", metavar="TYPE", help="default: %(default)s")
+    add("--clipping-type", metavar="TYPE", help="default: norm")
     add("--level", type=float, help=f"clipping_level (default: {LARGEST_NORM} for type norm, else that of the type)")
-    add("--steps", type=int, default=200, help="steps of each training (default: %(default)s)")
-    add("--seed", type=int, default=0, help="the first seed (default: %(default)s)")
-    add("--seeds", type=int, help="how many seeds (default: 1, with --full 3)")
-    add("--full", action="store_true", help="three seeds and five unclipped learning rates, not one and two, into figures")
-    add("--device", default="cpu", help="default: %(default)s")
+    add("--steps", type=int, help="steps of each training (default: 200)")
+    add("--seed", type=int, help="the first seed (default: 0)")
+    add("--seeds", type=int, help="how many seeds (default: 3)")
+    add("--device", help="default: cpu")
     add("--data", type=Path, metavar="FILE", help="a text of your own (default: Python's standard library)")
-    return parser
+    return command(parser, plan, QUICK, arguments)

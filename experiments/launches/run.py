@@ -9,7 +9,6 @@ on every machine.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,8 +26,9 @@ from torch_clipped import ClippedAdamW, ClippedSGD, mixin
 from torch_clipped._engine.current_sets import CurrentSets
 from torch_clipped.clipping import CLIPPING_TYPES
 
-from ..common.command import INTERRUPTED, out_folder, parser_of, publishing
+from ..common.command import Plan, command, parser_of
 from ..common.files import write_csv, write_json
+from ..common.journal import Journal, Result
 from ..common.machine import versions
 from ..common.tables import aligned
 from .counting import CountedOperations, called_modules
@@ -39,6 +39,7 @@ OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, float]]] = {
 }
 TORCHS_WAY = {"clip_grad_norm_": clip_grad_norm_, "clip_grad_value_": clip_grad_value_}
 SHAPE = (16, 16)  # of each tensor
+QUICK = {"tensors": (10,)}
 WARM_UP = 3  # steps before the one that is counted
 
 
@@ -70,10 +71,28 @@ class Row(NamedTuple):
     module_changes: int  # among these calls
 
 
-def run(config: Config) -> list[Row]:
-    """Count a step of every type, with both optimizers and all numbers of tensors."""
+def plan(tensors: Sequence[int] = Config.tensors) -> Plan:
+    """Return the counts of a step of every type, with both optimizers and all numbers of tensors, and what they write."""
+    config = Config(tensors=tuple(tensors))
     types = [*TORCHS_WAY, *(name for name in CLIPPING_TYPES if name != "none")]
-    return [count(optimizer, name, tensors) for optimizer in OPTIMIZERS for tensors in config.tensors for name in types]
+    places = [(optimizer, name, number) for optimizer in OPTIMIZERS for number in config.tensors for name in types]
+
+    def count_all(journal: Journal) -> None:
+        for optimizer, name, number in places:
+            journal.done(f"{optimizer} {name} {number}", 1, partial(_counted, optimizer, name, number))
+
+    def write(results: Sequence[Result], folder: Path) -> str:
+        summary = {"experiment": "launches", "settings": config.settings(), "versions": versions()}
+        write_csv(results, folder / "launches.csv")
+        write_json(summary, folder / "launches.json")
+        return table([Row(**result) for result in results])
+
+    settings = config.settings()
+    return Plan(name="launches", settings=settings, steps=len(places), train=count_all, write=write, writes_parts=False)
+
+
+def _counted(optimizer: str, clipping_type: str, tensors: int) -> Result:
+    return count(optimizer, clipping_type, tensors)._asdict()
 
 
 def count(optimizer: str, clipping_type: str, tensors: int, **arguments: Any) -> Row:
@@ -154,24 +173,7 @@ def readme_table(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Count, write launches.csv and launches.json, print the table; returns 130 after an interruption, else 0."""
+    """Count, write launches.csv and launches.json, print the table; return 130 after an interruption, else 0."""
     parser = parser_of("launches", __doc__)
-    parser.add_argument("--tensors", type=int, nargs="+", default=Config.tensors, help="how many tensors (default: 10 148 1000)")
-    parsed = parser.parse_args(arguments)
-    parsed.tensors = tuple(parsed.tensors)
-    try:
-        config = Config(tensors=parsed.tensors)
-        folder: Path = out_folder(parser, parsed, "launches")
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        rows = run(config)
-    except KeyboardInterrupt:
-        print("Interrupted, nothing was written.", file=sys.stderr)
-        return INTERRUPTED
-    summary = {"experiment": "launches", "settings": config.settings(), "versions": versions()}
-    with publishing(folder) as new:
-        write_csv([row._asdict() for row in rows], new / "launches.csv")
-        write_json(summary, new / "launches.json")
-    print(table(rows))
-    return 0
+    parser.add_argument("--tensors", type=int, nargs="+", help="how many tensors (default: 10 148 1000)")
+    return command(parser, plan, QUICK, arguments)

@@ -9,9 +9,9 @@ on from there.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +22,82 @@ from tqdm import tqdm
 
 from torch_clipped import ClippedSGD, ClippingWarning, OptimizerProperties, OptimizersCollector, Restarter, RestartProperties
 
-from ..common.command import INTERRUPTED, TUNING_SEED, check_at_least, out_folder, parser_of, publishing
+from ..common.command import TUNING_SEED, Plan, command, parser_of
 from ..common.files import write_csv, write_json
+from ..common.journal import Journal, Result
 from ..common.text import load_text
 from .picture import plot
 from .problems import Batch, Problem, Task, contender, language_model, regression
 from .table import sentences, summarize, table
 
 AVERAGED_SHARE = 4  # one in so many steps, at the end, is in the mean that is measured without going on from there
+QUICK = {"shorter": 10}
 Rows = list[dict[str, Any]]
 Entrant = tuple[RestartProperties | None, float]  # restarts and learning rate
 
 
-def run(problems: Sequence[Problem], folder: Path) -> list[dict[str, Any]]:
-    """Train everything, write restarts.csv (the curves), .json (all else) and .png; returns what is in the json.
+def plan(seed: int = 0, shorter: int = 1) -> Plan:
+    """Return the trainings of both problems, with ``shorter`` times fewer steps, and what they write."""
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    problems = [
+        replace(problem, steps=problem.steps // shorter) for problem in (language_model(load_text(None), seed), regression(seed))
+    ]
+    if any(TUNING_SEED in range(problem.seed, problem.seed + problem.seeds) for problem in problems):
+        raise ValueError(f"seed must leave out {TUNING_SEED}, with which the learning rates are chosen, got {seed}")
 
-    An interruption from the keyboard ends it early: the seeds that were done are written as restarts.partial.*.
-    """
-    curves: Rows = []
-    trained: list[tuple[Problem, Rows, Rows]] = []  # a problem, its grid and its final losses
-    total = sum(len(p.schedules) * p.steps * (p.seeds + len(p.lrs)) for p in problems)
-    with warnings.catch_warnings(), tqdm(total=total, unit="step", mininterval=0.5) as progress:
-        warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush every gradient
-        try:
+    def train_all(journal: Journal) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush every gradient
             for problem in problems:
-                entrants, grid = tune(problem, progress)
-                ends: Rows = []
-                trained.append((problem, grid, ends))
+                candidates = [(schedule, lr) for schedule in problem.schedules for lr in problem.lrs]
+                tuned = _trained(problem, candidates, TUNING_SEED, None, journal)
+                entrants = best_of(problem, tuned["ends"])
                 for seed in range(problem.seed, problem.seed + problem.seeds):
-                    rows, finals = train(problem, entrants, seed, problem.measured_every, progress)
-                    curves += rows
-                    ends += finals
-        except KeyboardInterrupt:
-            if not curves:
-                raise
-    results = [_result(*one) for one in trained if one[-1]]
-    with publishing(folder, is_partial(results, problems)) as new:
-        files = [new / f"restarts.{kind}" for kind in ("csv", "json", "png")]
-        write_csv(curves, files[0])
-        write_json(results, files[1])
+                    _trained(problem, entrants, seed, problem.measured_every, journal)
+
+    def write(results: Sequence[Result], folder: Path) -> str:
+        written = [_result(problem, [one for one in results if one["problem"] == problem.name]) for problem in problems]
+        written = [one for one in written if one["ends"]]
+        if not written:
+            return "no seed was finished"
+        files = [folder / f"restarts.{kind}" for kind in ("csv", "json", "png")]
+        write_csv([row for one in results for row in one["curves"]], files[0])
+        write_json(written, files[1])
         plot(*files)
-    return results
+        return "\n\n".join(map(table, written))
+
+    steps = sum(len(p.schedules) * p.steps * (p.seeds + len(p.lrs)) for p in problems)
+    settings = {"problems": [problem.settings() for problem in problems]}
+    return Plan(name="restarts", settings=settings, steps=steps, train=train_all, write=write)
 
 
-def _result(problem: Problem, grid: Rows, ends: Rows) -> dict[str, Any]:
-    summary = summarize(ends)
-    result = {"problem": problem.name, "config": problem.settings(), "contenders": summary}
-    return result | {"sentences": sentences(summary, grid), "grid": grid, "ends": ends}
+def _trained(problem: Problem, entrants: Sequence[Entrant], seed: int, measured_every: int | None, journal: Journal) -> Result:
+    def new() -> Result:
+        curves, ends = train(problem, entrants, seed, measured_every, journal.progress)
+        return {"problem": problem.name, "seed": seed, "curves": curves, "ends": ends}
+
+    return journal.done(f"{problem.name}, seed {seed}", len(entrants) * problem.steps, new)
 
 
-def is_partial(results: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> bool:
-    """Return whether a seed of one of the problems is missing."""
-    return sum(len(result["ends"]) for result in results) < sum(len(p.schedules) * p.seeds for p in problems)
-
-
-def tune(problem: Problem, progress: tqdm[Any]) -> tuple[list[Entrant], Rows]:
-    """Each contender with the learning rate of its lowest final training loss, and the losses of the whole grid."""
-    entrants = [(schedule, lr) for schedule in problem.schedules for lr in problem.lrs]
-    _, ends = train(problem, entrants, TUNING_SEED, None, progress)
+def best_of(problem: Problem, ends: Rows) -> list[Entrant]:
+    """Return each contender with the learning rate of its lowest final training loss."""
     best = []
     for schedule in problem.schedules:
         mine = [end for end in ends if end["contender"] == contender(schedule)]
         best.append((schedule, min(mine, key=lambda end: end["training_loss"])["lr"]))
-    chosen = [(contender(schedule), lr) for schedule, lr in best]
-    grid = [{name: end[name] for name in ("contender", "lr", "training_loss", "validation_loss")} for end in ends]
-    return best, [row | {"chosen": (row["contender"], row["lr"]) in chosen} for row in grid]
+    return best
+
+
+def _result(problem: Problem, trained: Sequence[Result]) -> dict[str, Any]:
+    tuned = [end for one in trained if one["seed"] == TUNING_SEED for end in one["ends"]]
+    ends = [end for one in trained if one["seed"] != TUNING_SEED for end in one["ends"]]
+    chosen = [(contender(schedule), lr) for schedule, lr in best_of(problem, tuned)] if tuned else []
+    grid = [{name: end[name] for name in ("contender", "lr", "training_loss", "validation_loss")} for end in tuned]
+    grid = [row | {"chosen": (row["contender"], row["lr"]) in chosen} for row in grid]
+    summary = summarize(ends) if ends else []
+    result = {"problem": problem.name, "config": problem.settings(), "contenders": summary}
+    return result | {"sentences": sentences(summary, grid) if ends else [], "grid": grid, "ends": ends}
 
 
 def train(
@@ -104,7 +115,6 @@ def train(
     means: dict[str, AveragedModel] = {}
     generator = torch.Generator().manual_seed(seed)
     curves: Rows = []
-    progress.set_description(f"{problem.name}, seed {seed}")
     for step in range(problem.steps + 1):
         if step:
             collector.step(task.draw(generator), task.loss)
@@ -160,26 +170,7 @@ def measure(task: Task, model: nn.Module, batches: Sequence[Batch]) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, write restarts.csv, .json and .png, print the tables; returns 130 after an interruption, else 0."""
+    """Train, write restarts.csv, .json and .png, print the tables; return 130 after an interruption, else 0."""
     parser = parser_of("restarts", __doc__)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        check_at_least(options, {"seed": 0})
-        problems = [language_model(load_text(None), options.seed), regression(options.seed)]
-        if any(TUNING_SEED in range(problem.seed, problem.seed + problem.seeds) for problem in problems):
-            raise ValueError(f"seed must leave out {TUNING_SEED}, with which the learning rates are chosen, got {options.seed}")
-        folder = out_folder(parser, options, "restarts")
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        results = run(problems, folder)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    for result in results:
-        print(table(result), end="\n\n")
-    if is_partial(results, problems):
-        print("Interrupted: these are the seeds that were done.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
+    return command(parser, plan, QUICK, arguments)

@@ -33,7 +33,7 @@ from torch.nn.utils import get_total_norm
 
 from torch_clipped import ClippedAdam, ClippingWarning
 
-from ..common.command import Plan, check_at_least, command, resumable
+from ..common.command import Plan, check_at_least, command, parser_of
 from ..common.files import write_csv, write_json
 from ..common.journal import Journal, Result
 from ..common.language_models import BATCH, LSTM, next_character_loss
@@ -157,6 +157,7 @@ def _rows(results: Sequence[Result], config: Config) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str]) -> int:
     """Train, write spikes.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
     torch.set_num_threads(1)  # a second one would only wait: the model is small
-    parser = resumable("spikes", __doc__)
+    parser = parser_of("spikes", __doc__)
+    parser.add_argument("--seeds", type=int, help="how many seeds (default: 3)")
     parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
     return command(parser, plan, QUICK, arguments)

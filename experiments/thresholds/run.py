@@ -21,7 +21,7 @@ from torch import nn
 
 from torch_clipped import ClippedSGD, ClippingWarning
 
-from ..common.command import Plan, check_at_least, command, resumable
+from ..common.command import Plan, check_at_least, command, parser_of
 from ..common.files import write_csv, write_json
 from ..common.journal import Journal, Result
 from ..common.text import load_text
@@ -126,6 +126,7 @@ def _validation_loss(problem: Problem, model: nn.Module) -> float:
 def main(arguments: Sequence[str]) -> int:
     """Train, write thresholds.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
     torch.set_num_threads(1)  # a second one would only wait: the models are small
-    parser = resumable("thresholds", __doc__)
+    parser = parser_of("thresholds", __doc__)
+    parser.add_argument("--seeds", type=int, help="how many seeds (default: 3)")
     parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
     return command(parser, plan, QUICK, arguments)

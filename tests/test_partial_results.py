@@ -155,7 +155,10 @@ def others(folder, names):
 
 
 def test_every_experiment_is_tried():
-    assert set(CASES) == set(EXPERIMENTS) - {"launches", "distributed"}  # which counts, and writes at the end; which has tests of its own
+    assert set(CASES) == set(EXPERIMENTS) - {
+        "launches",
+        "distributed",
+    }  # which counts, and writes at the end; which has tests of its own
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,6 @@
 """The tasks of ``compare``: images and text, the small ones that are always there and the layouts of the real data sets."""
 
+import gzip
 import itertools
 from math import prod
 
@@ -10,15 +11,16 @@ from PIL import Image
 
 from experiments.__main__ import main
 from experiments.benchmark.problem import resnet18_shapes
+from experiments.common.text import load_text
 from experiments.compare import task_image, task_image_folders, task_text
 from experiments.compare.residual_networks import resnet18
-from experiments.compare.task import load
+from experiments.compare.task import PARTS, load
 from experiments.compare.task_image_folders import MEAN, SIZE, STD, ImageFolders
-from experiments.compare.task_parts import evenly, needed, shuffled
+from experiments.compare.task_parts import commonest_share, evenly, halves, needed, shuffled
 from experiments.compare.task_text_cola import read_corpus
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
-BUILT_IN = ("image", "text")
+BUILT_IN = ("image", "perceptron", "text")
 
 
 @pytest.fixture(scope="module", params=BUILT_IN)
@@ -53,12 +55,11 @@ def assert_can_be_trained_and_measured(task):
     task.loss(model, next(task.batches(0))).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
     before = weights(model)
-    metric = task.evaluate(model)
-    assert set(metric) == {"train", "validation"}
+    metric = {part: task.evaluate(model, part) for part in PARTS}
     assert all(-1 <= value <= 1 for value in metric.values())
     assert model.training
     assert torch.equal(weights(model), before)  # running means of batch normalization included
-    assert task.evaluate(model) == metric
+    assert {part: task.evaluate(model, part) for part in PARTS} == metric
 
 
 def test_models_and_batches_follow_the_seed_alone(task):
@@ -74,29 +75,47 @@ def test_loss_and_metric_fit_the_model(task):
 def test_a_few_steps_of_adam_improve_loss_and_metric(task):
     torch.manual_seed(0)
     model = task.make_model(0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rates["Adam"][2])
-    before, losses = task.evaluate(model), []
-    for batch in itertools.islice(task.batches(0), 25):
+    optimizer = torch.optim.Adam(model.parameters(), lr=max(task.learning_rates["Adam"]))
+    before, losses = {part: task.evaluate(model, part) for part in PARTS}, []
+    for batch in itertools.islice(task.batches(0), 40):
         optimizer.zero_grad()
         loss = task.loss(model, batch)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    after = task.evaluate(model)
     assert losses[-1] < 0.75 * losses[0]
-    assert all(after[half] > before[half] + 0.1 for half in after)
+    assert all(task.evaluate(model, part) > before[part] + 0.1 for part in PARTS)
 
 
-def test_training_and_validation_do_not_overlap():
-    digits = task_image.Digits(0, True)
-    halves = [{tuple(image.flatten().tolist()) for image in images} for images, _ in (digits._training, digits._validation)]
-    assert len(digits._training[0]) + len(digits._validation[0]) == 1797
-    assert len(halves[0] & halves[1]) == 0
+def test_no_part_of_the_digits_has_an_image_of_another():
+    parts, _ = task_image.load_images(None, 0)
+    images = [{tuple(image.flatten().tolist()) for image in images} for images, _ in parts.values()]
+    assert sum(len(labels) for _, labels in parts.values()) == 1797
+    assert sum(map(len, images)) == len(set.union(*images))
 
 
-def test_grids_are_of_one_length_and_ascend(task):
-    assert len({len(grid) for grid in task.learning_rates.values()}) == 1
-    assert all(list(grid) == sorted(grid) for grid in task.learning_rates.values())
+def test_no_part_of_the_text_has_characters_of_another():
+    task = load("text", None, None, 0, True)
+    parts = [task._parts[part] for part in PARTS]
+    text = load_text(None)
+    assert torch.equal(torch.cat(parts[1:]), text.validation)
+    assert torch.equal(parts[0], text.training)
+
+
+def test_table_of_trigrams_names_the_commonest_character_after_two():
+    training, test = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 3, 2, 2]), torch.tensor([0, 1, 2, 0, 3, 3, 2])
+    # after 0 1: 2 (right), 1 2: 0 (right), 2 0: 1 (3 is right), 0 3 and 3 3 are new: 2 (wrong, right)
+    assert task_text.trigram_share(training, test) == pytest.approx(3 / 5)
+
+
+def test_commonest_class_is_that_of_the_training_data():
+    assert commonest_share(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1, 1])) == 0.5
+    assert halves(5) == ([0, 2, 4], [1, 3])
+
+
+def test_grids_go_up_by_factors_of_2(task):
+    for grid in task.learning_rates.values():
+        assert [high / low for low, high in itertools.pairwise(grid)] == pytest.approx([2.0] * 3)
 
 
 def test_every_number_is_drawn_once_before_any_is_drawn_again():
@@ -106,6 +125,62 @@ def test_every_number_is_drawn_once_before_any_is_drawn_again():
     assert epochs[0] != epochs[1]
     assert evenly(5, 9) == [0, 1, 2, 3, 4]
     assert evenly(101, 3) == [0, 50, 100]
+
+
+def write_idx(folder, counts=(5010, 40), side=6, packed=False):
+    """Images in the layout of MNIST, light where their class says; the class is the last digit of their number."""
+    folder.mkdir(exist_ok=True)
+    for part, count in zip(("train", "t10k"), counts, strict=True):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = np.zeros((count, side, side), dtype=np.uint8)
+        images.reshape(count, -1)[np.arange(count), labels] = 255
+        for name, values in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">u4").tobytes()
+            content = header + values.tobytes()
+            path = folder / (f"{name}.gz" if packed else name)
+            path.write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["image", "perceptron"])
+def test_idx_files_are_read_and_learned(tmp_path, name, packed):
+    task = load(name, write_idx(tmp_path / "squares", packed=packed), None, 0, True)
+    assert "squares, 10 images for training" in task.source
+    parts = task._parts
+    assert [len(parts[part][0]) for part in PARTS] == [10, 5000, 40]
+    assert parts["test"][0].shape == (40, 1, 6, 6)
+    assert parts["test"][0].flatten(1).argmax(1).tolist() == parts["test"][1].tolist()
+    assert task.trivial[0] == "commonest class"
+    assert_is_reproducible(load(name, None, None, 0, True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: None, "without t10k-labels-idx1-ubyte"),
+        (lambda content: content[:-1], "is none or cut off"),
+        (lambda content: content[:3], "is none or cut off"),
+        (lambda content: b"text" + content[4:], "data must hold IDX files of 1 dimensions of bytes"),
+        (lambda content: content[:4] + np.array([39], dtype=">u4").tobytes() + content[8:-1], "got 40 images and 39 labels"),
+    ],
+    ids=["missing", "cut off", "nearly empty", "other", "one too few"],
+)
+def test_damaged_idx_files_are_named(tmp_path, change, message):
+    path = write_idx(tmp_path) / "t10k-labels-idx1-ubyte"
+    content = change(path.read_bytes())
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load("perceptron", tmp_path, None, 0, True)
+
+
+def test_too_few_images_and_a_damaged_archive_are_named(tmp_path):
+    with pytest.raises(ValueError, match="data must have more than 5000 training images, got 5000"):
+        load("perceptron", write_idx(tmp_path, counts=(5000, 10)), None, 0, True)
+    packed = write_idx(tmp_path / "packed", packed=True)
+    (packed / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"data must hold IDX files, but '.*gz' cannot be read"):
+        load("perceptron", packed, None, 0, True)
 
 
 def test_a_missing_package_is_named():
@@ -247,14 +322,19 @@ def test_a_damaged_image_is_named(imagenet, damage):
         folders.batch(folders.training, None)
 
 
-COLA = {  # six lines in all, as in the corpus: no header, quotation marks without a partner
+COLA = {  # eight lines in all, as in the corpus: no header, quotation marks without a partner
     "train": [
         "gj04\t1\t\tOur friends won't buy this analysis, let alone the next one we propose.",
         "gj04\t0\t*\tThey drank the pub.",
         'bc01\t1\t\tThe "king of France is bald.',
         "c_13\t0\t*\tUs love they.",
     ],
-    "dev": ["gj04\t1\t\tThe sailors rode the breeze clear of the rocks.", "gj04\t0\t*\tThe ship sank to see the pub."],
+    "dev": [  # two for validation and, by turns, two for tests
+        "gj04\t1\t\tThe sailors rode the breeze clear of the rocks.",
+        "gj04\t0\t*\tThe ship sank to see the pub.",
+        "gj04\t0\t*\tThem drank us.",
+        "gj04\t1\t\tThe pub sank.",
+    ],
 }
 
 
@@ -331,7 +411,7 @@ def bert(tmp_path_factory):
 def test_bert_on_cola_is_reproducible_and_can_be_trained(bert, tmp_path):
     task = load("text", write_cola(tmp_path, "in_domain_train.tsv", "in_domain_dev.tsv"), bert, 0, True)
     assert task.metric == "Matthews correlation"
-    assert task.source == "tiny-bert on CoLA, 4 sentences for training, 2 held out"
+    assert task.source == "tiny-bert on CoLA, 4 sentences for training, 4 held out"
     assert_is_reproducible(task)
     assert_can_be_trained_and_measured(task)
 
@@ -355,7 +435,7 @@ def test_a_bert_can_learn_four_sentences(bert, tmp_path):
         optimizer.zero_grad()
         task.loss(model, batch).backward()
         optimizer.step()
-    assert task.evaluate(model)["train"] == 1
+    assert task.evaluate(model, "train") == 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -427,4 +507,4 @@ def test_a_tokenizer_with_more_words_than_the_weights_have_is_an_error(bert, tmp
 
 
 def test_text_task_says_what_it_reads():
-    assert task_text.Characters(True).source.startswith("transformer from scratch on the characters of Python ")
+    assert task_text.Characters(True).source.startswith("LSTM from scratch on the characters of Python ")

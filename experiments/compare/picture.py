@@ -42,9 +42,8 @@ def _draw_results(axes: Axes, ordered: Sequence[Summary], written: Summary) -> N
             one["test"]["mean"], place, "D", color=colour, markersize=6, markerfacecolor="white" if one["baseline"] else colour
         )
     axes.set_yticks(range(len(ordered)), [_label(one) for one in ordered], size="small")
-    trivial = written["trivial"]["test"]
-    low, high = axes.get_xlim()
-    if low - trivial < 2 * (high - low):
+    trivial, (low, high) = written["trivial"]["test"], axes.get_xlim()
+    if ordered and low - trivial < 2 * (high - low):
         axes.axvline(trivial, color=GREY, linestyle=":")
         axes.text(trivial, len(ordered) - 0.4, written["trivial"]["method"], color=GREY, size="small", ha="center", va="bottom")
     axes.set(xlabel=f"test {written['settings']['metric']}\n(diamonds: means, dots: seeds)")
@@ -123,6 +122,7 @@ def plot_details(written: Summary, picture: Path) -> None:
         panel.set(xscale="log", title=f"{one['method']}: lr {one['lr']:g}")
         lrs = sorted({float(candidate["lr"]) for candidate in one["candidates"]})
         panel.set_xticks(lrs[:: math.ceil(len(lrs) / 4)], [f"{lr:g}" for lr in lrs[:: math.ceil(len(lrs) / 4)]])
+        panel.set_xlim(lrs[0] / 1.5, lrs[-1] * 1.5)
         panel.xaxis.set_minor_locator(NullLocator())
         panel.title.set_size("small")
         panel.tick_params(labelsize="small")

@@ -1,4 +1,4 @@
-"""What the command lines of the experiments share, and the whole of it for those with many trainings."""
+"""Run the command line that all experiments share: a plan, its options, and what an interruption leaves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHOICES = ("task", "only")  # options that choose between results, each with its
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An experiment of many trainings.
+    """An experiment: its trainings, or other parts that are run one after another, and what they write.
 
     Attributes:
         name: what its files are called.
@@ -35,7 +35,7 @@ class Plan:
         train: runs them, each through ``Journal.done``.
         write: takes the results in their order and a folder; writes csv, json and png there and returns the table.
         writes_parts: whether ``write`` can do with the first of the results.
-        resumes: whether an interrupted run can go on; if not, its results are only good for what is written at once.
+        resumes: whether an interrupted run can go on; if not, no result is kept for it.
     """
 
     name: str
@@ -67,10 +67,10 @@ def command(
     try:
         plan = make_plan(**{**(quick if is_quick else {}), **given})
         if resume and not plan.resumes:
-            raise ValueError(f"resume must not be given: {parser.prog} measures one process from its beginning to its end")
-        folder = _folder(out, ["--quick"] * is_quick + [f"--{name.replace('_', '-')}" for name in given if name not in CHOICES])
+            raise ValueError(f"resume is not supported: {plan.name} measures one process from its start to its end")
+        folder = out_folder(out, ["--quick"] * is_quick + [f"--{name.replace('_', '-')}" for name in given if name not in CHOICES])
         settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
-        journal = Journal(folder / f"{plan.name}.partial.jsonl", settings, resume)
+        journal = Journal(folder / f"{plan.name}.partial.jsonl" if plan.resumes else None, settings, resume)
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -87,8 +87,6 @@ def command(
         return 0
     if journal.results and plan.writes_parts:
         _write(plan, journal, folder, partial=True)
-    if not plan.resumes:
-        journal.remove()
     return INTERRUPTED
 
 
@@ -124,8 +122,12 @@ def _move(new: Path, folder: Path, partial: bool) -> None:
         print(f"Written: {', '.join(names)} in {folder}")
 
 
-def _folder(out: Path | None, changes: Sequence[str]) -> Path:
+def out_folder(out: Path | None, changes: Sequence[str]) -> Path:
     """Make and return the folder to write into: ``out``, else results, or results/quick for quick runs.
+
+    Args:
+        out: what ``--out`` names.
+        changes: the options that were given, beside those that choose between results.
 
     Raises:
         ValueError: the folder cannot be written, or figures is to get results of settings other than the defaults.
@@ -133,9 +135,8 @@ def _folder(out: Path | None, changes: Sequence[str]) -> Path:
     if out is None:
         return made(RESULTS / "quick" if "--quick" in changes else RESULTS)
     if changes and out.resolve() == FIGURES.resolve():
-        raise ValueError(
-            f"out must not be {FIGURES} where {', '.join(changes)} is given: it holds results of the default settings"
-        )
+        words = f"where {', '.join(changes)} is given: {FIGURES} holds results of the default settings"
+        raise ValueError(f"out must name another folder {words}")
     return made(out)
 
 

@@ -120,7 +120,7 @@ def write(settings: dict[str, Any], results: Sequence[Result], folder: Path) -> 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, write compare_TASK.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
+    """Train, write compare_TASK.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
     parser = parser_of("compare", __doc__)
     add = parser.add_argument
     add("--task", choices=TASKS, required=True, help="what is learned")

@@ -150,10 +150,10 @@ def _kept(plan: Plan, journal: Journal, folder: Path) -> str:
     return f"{len(journal.results)} finished trainings are kept in {journal.path}: {how}"
 
 
-def parser_of(name: str, words: str | None) -> argparse.ArgumentParser:
+def parser_of(name: str, words: str | None, start: str = "python") -> argparse.ArgumentParser:
     """Return a parser with the options that all experiments have, and what ``--help`` says of this one."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=f"python -m experiments {name}", description=words, formatter_class=raw)
+    parser = argparse.ArgumentParser(prog=f"{start} -m experiments {name}", description=words, formatter_class=raw)
     add = parser.add_argument
     add("--out", type=Path, metavar="FOLDER", help=f"where to write (default: {RESULTS}, or {RESULTS}/quick for --quick)")
     add("--quick", action="store_true", help="less than a minute with default data")
@@ -161,13 +161,13 @@ def parser_of(name: str, words: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def made(folder: Path) -> Path:
+def made(folder: Path, option: str = "out") -> Path:
     """Return the folder, which now exists and can be written; raise ValueError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})") from None
+        raise ValueError(f"{option} must be a folder that can be written, got {str(folder)!r} ({error.strerror})") from None
     return folder
 
 

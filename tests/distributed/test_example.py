@@ -94,7 +94,8 @@ def test_each_strategy_gives_the_losses_of_one_process(unbroken):
 def test_one_process_speaks(unbroken):
     ended = unbroken[3]
     assert ended.stdout.count("validation loss") == ended.stdout.count("Equal but for rounding") == 1
-    assert ended.stderr.count("1 process:   0%") == ended.stderr.count("2 processes:   0%") == 1
+    assert "1 process:" not in ended.stderr  # a progress bar, which is for terminals
+    assert "2 processes:" not in ended.stderr
 
 
 def resume(options):

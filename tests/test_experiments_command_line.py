@@ -15,7 +15,7 @@ from experiments.distributed import run as distributed
 
 NEEDED = {"compare": ["--task", "text"]}
 CHANGED = {  # an option that makes other settings of each
-    **dict.fromkeys(EXPERIMENTS, ["--seed", "7"]),
+    **{name: ["--seed", "7"] for name in EXPERIMENTS},
     "compare": ["--seeds", "2"],
     "launches": ["--tensors", "3"],
 }
@@ -109,7 +109,7 @@ def test_help_names_the_options_that_all_have(name, module, monkeypatch, capsys)
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
     words = capsys.readouterr().out
-    assert f"-m experiments {name} " in words
+    assert f"-m experiments {name}" in words
     assert all(option in words for option in ("--out FOLDER", "--quick", "--resume"))
 
 

@@ -120,6 +120,6 @@ def test_no_test_can_write_into_figures(monkeypatch):
         lambda: main(["restarts"]),
         lambda: main(["toy", "--only", "adagrad", "--out", str(FIGURES)]),
     ):
-        with pytest.raises(RuntimeError, match="tests must not change (figures|results): give --out"):
+        with pytest.raises(RuntimeError, match=r"tests must not change (figures|results): give --out"):
             change()
     assert json.loads((FIGURES / "restarts.json").read_text())

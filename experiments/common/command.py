@@ -68,7 +68,9 @@ def command(
         plan = make_plan(**{**(quick if is_quick else {}), **given})
         if resume and not plan.resumes:
             raise ValueError(f"resume is not supported: {plan.name} measures one process from its start to its end")
-        folder = out_folder(out, ["--quick"] * is_quick + [f"--{name.replace('_', '-')}" for name in given if name not in CHOICES])
+        folder = out_folder(
+            out, ["--quick"] * is_quick + [f"--{name.replace('_', '-')}" for name in given if name not in CHOICES]
+        )
         settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
         journal = Journal(folder / f"{plan.name}.partial.jsonl" if plan.resumes else None, settings, resume)
     except ValueError as error:

@@ -80,7 +80,12 @@ def read_job(arguments: Sequence[str], processes: Processes) -> Job:
     out, quick, resume, checkpoints = (options.pop(name) for name in ("out", "quick", "resume", "checkpoints"))
     data, every, alone = (options.pop(name) for name in ("data", "checkpoint_every", "no_reference"))
     given = {name: value for name, value in options.items() if value is not None}
-    changes = ["--quick"] * quick + [f"--{name.replace('_', '-')}" for name in given] + ["--data"] * (data is not None) + ["--no-reference"] * alone
+    changes = (
+        ["--quick"] * quick
+        + [f"--{name.replace('_', '-')}" for name in given]
+        + ["--data"] * (data is not None)
+        + ["--no-reference"] * alone
+    )
     given = {**(QUICK if quick else {}), **given}
     given.setdefault("lr", LEARNING_RATES[given.get("optimizer", Config.optimizer)])
     given.setdefault("level", LARGEST_NORM if given.get("clipping_type", Config.clipping_type) == "norm" else None)

@@ -1,4 +1,4 @@
-"""The finished trainings of a run, kept in a file, so that an interrupted run can go on where it ended."""
+"""Keep the finished trainings of a run in a file, so that an interrupted run can go on where it ended."""
 
 from __future__ import annotations
 

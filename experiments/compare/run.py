@@ -37,7 +37,7 @@ def plan(
     device: str = "cpu",
     quick: bool = False,
 ) -> Plan:
-    """The trainings of a task, and what they write; ``steps`` None are those of the task."""
+    """Return the trainings of a task, and what they write; ``steps`` None are those of the task."""
     if not 1 <= seeds <= TUNING_SEED:
         raise ValueError(f"seeds must be at least 1 and at most {TUNING_SEED}, got {seeds}")
     if steps is not None and steps < 1:

@@ -1,4 +1,4 @@
-"""What ``distributed`` was asked for: its command line, checked before anything is trained."""
+"""Check the command line of ``distributed`` before anything is trained."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Job:
 
 
 def read_job(arguments: Sequence[str], processes: Processes) -> Job:
-    """The command line, checked; SystemExit with a message where it is wrong."""
+    """Return the checked command line; exit with a message where it is wrong."""
     parser = _parser()
     options = vars(parser.parse_args(arguments))
     out, quick, resume, checkpoints = (options.pop(name) for name in ("out", "quick", "resume", "checkpoints"))

@@ -88,7 +88,7 @@ def group_of(contender: str) -> dict[str, Any]:
 
 
 def plan(**options: Any) -> Plan:
-    """The trainings of a :class:`Config` with these options, and what they write."""
+    """Return the trainings of a :class:`Config` with these options, and what they write."""
     config, text = Config(**options), load_text(None)
     settings, trainings = config.settings(text), _trainings(config)
 

@@ -49,7 +49,7 @@ QUICK = {"seeds": 1, "every": 2, "shorter": 3}
 
 
 def plan(**options: Any) -> Plan:
-    """The trainings of a :class:`Config` with these options, and what they write."""
+    """Return the trainings of a :class:`Config` with these options, and what they write."""
     config = Config(**options)
     problems = [_reduced(problem, config) for problem in (sine_waves(), language_model(load_text(None)))]
     settings = {**asdict(config), "problems": [problem.settings() for problem in problems]}

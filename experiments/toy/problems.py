@@ -1,4 +1,4 @@
-"""The three toy problems: what each runs, and which files and which table it writes."""
+"""Run the three toy problems, and write their files and tables."""
 
 from __future__ import annotations
 

@@ -204,3 +204,11 @@ def test_processes_write_where_all_experiments_do(options, folder, monkeypatch):
 @needs_no_gpu
 def test_processes_resume_from_checkpoints_only(capsys):
     assert "resume needs the folder of the checkpoints: --checkpoints FOLDER" in refused(capsys, "distributed", "--resume")
+
+
+@pytest.mark.parametrize(("name", "options"), [("toy", ["--only", "adagrad"]), ("compare", ["--task", "graph"])])
+def test_choice_between_results_is_allowed_in_figures(name, options, monkeypatch):
+    parts = Parts(name, monkeypatch)
+    assert main([name, *options, "--out", "figures"]) == 0
+    assert parts.name == f"{name}_{options[-1]}"
+    assert written() == {f"figures/{parts.name}.json": "3 parts"}

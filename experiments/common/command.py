@@ -21,7 +21,6 @@ from .machine import versions
 TUNING_SEED = 1000  # of the trainings that choose learning rates, and of nothing else
 INTERRUPTED = 130  # the exit code that shells give a program ended by Ctrl-C
 RESULTS, FIGURES = Path("results"), Path("figures")
-CHOICES = ("task", "only")  # options that choose between results, each with its own files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,7 @@ class Plan:
         train: runs them, each through ``Journal.done``.
         write: takes the results in their order and a folder; writes csv, json and png there and returns the table.
         writes_parts: whether ``write`` can do with the first of the results.
+        choices: options that choose between results, each with files of its own.
         resumes: whether an interrupted run can go on; if not, no result is kept for it.
     """
 
@@ -44,6 +44,7 @@ class Plan:
     train: Callable[[Journal], None]
     write: Callable[[list[Result], Path], str]
     writes_parts: bool = True
+    choices: tuple[str, ...] = ()
     resumes: bool = True
 
 
@@ -68,9 +69,8 @@ def command(
         plan = make_plan(**{**(quick if is_quick else {}), **given})
         if resume and not plan.resumes:
             raise ValueError(f"resume is not supported: {plan.name} measures one process from its start to its end")
-        folder = out_folder(
-            out, ["--quick"] * is_quick + [f"--{name.replace('_', '-')}" for name in given if name not in CHOICES]
-        )
+        changed = [f"--{name.replace('_', '-')}" for name in given if name not in plan.choices]
+        folder = out_folder(out, ["--quick"] * is_quick + changed)
         settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
         journal = Journal(folder / f"{plan.name}.partial.jsonl" if plan.resumes else None, settings, resume)
     except ValueError as error:

@@ -37,7 +37,7 @@ def plan(
     device: str = "cpu",
     quick: bool = False,
 ) -> Plan:
-    """Return the trainings of a task, and what they write; ``steps`` None are those of the task."""
+    """The trainings of a task, and what they write; ``steps`` None are those of the task."""
     if not 1 <= seeds <= TUNING_SEED:
         raise ValueError(f"seeds must be at least 1 and at most {TUNING_SEED}, got {seeds}")
     if steps is not None and steps < 1:
@@ -55,6 +55,7 @@ def plan(
         train=partial(train_all, loaded, settings),
         write=partial(write, settings),
         writes_parts=False,  # a method is compared with others, which may be missing
+        choices=("task",),
     )
 
 
@@ -120,7 +121,7 @@ def write(settings: dict[str, Any], results: Sequence[Result], folder: Path) -> 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, write compare_TASK.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
+    """Train, write compare_TASK.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
     parser = parser_of("compare", __doc__)
     add = parser.add_argument
     add("--task", choices=TASKS, required=True, help="what is learned")

@@ -53,7 +53,8 @@ def plan(seed: int = 0, only: str | None = None, shorter: int = 1) -> Plan:
 
     settings = {name: problem.settings for name, problem in problems.items()}
     steps = sum(problem.steps for problem in problems.values())
-    return Plan(name=f"toy_{only}" if only else "toy", settings=settings, steps=steps, train=run_all, write=write)
+    name = f"toy_{only}" if only else "toy"
+    return Plan(name=name, settings=settings, steps=steps, train=run_all, write=write, choices=("only",))
 
 
 def main(arguments: Sequence[str]) -> int:

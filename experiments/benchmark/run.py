@@ -144,7 +144,7 @@ def summarize(config: Config, rows: Sequence[Row], interrupted: bool) -> dict[st
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Time, write benchmark.csv, .json, .png and benchmark_targets.csv; return 130 after an interruption, else 0."""
+    """Time, write benchmark.csv, .json, .png and benchmark_targets.csv, print tables; return 130 if interrupted, else 0."""
     parser = parser_of("benchmark", __doc__)
     add = parser.add_argument
     for name, choices in (("sizes", SIZES), ("dtypes", DTYPES), ("optimizers", OPTIMIZERS)):

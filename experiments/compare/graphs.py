@@ -1,9 +1,10 @@
-"""Graphs with node features and classes: Reddit's files, and two small graphs that are always there."""
+"""Graphs with node features and classes: Reddit's files, and a small graph that is always there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +14,13 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-TRAIN, VALIDATION = 1, 2  # among the node_types of Reddit; 3 is for tests
+CLASSES = 5  # of the block model
+
+TRAIN, VALIDATION, TEST = 1, 2, 3  # among the node_types of Reddit
 FILES = {
     "reddit_data.npz": {"feature": 2, "label": 1, "node_types": 1},  # arrays and their dimensions
     "reddit_graph.npz": {"row": 1, "col": 1, "shape": 1},
 }
-# The 78 friendships of the 34 members, each written once; and the members who stayed with Mr. Hi (number 1) when the club split,
-# where the others went with the officers (number 34). W. W. Zachary, An Information Flow Model for Conflict and Fission in Small
-# Groups, Journal of Anthropological Research 33(4), 1977, pages 452-473, https://www.jstor.org/stable/3629752.
-KARATE_FRIENDS = {
-    1: (2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 18, 20, 22, 32),
-    2: (3, 4, 8, 14, 18, 20, 22, 31),
-    3: (4, 8, 9, 10, 14, 28, 29, 33),
-    4: (8, 13, 14),
-    5: (7, 11),
-    6: (7, 11, 17),
-    7: (17,),
-    9: (31, 33, 34),
-    10: (34,),
-    14: (34,),
-    15: (33, 34),
-    16: (33, 34),
-    19: (33, 34),
-    20: (34,),
-    21: (33, 34),
-    23: (33, 34),
-    24: (26, 28, 30, 33, 34),
-    25: (26, 28, 32),
-    26: (32,),
-    27: (30, 34),
-    28: (34,),
-    29: (32, 34),
-    30: (33, 34),
-    31: (33, 34),
-    32: (33, 34),
-    33: (34,),
-}
-KARATE_MR_HI = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 17, 18, 20, 22)
-KARATE_MEMBERS = 34
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +34,7 @@ class Graph:
         labels: the class of each node, shape (nodes,).
         training: nodes whose classes are trained on.
         validation: nodes whose classes are held out.
+        test: others of those.
     """
 
     starts: Ints
@@ -72,6 +43,7 @@ class Graph:
     labels: Ints
     training: Ints
     validation: Ints
+    test: Ints
 
 
 def compressed(sources: Ints, targets: Ints, nodes: int) -> tuple[Ints, Ints]:
@@ -101,11 +73,11 @@ def read_reddit(folder: Path) -> Graph:
             f"{'' if inside else ', some outside'}"
         )
     starts, neighbours = compressed(places[0], places[1], nodes)
-    training, validation = (np.flatnonzero(data["node_types"] == kind) for kind in (TRAIN, VALIDATION))
-    if not len(training) or not len(validation):
+    training, validation, test = (np.flatnonzero(data["node_types"] == kind) for kind in (TRAIN, VALIDATION, TEST))
+    if not len(training) or not len(validation) or not len(test):
         raise ValueError(
-            f"node_types in {folder / 'reddit_data.npz'} must have training nodes ({TRAIN}) and validation nodes "
-            f"({VALIDATION}), got {sorted(set(data['node_types'].tolist()))}"
+            f"node_types in {folder / 'reddit_data.npz'} must have training nodes ({TRAIN}), validation nodes ({VALIDATION}) and "
+            f"test nodes ({TEST}), got {sorted(set(data['node_types'].tolist()))}"
         )
     return Graph(
         starts=starts,
@@ -114,6 +86,7 @@ def read_reddit(folder: Path) -> Graph:
         labels=data["label"].astype(np.int64, copy=False),
         training=training,
         validation=validation,
+        test=test,
     )
 
 
@@ -148,49 +121,52 @@ def _checked(array: NDArray[Any], dimensions: int, name: str) -> NDArray[Any]:
     return array if dimensions == 2 or np.can_cast(array.dtype, np.int64) else array.astype(np.int64)
 
 
-def karate_club() -> Graph:
-    """Zachary's karate club: the sides of the two leaders are known, those of the other 32 members are held out."""
-    pairs = np.array([(a - 1, b - 1) for a, friends in KARATE_FRIENDS.items() for b in friends])
-    labels = np.array([0 if member in KARATE_MR_HI else 1 for member in range(1, KARATE_MEMBERS + 1)])
-    leaders = (0, KARATE_MEMBERS - 1)
-    held_out = np.arange(1, KARATE_MEMBERS - 1)
-    return _two_sides(pairs, labels, np.array(leaders), held_out[:0], held_out)
+def block_model(seed: int, nodes: int = 3000, beside: float = 8.0, elsewhere: float = 4.0, known_share: float = 0.3) -> Graph:
+    """Return a stochastic block model of five classes in a circle, each linked with the two beside it more than with the others.
 
-
-def block_model(seed: int, nodes: int = 2000, inside: float = 7.0, across: float = 2.0, known_share: float = 0.1) -> Graph:
-    """A stochastic block model (Holland, Laskey and Leinhardt, 1983, https://doi.org/10.1016/0378-8733(83)90021-7) of two sides.
+    No node can be told by the commonest class of its neighbours, as it could if classes were linked within: the class between two
+    others is to be found. (P. W. Holland, K. B. Laskey, S. Leinhardt, Stochastic blockmodels: First steps, 1983,
+    https://doi.org/10.1016/0378-8733(83)90021-7.)
 
     Args:
         seed: of all that is drawn.
-        nodes: half of them on each side.
-        inside: mean number of neighbours on a node's own side.
-        across: the same on the other side.
-        known_share: of the nodes whose side is told; half of the others are trained on, half held out.
+        nodes: a fifth of them in each class.
+        beside: mean number of neighbours in the two classes beside a node's own.
+        elsewhere: the same in its own class and the other two.
+        known_share: of the nodes whose class is told; half of the others are trained on, a quarter each validate and test.
     """
     random = np.random.default_rng(seed)
-    labels = random.permutation(np.arange(nodes) % 2)
-    expected = np.where(labels[:, None] == labels, inside, across) / (nodes / 2)
+    labels = random.permutation(np.arange(nodes) % CLASSES)
+    apart = np.abs(labels[:, None] - labels) % CLASSES
+    expected = np.where((apart == 1) | (apart == CLASSES - 1), beside / 2, elsewhere / 3) / (nodes / CLASSES)
     pairs = np.argwhere(np.triu(random.random((nodes, nodes)) < expected, 1))
-    order = random.permutation(nodes)
-    known, training, held_out = np.split(order, [int(nodes * known_share), int(nodes * (1 + known_share) / 2)])
-    return _two_sides(pairs, labels, known, training, held_out)
-
-
-def _two_sides(pairs: Ints, labels: Ints, known: Ints, training: Ints, held_out: Ints) -> Graph:
-    """The features of a node are its side, one-hot, where that is known, and 1."""
+    known, training, validation, test = np.split(
+        random.permutation(nodes), [int(nodes * (known_share + share * (1 - known_share))) for share in (0, 0.5, 0.75)]
+    )
     both = np.concatenate([pairs, pairs[:, ::-1]])
-    starts, neighbours = compressed(both[:, 0], both[:, 1], len(labels))
-    features = np.zeros((len(labels), 3), dtype=np.float32)
+    starts, neighbours = compressed(both[:, 0], both[:, 1], nodes)
+    features = np.zeros((nodes, CLASSES + 1), dtype=np.float32)  # the class, one-hot, where it is known, and 1
     features[known, labels[known]] = 1
-    features[:, 2] = 1
+    features[:, CLASSES] = 1
     return Graph(
         starts=starts,
         neighbours=neighbours,
         features=features,
         labels=labels.astype(np.int64),
         training=training,
-        validation=held_out,
+        validation=validation,
+        test=test,
     )
+
+
+def table_of_neighbours(graph: Graph) -> float:
+    """Return the test accuracy of naming the commonest class of training nodes with the same commonest known neighbour."""
+    known = graph.features[:, :-1]
+    votes = np.array([known[graph.neighbours[a:b]].sum(0) for a, b in pairwise(graph.starts)])
+    commonest = np.where(votes.any(1), votes.argmax(1), votes.shape[1])
+    counts = np.zeros((votes.shape[1] + 1, int(graph.labels.max()) + 1))
+    np.add.at(counts, (commonest[graph.training], graph.labels[graph.training]), 1)
+    return float((counts.argmax(1)[commonest[graph.test]] == graph.labels[graph.test]).mean())
 
 
 def sample_neighbourhood(graph: Graph, nodes: Ints, sizes: Sequence[int], random: np.random.Generator) -> tuple[Ints, Ints, Ints]:

@@ -1,59 +1,65 @@
-"""The methods that ``compare`` compares, and the learning rates among which each chooses."""
+"""The methods that ``compare`` compares, and the levels among which each chooses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from torch_clipped import ClippedAdam, ClippedSGD
+from torch_clipped import AdaGC, ClippedAdam, ClippedSGD, Constant, Quantile
 from torch_clipped.clipping import CLIPPING_TYPES
 
-from .task import Task
-
-Grids = dict[str, tuple[float, ...]]
-MOMENTUM: dict[str, Any] = {"momentum": 0.9}
-LEARNING_RATES: Grids = {"SGD": (0.01, 0.04, 0.16, 0.64), "Adam": (0.0005, 0.002, 0.008, 0.032)}
+FACTORS = (1 / 3, 1.0, 3.0)  # of the levels that are tried
+OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], Callable[..., Optimizer], dict[str, Any]]] = {
+    "SGD": (SGD, ClippedSGD, {"momentum": 0.9}),
+    "Adam": (Adam, ClippedAdam, {}),
+}
+_TYPES = ("norm", "layer_wise", "coord_wise", "auto", "linear_rand_norm", "quadratic_rand_auto", "zclip", "adagc", "adaptive")
+CLIPPINGS: dict[str, dict[str, Any]] = {name: {"clipping_type": name} for name in _TYPES} | {
+    "skip": {"clipping_type": "zscore", "clipping_action": "skip", "clipping_window": 128}
+}
+SKIP_LEVEL = 6.0  # standard deviations, as in OLMo-core
+# How a factor changes a level that does not grow with it: the share above a quantile does, and what AdaGC's ratio is over 1.
+_CHANGES: dict[type, Callable[[float, float], float]] = {
+    Quantile: lambda level, factor: 1 - (1 - level) * factor,
+    AdaGC: lambda level, factor: 1 + (level - 1) * factor,
+}
 
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer without its learning rate; ``baseline`` is the label of the unclipped one, and the key of the grid."""
+    """An optimizer without learning rate and level; ``baseline`` is the label of the unclipped one."""
 
-    label: str
     baseline: str
-    optimizer: Callable[..., Optimizer]
-    arguments: dict[str, Any] = field(default_factory=dict)
+    clipping: str | None = None  # a key of CLIPPINGS
 
     @property
-    def clips(self) -> bool:
-        """Whether it has a baseline other than itself."""
-        return self.label != self.baseline
+    def label(self) -> str:
+        """Return what tables and pictures call it."""
+        return self.baseline if self.clipping is None else f"{self.baseline} {self.clipping}"
 
-    def make(self, parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
-        """The optimizer."""
-        return self.optimizer(parameters, lr=lr, **self.arguments)
+    def levels(self, length: float) -> tuple[float | None, ...]:
+        """Return the levels to try: the default of the type and those a factor of 3 below and above.
 
+        Args:
+            length: a level of type norm that suits the gradients; levels that are lengths are scaled by it.
+        """
+        if self.clipping is None:
+            return (None,)
+        rule = CLIPPING_TYPES[CLIPPINGS[self.clipping]["clipping_type"]]
+        assert rule is not None
+        level = SKIP_LEVEL if "clipping_action" in CLIPPINGS[self.clipping] else rule.threshold.default_level
+        if isinstance(rule.threshold, Constant):
+            level *= length
+        change = _CHANGES.get(type(rule.threshold), lambda level, factor: level * factor)
+        return tuple(sorted(float(f"{change(level, factor):.4g}") for factor in FACTORS))
 
-def methods() -> list[Method]:
-    """SGD and Adam without clipping, ClippedSGD with every clipping type at its default level, ClippedAdam with type norm."""
-    types = {
-        name: {"clipping_type": name, "clipping_level": rule.threshold.default_level}
-        for name, rule in CLIPPING_TYPES.items()
-        if rule
-    }
-    return [
-        Method("SGD", "SGD", SGD, MOMENTUM),
-        Method("Adam", "Adam", Adam),
-        *(Method(f"ClippedSGD {name}", "SGD", ClippedSGD, MOMENTUM | clipping) for name, clipping in types.items()),
-        Method("ClippedAdam norm", "Adam", ClippedAdam, types["norm"]),
-    ]
-
-
-def learning_rates(task: Task) -> Grids:
-    """The task's own grids if it has any, else ``LEARNING_RATES``; ascending, and of one length."""
-    grids: Grids = getattr(task, "learning_rates", LEARNING_RATES)
-    return grids
+    def make(self, parameters: Iterable[nn.Parameter], lr: float, level: float | None) -> Optimizer:
+        """Return the optimizer."""
+        plain, clipped, arguments = OPTIMIZERS[self.baseline]
+        if self.clipping is None:
+            return plain(parameters, lr=lr, **arguments)
+        return clipped(parameters, lr=lr, clipping_level=level, **arguments, **CLIPPINGS[self.clipping])

@@ -51,7 +51,7 @@ def resnet18(classes: int) -> nn.Sequential:
     return nn.Sequential(*stem, *_blocks(64, (64, 128, 256, 512), 2), *head)
 
 
-def small_residual_network(classes: int = 10) -> nn.Sequential:
-    """Grey images of a few pixels (batch, 1, height, width) -> logits (batch, classes)."""
+def small_residual_network(classes: int = 10, stride: int = 1) -> nn.Sequential:
+    """Grey images of a few pixels (batch, 1, height, width) -> logits (batch, classes); the stem halves them with stride 2."""
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, classes)]
-    return nn.Sequential(_convolution(1, 16, 3, 1), nn.ReLU(), *_blocks(16, (16, 32), 1), *head)
+    return nn.Sequential(_convolution(1, 16, 3, stride), nn.ReLU(), *_blocks(16, (16, 32), 1), *head)

@@ -1,7 +1,9 @@
-"""What clipping buys on a task: every clipping type against torch's SGD and Adam.
+"""Clipping types against torch's SGD and Adam on a task, each with a learning rate and a level of its own.
 
-``python -m experiments compare --task TASK`` trains all methods from the same start on the same batches. Each gets its learning
-rate from a grid of the same size, by the validation metric at the end of a training with a seed that is used for nothing else.
+``python -m experiments compare --task TASK`` trains all methods from the same start on the same batches. Learning rates go by
+factors of 2, levels by factors of 3. They are chosen by the metric on validation data: all candidates with one seed, the best
+third with three, and the grid of learning rates is widened while an end of it wins. Results are those of other seeds on test
+data. The clippings that are best with SGD are tried with Adam, too.
 """
 
 from __future__ import annotations
@@ -20,24 +22,29 @@ from ..common.command import TUNING_SEED, Plan, command, parser_of
 from ..common.files import write_csv, write_json
 from ..common.journal import Journal, Result
 from ..common.machine import check_device, machine, versions
-from .methods import Method, learning_rates, methods
-from .picture import plot
-from .summary import choose, rows, summarize, written_every
+from .methods import CLIPPINGS, Method
+from .picture import plot, plot_details
+from .summary import rows, summarize
 from .table import table
 from .task import TASKS, Task, load
-from .training import POINTS, Training, train
+from .training import Training, train
+from .tuning import TUNING_SEEDS, outcomes
+
+FEW = ("norm", "auto", "skip")  # clippings of a quick run
+POINTS = 10  # at which the metric on validation data is measured in the trainings of the results
+QUICK = {"quick": True, "seeds": 2}
 
 
 def plan(
     task: str,
     data: Path | None = None,
     pretrained: Path | None = None,
-    seeds: int = 3,
+    seeds: int = 6,
     steps: int | None = None,
     device: str = "cpu",
     quick: bool = False,
 ) -> Plan:
-    """The trainings of a task, and what they write; ``steps`` None are those of the task."""
+    """Return the trainings of a task, and what they write; ``steps`` None are those of the task."""
     if not 1 <= seeds <= TUNING_SEED:
         raise ValueError(f"seeds must be at least 1 and at most {TUNING_SEED}, got {seeds}")
     if steps is not None and steps < 1:
@@ -46,88 +53,91 @@ def plan(
         raise ValueError(f"pretrained is for task text with data, got {str(pretrained)!r} for task {task}")
     check_device(device)
     loaded = load(task, data, pretrained, 0, quick)
-    settings = _settings(loaded, seeds, steps or loaded.steps, device, quick)
-    trainings = sum(len(settings["learning_rates"][method.baseline]) + seeds for method in methods())
-    return Plan(
-        name=f"compare_{task}",
-        settings=settings | {"data": data and str(data), "pretrained": pretrained and str(pretrained)},
-        steps=trainings * settings["steps"],
-        train=partial(train_all, loaded, settings),
-        write=partial(write, settings),
-        writes_parts=False,  # a method is compared with others, which may be missing
-        choices=("task",),
-    )
-
-
-def _settings(task: Task, seeds: int, steps: int, device: str, quick: bool) -> dict[str, Any]:
-    """All that the trainings depend on."""
-    return {
-        "task": task.name,
-        "source": task.source,
-        "metric": task.metric,
-        "batch": task.batch,
-        "steps": steps,
+    settings = {
+        "task": task,
+        "source": loaded.source,
+        "metric": loaded.metric,
+        "batch": loaded.batch,
+        "steps": steps or loaded.steps,
         "seeds": list(range(seeds)),
-        "tuning_seed": TUNING_SEED,
-        "learning_rates": learning_rates(task),
-        "methods": {method.label: method.arguments for method in methods()},
+        "tuning_seeds": list(TUNING_SEEDS),
+        "learning_rates": {name: list(grid) for name, grid in loaded.learning_rates.items()},
+        "clippings": {name: CLIPPINGS[name] for name in (FEW if quick else CLIPPINGS)},
         "device": device,
         "quick": quick,
     }
+    name = f"compare_{task}{'' if data is None else f'_{data.resolve().name}'}"
+    expected = 430 * settings["steps"]  # the grids may grow
+    return Plan(
+        name=name,
+        settings=settings,
+        steps=expected,
+        train=partial(train_all, loaded, settings),
+        write=partial(write, loaded, settings, name),
+        writes_parts=False,  # a method is compared with others, which may be missing
+        choices=("task", "data", "pretrained"),
+    )
 
 
 def train_all(task: Task, settings: dict[str, Any], journal: Journal) -> None:
-    """For each method the trainings of its grid, then those of all seeds with the learning rate chosen from it."""
+    """Take the trainings that :func:`experiments.compare.tuning.outcomes` asks for, or find them in the journal."""
+    steps = settings["steps"]
 
-    def trained(method: Method, lr: float, seed: int) -> Training:
-        steps = settings["steps"]
-        points = 1 if seed == TUNING_SEED else min(POINTS, max(1, steps // 5))  # of the others the course is of interest, too
-        new = partial(train, task, method, lr, seed, steps, settings["device"], journal.progress, points)
-        return Training(**journal.done(f"{method.label}, lr {lr}, seed {seed}", steps, lambda: asdict(new())))
+    def trained(method: Method, lr: float, level: float | None, seed: int) -> Training:
+        is_result = seed in settings["seeds"]
+        points = min(POINTS, max(1, steps // 5)) if is_result else 0
+        new = partial(train, task, method, lr, level, seed, steps, settings["device"], journal.progress, points, is_result)
+        return _read(journal.done(_name(method.label, lr, level, seed), steps, lambda: asdict(new())))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush or overflow every gradient
-        for method in methods():
-            lr = choose([trained(method, lr, TUNING_SEED) for lr in settings["learning_rates"][method.baseline]]).lr
-            for seed in settings["seeds"]:
-                trained(method, lr, seed)
+        outcomes([*settings["clippings"]], settings["learning_rates"], settings["seeds"], trained)
 
 
-def write(settings: dict[str, Any], results: Sequence[Result], folder: Path) -> str:
-    """Write compare_TASK.csv, .json and .png; returns the table."""
-    trainings = [Training(**result) for result in results]
-    grids = [training for training in trainings if training.seed == TUNING_SEED]
-    reported = [training for training in trainings if training.seed != TUNING_SEED]
-    every = written_every(settings["steps"], len(reported))
+def _name(label: str, lr: float, level: float | None, seed: int) -> str:
+    return f"{label}, lr {lr:g}{'' if level is None else f', level {level:g}'}, seed {seed}"
 
-    def of(label: str, some: Sequence[Training]) -> list[Training]:
-        return [training for training in some if training.method == label]
 
+def _read(result: Result) -> Training:
+    return Training(**result)
+
+
+def write(task: Task, settings: dict[str, Any], name: str, results: Sequence[Result], folder: Path) -> str:
+    """Write compare_TASK.csv, .json, .png and _details.png; return the table."""
+    trainings = {(one.method, one.lr, one.level, one.seed): one for one in map(_read, results)}
+    found = outcomes(
+        [*settings["clippings"]],
+        settings["learning_rates"],
+        settings["seeds"],
+        lambda method, lr, level, seed: trainings[method.label, lr, level, seed],
+    )
+    baselines = {outcome.method.label: outcome for outcome in found if outcome.method.clipping is None}
+    words, trivial = task.trivial
     summary = {
         "experiment": "compare",
         "settings": settings,
         "versions": versions(),
         "machine": machine(settings["device"]),
-        "steps_between_rows_of_the_csv": every,
-        "methods": [
-            summarize(one, of(one.label, grids), of(one.label, reported), of(one.baseline, reported)) for one in methods()
-        ],
+        "trivial": {"method": words, "test": trivial},
+        "methods": [summarize(outcome, baselines[outcome.method.baseline], trivial) for outcome in found],
     }
-    files = [folder / f"compare_{settings['task']}.{kind}" for kind in ("csv", "json", "png")]
-    write_csv([row for training in reported for row in rows(training, every)], files[0])
+    files = [folder / f"{name}.{kind}" for kind in ("csv", "json", "png")]
+    write_csv(rows(found), files[0])
     write_json(summary, files[1])
-    plot(*files)
-    return table(json.loads(files[1].read_text(encoding="utf-8")))
+    written = json.loads(files[1].read_text(encoding="utf-8"))
+    plot(files[0], written, files[2])
+    plot_details(written, folder / f"{name}_details.png")
+    return table(written)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, write compare_TASK.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
+    """Train, write compare_TASK.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
     parser = parser_of("compare", __doc__)
     add = parser.add_argument
     add("--task", choices=TASKS, required=True, help="what is learned")
     add("--data", type=Path, metavar="FOLDER", help="the field's own data set (default: a small one that is always there)")
     add("--pretrained", type=Path, metavar="FOLDER", help="weights and tokenizer to start from, for task text with --data")
-    add("--seeds", type=int, help="how many seeds (default: 3)")
+    add("--seeds", type=int, help="how many seeds of the results (default: 6)")
     add("--steps", type=int, help="steps of each training (default: by task)")
     add("--device", help="default: cpu")
-    return command(parser, plan, {"quick": True}, arguments)
+    return command(parser, plan, QUICK, arguments)

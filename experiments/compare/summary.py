@@ -1,4 +1,4 @@
-"""What ``compare`` writes: a row for every step, and a summary of each method."""
+"""What ``compare`` writes of each method, and how it compares with the method without clipping."""
 
 from __future__ import annotations
 
@@ -7,83 +7,83 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from .methods import Method
 from .training import Training
+from .tuning import Outcome
 
-LONGEST_CSV = 25_000  # rows, of some 60 bytes; of longer trainings only one step in so many is written
+CONFIDENCE = 0.95
+USABLE = 0.1  # of the way from the best metric down to that of the trivial method
 Summary = dict[str, Any]
 
 
-def choose(trainings: Sequence[Training]) -> Training:
-    """The best of a grid: the highest metric on validation data, among equals the lowest training loss.
-
-    One that diverged loses; where all have, the lowest learning rate is taken.
-    """
-    sound = [training for training in trainings if not training.diverged and not math.isnan(training.validation)]
-    if not sound:
-        return min(trainings, key=lambda training: training.lr)
-    return max(sound, key=lambda training: (training.validation, -training.training_loss))
-
-
-def written_every(steps: int, trainings: int) -> int:
-    """From one step of the csv file to the next."""
-    return math.ceil(steps * trainings / LONGEST_CSV)
-
-
-def rows(training: Training, every: int) -> list[dict[str, Any]]:
-    """Of one training; step 0 is the start, whose metric is measured and whose loss is not."""
-    points = dict(training.points)
+def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Return a row for each block of steps of each result; step 0 is the start, whose loss is not measured."""
     found = []
-    for step in range(len(training.losses) + 1):
-        if step % every == 0 or step in points or step == len(training.losses):
-            metrics, measured = points.get(step, {}), step > 0
-            row = {"method": training.method, "lr": training.lr, "seed": training.seed, "step": step}
-            row["loss"] = training.losses[step - 1] if measured else ""
-            row["gradient_norm"] = training.norms[step - 1] if measured else ""
-            row["clipped"] = training.clipped[step - 1] if measured else ""
-            found.append(row | {f"{name}_metric": metrics.get(name, "") for name in ("train", "validation")})
+    for one in (result for outcome in outcomes for result in outcome.results):
+        blocks, points = {block[0]: block[1:] for block in one.curve}, dict(one.points)
+        for step in sorted({*blocks, *points}):
+            loss, norm, clipped = blocks.get(step, ("", "", ""))
+            row = {"method": one.method, "lr": one.lr, "level": "" if one.level is None else one.level, "seed": one.seed}
+            row |= {"step": step, "loss": loss, "gradient_norm": norm, "clip_rate": clipped}
+            found.append(row | {"validation_metric": points.get(step, "")})
     return found
 
 
-def summarize(method: Method, grid: Sequence[Training], reported: Sequence[Training], baseline: Sequence[Training]) -> Summary:
-    """The learning rate and how it was found, then the ends of all seeds; ``baseline`` has the same seeds without clipping."""
-    lrs, lr = [training.lr for training in grid], reported[0].lr
-    others = [name for name in reported[0].points[0][1] if name not in ("train", "validation")]
-    pairs = [(mine.validation, theirs.validation) for mine, theirs in zip(reported, baseline, strict=True)]
+def summarize(outcome: Outcome, baseline: Outcome, trivial: float) -> Summary:
+    """Return the choice of a method and how it was found, its results, and the paired differences from its baseline."""
+    method, results = outcome.method, outcome.results
+    lrs = [one.lr for one in outcome.candidates]
+    levels = [one.level for one in outcome.candidates if one.level is not None]
     return {
         "method": method.label,
-        "baseline": method.baseline if method.clips else None,
-        "lr": lr,
-        "lr_is_an_end_of_the_grid": lr in (min(lrs), max(lrs)),
-        "grid": [
-            {name: getattr(one, name) for name in ("lr", "validation", "train", "training_loss", "diverged")} for one in grid
-        ],
-        "validation": _spread([one.validation for one in reported]),
-        "train": _spread([one.train for one in reported]),
-        "other_metrics": {name: _spread([one.metric(name) for one in reported]) for name in others},
-        "training_loss": _spread([one.training_loss for one in reported]),
-        "diverged": sum(one.diverged for one in reported),
-        "clip_rate": float(np.mean([clipped for one in reported for clipped in one.clipped])) if method.clips else None,
-        "seeds_above_baseline": sum(_above(mine, theirs) for mine, theirs in pairs) if method.clips else None,
-        "seeds_below_baseline": sum(_above(theirs, mine) for mine, theirs in pairs) if method.clips else None,
-        "unclipped_lengths": None if method.clips else _lengths(reported),
+        "baseline": None if method.clipping is None else method.baseline,
+        "lr": outcome.lr,
+        "level": outcome.level,
+        "lr_is_an_end_of_the_grid": outcome.lr in (min(lrs), max(lrs)),
+        "level_is_an_end_of_the_grid": bool(levels) and outcome.level in (min(levels), max(levels)),
+        "usable_learning_rates": usable(outcome, trivial),
+        "candidates": [_candidate(one) for one in outcome.candidates],
+        "finalists": [_candidate(one) for one in outcome.finalists],
+        "tuning_score": outcome.tuning_score,
+        **{name: _spread([getattr(one, name) for one in results]) for name in ("test", "validation", "train", "training_loss")},
+        "diverged": sum(one.diverged for one in results),
+        "clip_rate": None if method.clipping is None else float(np.mean([one.clip_rate for one in results])),
+        "difference": None if method.clipping is None else difference(results, baseline.results),
     }
 
 
+def usable(outcome: Outcome, trivial: float) -> Summary:
+    """Return the learning rates around the best one of the first tuning seed, at the best level, that are nearly as good."""
+    best = max(outcome.candidates, key=Training.score)
+    own = sorted((one for one in outcome.candidates if one.level == best.level), key=lambda one: one.lr)
+    bar = best.score()[0] - USABLE * (best.score()[0] - trivial)
+    good = [one.score()[0] >= bar for one in own]
+    low = high = own.index(best)
+    while low > 0 and good[low - 1]:
+        low -= 1
+    while high < len(own) - 1 and good[high + 1]:
+        high += 1
+    return {"lowest": own[low].lr, "highest": own[high].lr, "reaches_an_end": low == 0 or high == len(own) - 1}
+
+
+def difference(results: Sequence[Training], baseline: Sequence[Training]) -> Summary:
+    """Return mean and t-interval of the differences in the test metric, seed by seed, of the seeds with which none diverged."""
+    pairs = [(one.test, other.test) for one, other in zip(results, baseline, strict=True)]
+    values = np.array([one - other for one, other in pairs if math.isfinite(one) and math.isfinite(other)])
+    if len(values) < 2:
+        return {"mean": math.nan, "low": math.nan, "high": math.nan, "pairs": len(values), "words": "too few pairs"}
+    mean = float(values.mean())
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    words = "better" if mean - half > 0 else "worse" if mean + half < 0 else "no difference shown"
+    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(values), "words": words}
+
+
+def _candidate(one: Training) -> Summary:
+    names = ("lr", "level", "seed", "validation", "training_loss", "diverged", "clip_rate")
+    return {name: getattr(one, name) for name in names}
+
+
 def _spread(values: list[float]) -> Summary:
-    """Over the seeds; not finite, and so null in the file, where one diverged."""
+    """Return mean and range over the seeds; not finite, and so null in the file, where one diverged."""
     return {"mean": float(np.mean(values)), "lowest": float(np.min(values)), "highest": float(np.max(values)), "by_seed": values}
-
-
-def _above(mine: float, theirs: float) -> bool:
-    """Also where theirs diverged and mine did not."""
-    return mine > theirs or (math.isnan(theirs) and not math.isnan(mine))
-
-
-def _lengths(trainings: Sequence[Training]) -> Summary:
-    """Of the gradients that no clipping has touched, over all steps and seeds; null in the file where none is finite."""
-    norms = np.array([norm for one in trainings for norm in one.norms if math.isfinite(norm)])
-    if not len(norms):
-        return {"count": 0} | dict.fromkeys(("mean", "std", "largest"), math.nan)
-    return {"count": len(norms), "mean": float(norms.mean()), "std": float(norms.std()), "largest": float(norms.max())}

@@ -7,68 +7,65 @@ from typing import Any
 
 from ..common.tables import aligned
 
+CHANCE = 0.05  # of an interval that leaves out a difference of 0 where there is none
+
 
 def table(written: dict[str, Any]) -> str:
-    """A line for each method, and what is to be known about the learning rates."""
+    """Return a line for each method, the best first, and what was shown."""
     settings, methods = written["settings"], written["methods"]
     title = f"{settings['task']}, {settings['source']}: {settings['steps']} steps, {len(settings['seeds'])} seeds"
-    metric, others = settings["metric"], methods[0]["other_metrics"]
-    header = ("", "lr", f"validation {metric}", f"training {metric}", *others, "training loss", "clip rate", "against baseline")
-    notes = ["Mean over the seeds (lowest, highest). Against baseline: seeds with a higher, with a lower validation metric."]
+    header = ("", "lr", "level", f"test {settings['metric']}", "training loss", "clip rate", "usable lr", "against its baseline")
+    ordered = sorted(methods, key=lambda one: one["test"]["mean"] if one["test"]["mean"] is not None else -1e9, reverse=True)
+    trivial = (written["trivial"]["method"], "-", "-", f"{written['trivial']['test']:.4f}", "-", "-", "-", "-")
+    notes = [
+        "Test: mean over the seeds (lowest, highest). Usable lr: how far apart the learning rates are that cost at most a tenth",
+        "of what the best gains over the trivial method (* the range goes on beyond the grid). Against its baseline: mean",
+        "difference of the test metric from the same optimizer without clipping, with its 95 % interval over the seeds.",
+    ]
     ends = [f"{one['method']} ({one['lr']:g})" for one in methods if one["lr_is_an_end_of_the_grid"]]
     if ends:
-        notes.append(f"* The learning rate is an end of its grid, a better one may lie beyond: {', '.join(ends)}.")
-    return "\n".join([title, "", *aligned([header, *map(_cells, methods)]), "", *notes])
+        notes.append(f"The learning rate is an end of its grid, a better one may lie beyond: {', '.join(ends)}.")
+    return "\n".join([title, "", *aligned([header, *map(_cells, ordered), trivial]), "", *notes, "", *claims(written)])
+
+
+def claims(written: dict[str, Any]) -> list[str]:
+    """Return what was shown, what was not, and against what."""
+    compared = [one for one in written["methods"] if one["difference"] is not None]
+    by_words = {
+        words: [one["method"] for one in compared if one["difference"]["words"] == words] for words in ("better", "worse")
+    }
+    shown = [f"{words.capitalize()} than without clipping: {', '.join(names)}." for words, names in by_words.items() if names]
+    rest = len(compared) - sum(map(len, by_words.values()))
+    return [
+        *shown,
+        f"No difference shown for {rest} of {len(compared)} clipped methods; by chance alone, {CHANCE * len(compared):.1f} of "
+        f"{len(compared)} intervals would leave out 0.",
+    ]
 
 
 def _cells(one: dict[str, Any]) -> Sequence[str]:
+    usable, apart = one["usable_learning_rates"], one["difference"]
     diverged = f", {one['diverged']} diverged" if one["diverged"] else ""
     return (
         one["method"],
-        f"{one['lr']:g}{'*' if one['lr_is_an_end_of_the_grid'] else ''}",
-        spread(one["validation"]) + diverged,
-        spread(one["train"]),
-        *map(spread, one["other_metrics"].values()),
+        f"{one['lr']:g}",
+        "-" if one["level"] is None else f"{one['level']:g}",
+        spread(one["test"]) + diverged,
         spread(one["training_loss"]),
         "-" if one["clip_rate"] is None else f"{one['clip_rate']:.1%}",
-        "-" if one["baseline"] is None else f"{one['seeds_above_baseline']} up, {one['seeds_below_baseline']} down",
+        f"x {usable['highest'] / usable['lowest']:g}{'*' * usable['reaches_an_end']}",
+        "-" if apart is None else _difference(apart),
     )
+
+
+def _difference(apart: dict[str, Any]) -> str:
+    if apart["mean"] is None:
+        return apart["words"]
+    return f"{apart['mean']:+.4f} ({apart['low']:+.4f}, {apart['high']:+.4f}), {apart['words']}"
 
 
 def spread(values: dict[str, Any], digits: int = 4) -> str:
-    """Mean, lowest and highest."""
+    """Return mean, lowest and highest."""
     if values["mean"] is None:
         return "-"
     return "{:.{d}f} ({:.{d}f}, {:.{d}f})".format(*(values[name] for name in ("mean", "lowest", "highest")), d=digits)
-
-
-def readme_table(summaries: Sequence[dict[str, Any]]) -> str:
-    """A row for each task, in Markdown: the baselines, and the clipping types of SGD together."""
-    head = (
-        "task, metric",
-        "SGD",
-        "ClippedSGD, lowest to highest mean",
-        "above, below SGD with all seeds",
-        "Adam",
-        "ClippedAdam `norm`",
-    )
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *map(_readme_row, summaries)))
-
-
-def _readme_row(summary: dict[str, Any]) -> Sequence[str]:
-    by_name = {one["method"]: one for one in summary["methods"]}
-    clipped = [one for one in summary["methods"] if one["baseline"] == "SGD"]
-    known = [one for one in clipped if one["validation"]["mean"] is not None]  # with no seed did it diverge
-    means = [(one["validation"]["mean"], one["method"].removeprefix("ClippedSGD ")) for one in known]
-    seeds = len(summary["settings"]["seeds"])
-    counts = [sum(one[f"seeds_{side}_baseline"] == seeds for one in clipped) for side in ("above", "below")]
-    baseline, adam, clipped_adam = (spread(by_name[name]["validation"], 3) for name in ("SGD", "Adam", "ClippedAdam norm"))
-    (low, lowest), (high, highest) = min(means), max(means)
-    return (
-        f"{summary['settings']['task']}, {summary['settings']['metric']}",
-        baseline,
-        f"{low:.3f} (`{lowest}`) to {high:.3f} (`{highest}`)",
-        f"{counts[0]}, {counts[1]} of {len(clipped)}",
-        adam,
-        clipped_adam,
-    )

@@ -1,8 +1,8 @@
-"""What a task of ``compare`` has to be, and where each is found."""
+"""The interface of a task of ``compare``, and where each task is found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,23 +11,26 @@ from torch import Tensor, nn
 
 TASKS = {  # modules with a function ``load``, imported when named: each may need packages of its own
     "image": "experiments.compare.task_image",
+    "perceptron": "experiments.compare.task_perceptron",
     "segmentation": "experiments.compare.task_segmentation",
     "text": "experiments.compare.task_text",
     "graph": "experiments.compare.task_graph",
 }
+PARTS = ("train", "validation", "test")
+Grids = Mapping[str, tuple[float, ...]]
 
 
 class Task(Protocol):
     """A model, its data and its measure of success; a larger metric is better.
-
-    A task with grids of its own has them in ``learning_rates``, like ``LEARNING_RATES`` of ``compare_methods``.
 
     Attributes:
         name: a key of ``TASKS``.
         metric: "accuracy", "mean IoU", "Matthews correlation", ...
         batch: samples of a batch.
         steps: of a training, unless the user says otherwise.
-        source: one line about the data.
+        source: one line about model and data.
+        learning_rates: where the search begins, for "SGD" (with momentum 0.9) and "Adam": ascending by factors of 2.
+        trivial: a method that learns next to nothing, in words, and its metric on the test data.
     """
 
     name: str
@@ -35,21 +38,23 @@ class Task(Protocol):
     batch: int
     steps: int
     source: str
+    learning_rates: Grids
+    trivial: tuple[str, float]
 
     def make_model(self, seed: int) -> nn.Module:
-        """A new model on the CPU, the same for the same seed; torch's global random numbers stay as they are."""
+        """Return a new model on the CPU, the same for the same seed; torch's global random numbers stay as they are."""
         ...
 
     def batches(self, seed: int) -> Iterator[Any]:
-        """Endless; the same order for the same seed. What comes is on the CPU."""
+        """Return endless batches on the CPU, in the same order for the same seed."""
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The training loss of a batch, differentiable; the batch is moved to the device of the model."""
+        """Return the training loss of a batch, differentiable; the batch is moved to the device of the model."""
         ...
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The metric on a fixed part of the training data ("train") and on held-out data ("validation"); others by their names.
+    def evaluate(self, model: nn.Module, part: str) -> float:
+        """Return the metric on a fixed part of the data, one of ``PARTS``; no two parts have samples in common.
 
         The model is in evaluation mode meanwhile, and as it was before afterwards.
         """
@@ -57,14 +62,17 @@ class Task(Protocol):
 
 
 def load(name: str, data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
-    """The task of that name; ValueError where its files or packages are missing or damaged.
+    """Return the task of that name.
 
     Args:
         name: a key of ``TASKS``.
         data: folder with the field's own data set, None for the small one that is always there.
-        pretrained: folder with weights to start from; only the task text knows any.
+        pretrained: folder with weights to start from; only the task text uses any.
         seed: of data that are drawn and of splits; the same data for all trainings.
         quick: smaller and shorter.
+
+    Raises:
+        ValueError: files or packages are missing or damaged.
     """
     task: Task = import_module(TASKS[name]).load(data, pretrained, seed, quick)
     return task

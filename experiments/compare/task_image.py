@@ -1,67 +1,91 @@
-"""Images to classify: ResNet-18 on ImageNet, or a small residual network on the handwritten digits of scikit-learn."""
+"""Images to classify, by a residual network or a perceptron: IDX files, ImageNet, or the handwritten digits of scikit-learn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .methods import Grids
+from .idx import is_idx, read_idx
 from .residual_networks import resnet18, small_residual_network
-from .task import Task
+from .task import Grids, Task
 from .task_image_folders import EVALUATED, ImageFolders
-from .task_parts import device_of, evaluating, evenly, needed, seeded, shuffled
+from .task_parts import commonest_share, device_of, evaluating, evenly, halves, needed, seeded, shuffled
 
-HELD_OUT = 500  # of the 1797 digits
+LARGE = 16  # pixels: the network halves images from here on
 BRIGHTEST = 16.0  # a pixel of the digits
+HELD_OUT = 5000  # of the training images in IDX files, for validation
+Pictures = tuple[Tensor, Tensor]  # images (count, 1, height, width) from 0 to 1, and labels (count,)
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
-    """ImageNet in the folder ``data``, or the digits where it is None; ValueError where files are missing."""
-    return Digits(seed, quick) if data is None else ImageNet(data, quick)
+    """Return the task on the images in the folder ``data``, or on the digits; raise ValueError where files are missing."""
+    if data is not None and not is_idx(data):
+        return ImageNet(data, quick)
+    parts, words = load_images(data, seed)
+    stride = 1 if parts["train"][0].shape[-1] < LARGE else 2
+    task = GreyImages("image", parts, partial(small_residual_network, stride=stride), 15 if quick else 200, quick)
+    task.source = f"small residual network on {words}"
+    task.learning_rates = {"SGD": (0.02, 0.04, 0.08, 0.16), "Adam": (0.001, 0.002, 0.004, 0.008)}
+    return task
 
 
-class Digits:
-    """1797 grey images of 8 x 8 pixels, ten classes."""
-
-    name, metric = "image", "accuracy"
-
-    def __init__(self, seed: int, quick: bool) -> None:
-        self.batch, self.steps = 64, 15 if quick else 200
-        self.learning_rates: Grids = {"SGD": (0.01, 0.05, 0.25, 1.25), "Adam": (0.0004, 0.002, 0.01, 0.05)}
+def load_images(data: Path | None, seed: int) -> tuple[dict[str, Pictures], str]:
+    """Return training, validation and test images, and what they are."""
+    if data is None:
         digits = needed("sklearn.datasets", "scikit-learn", "task image without data").load_digits()
         images = torch.tensor(digits.images / BRIGHTEST, dtype=torch.float32)[:, None]
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        images, labels = images[order], torch.tensor(digits.target)[order]
-        self._training, self._validation = (images[HELD_OUT:], labels[HELD_OUT:]), (images[:HELD_OUT], labels[:HELD_OUT])
-        self._evaluated = 100 if quick else HELD_OUT
-        self.source = f"small residual network on the digits of scikit-learn, {len(images) - HELD_OUT} for training"
+        every = images[order], torch.tensor(digits.target)[order]
+        sizes, words = (len(images) - 700, 350, 350), "the digits of scikit-learn"
+        training, validation, test = zip(*(tensor.split(sizes) for tensor in every), strict=True)
+    else:
+        test_images, test_labels = read_idx(data, "t10k")
+        images, labels = read_idx(data, "train")
+        if len(images) <= HELD_OUT:
+            raise ValueError(f"data must have more than {HELD_OUT} training images, got {len(images)}")
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        scaled, labels = images[order, None].float() / 255, labels[order]
+        training, validation = (scaled[HELD_OUT:], labels[HELD_OUT:]), (scaled[:HELD_OUT], labels[:HELD_OUT])
+        test, words = (test_images[:, None].float() / 255, test_labels), data.resolve().name
+    return {"train": training, "validation": validation, "test": test}, f"{words}, {len(training[0])} images for training"
+
+
+class GreyImages:
+    """Grey images of ten classes or fewer."""
+
+    metric = "accuracy"
+    source: str
+    learning_rates: Grids
+
+    def __init__(self, name: str, parts: dict[str, Pictures], make: Callable[[], nn.Module], steps: int, quick: bool) -> None:
+        self.name, self.batch, self.steps, self._parts, self._make = name, 64, steps, parts, make
+        self._evaluated = 100 if quick else EVALUATED
+        self.trivial = ("commonest class", commonest_share(parts["train"][1], parts["test"][1]))
 
     def make_model(self, seed: int) -> nn.Module:
-        """The same for the same seed."""
-        return seeded(small_residual_network, seed)
+        """Return a model, the same for the same seed."""
+        return seeded(self._make, seed)
 
-    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels."""
-        images, labels = self._training
+    def batches(self, seed: int) -> Iterator[Pictures]:
+        """Return batches of images and labels."""
+        images, labels = self._parts["train"]
         return ((images[some], labels[some]) for some in shuffled(len(images), self.batch, seed))
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy."""
+    def loss(self, model: nn.Module, batch: Pictures) -> Tensor:
+        """Return the cross-entropy, in nats."""
         return classification_loss(model, batch)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy; on as many training images as there are for validation."""
-        halves = {"train": self._training, "validation": self._validation}
+    def evaluate(self, model: nn.Module, part: str) -> float:
+        """Return the accuracy on all test images, or on at most 2,000 of another part."""
+        images, labels = self._parts[part]
+        some = torch.tensor(evenly(len(labels), len(labels) if part == "test" else self._evaluated))
         with evaluating(model):
-            return {name: _share_right(model, self._batches_of(*half)) for name, half in halves.items()}
-
-    def _batches_of(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        some = torch.tensor(evenly(len(labels), self._evaluated))
-        return ((images[part], labels[part]) for part in some.split(self.batch))
+            return _share_right(model, ((images[each], labels[each]) for each in some.split(500)))
 
 
 class ImageNet:
@@ -70,45 +94,49 @@ class ImageNet:
     name, metric = "image", "accuracy"
 
     def __init__(self, data: Path, quick: bool) -> None:
-        self._folders = ImageFolders(data)
-        self.batch, self.steps = min(4 if quick else 128, len(self._folders.training)), 2 if quick else 5000
-        self.learning_rates: Grids = {"SGD": (0.01, 0.05, 0.25, 1.25), "Adam": (0.0002, 0.001, 0.005, 0.025)}
+        self._folders = folders = ImageFolders(data)
+        self.batch, self.steps = min(4 if quick else 128, len(folders.training)), 2 if quick else 5000
+        self.learning_rates: Grids = {"SGD": (0.05, 0.1, 0.2, 0.4), "Adam": (0.0005, 0.001, 0.002, 0.004)}
         self._evaluated = 4 if quick else EVALUATED
-        folders = self._folders
+        validation, test = halves(len(folders.validation))  # the labels of the test images are not public
+        self._parts = {
+            "train": folders.training,
+            "validation": [folders.validation[i] for i in validation],
+            "test": [folders.validation[i] for i in test],
+        }
         self.source = (
             f"ResNet-18 on {data.resolve().name}: {len(folders.training)} training images, {len(folders.classes)} classes; "
-            f"accuracy on {min(self._evaluated, len(folders.training))} of them "
-            f"and {min(self._evaluated, len(folders.validation))} of {len(folders.validation)} validation images"
+            f"one half of the {len(folders.validation)} validation images for validation, one for tests"
         )
+        training, tested = (torch.tensor([label for _, label in self._parts[part]]) for part in ("train", "test"))
+        self.trivial = ("commonest class", commonest_share(training, tested))
 
     def make_model(self, seed: int) -> nn.Module:
-        """The same for the same seed."""
+        """Return a model, the same for the same seed."""
         return seeded(lambda: resnet18(len(self._folders.classes)), seed)
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Randomly cut and mirrored images, and their labels."""
+        """Yield randomly cut and mirrored images, and their labels."""
         generator = torch.Generator().manual_seed(seed)
         training = self._folders.training
         for some in shuffled(len(training), self.batch, seed):
             yield self._folders.batch([training[i] for i in some.tolist()], generator)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy, in nats."""
         return classification_loss(model, batch)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy, on the middle of the images."""
-        with evaluating(model):
-            return {name: _share_right(model, self._batches_of(name)) for name in ("train", "validation")}
-
-    def _batches_of(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        files = self._folders.training if name == "train" else self._folders.validation
+    def evaluate(self, model: nn.Module, part: str) -> float:
+        """Return the accuracy, on the middle of the images."""
+        files = self._parts[part]
         chosen = [files[i] for i in evenly(len(files), self._evaluated)]
-        return (self._folders.batch(chosen[i : i + self.batch], None) for i in range(0, len(chosen), self.batch))
+        batches = (self._folders.batch(chosen[i : i + self.batch], None) for i in range(0, len(chosen), self.batch))
+        with evaluating(model):
+            return _share_right(model, batches)
 
 
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross-entropy of the classes, in nats."""
+    """Return the cross-entropy of the classes, in nats."""
     images, labels = (tensor.to(device_of(model)) for tensor in batch)
     return cross_entropy(model(images), labels)
 

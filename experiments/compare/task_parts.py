@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """What ``make`` makes with torch's global random numbers at ``seed``; afterwards they are as before."""
+    """Return what ``make`` makes with torch's global random numbers at ``seed``; afterwards they are as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def shuffled(count: int, batch: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches of the numbers below ``count``: all of them, in a new order each time; an incomplete batch is left out."""
+    """Yield batches of the numbers below ``count`` without end: all of them in a new order each time, but no incomplete batch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(count, generator=generator)
@@ -27,18 +27,28 @@ def shuffled(count: int, batch: int, seed: int) -> Iterator[Tensor]:
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of the numbers below ``count``, the same in every run."""
+    """Return at most ``wanted`` of the numbers below ``count``, the same in every run."""
     return torch.linspace(0, count - 1, min(count, wanted), dtype=torch.float64).long().tolist()
 
 
+def halves(count: int) -> tuple[list[int], list[int]]:
+    """Return the even and the odd numbers below ``count``: validation and test samples where test labels are not public."""
+    return list(range(0, count, 2)), list(range(1, count, 2))
+
+
+def commonest_share(training: Tensor, test: Tensor) -> float:
+    """Return the accuracy on test labels of always naming the commonest training label."""
+    return float((test == training.mode().values).double().mean())
+
+
 def device_of(model: nn.Module) -> torch.device:
-    """Where its parameters are."""
+    """Return the device of the parameters."""
     return next(model.parameters()).device
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; in the mode it was in afterwards."""
+    """Put the model into evaluation mode without gradients, and back into its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -49,7 +59,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def needed(module: str, package: str, what: str) -> Any:
-    """An installed module; ValueError that says how to get it where it is missing."""
+    """Return an installed module; raise a ValueError that says how to get it where it is missing."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .segmentation_data import BORDER, SHAPE_SIZE, SHAPES, VOC_CLASSES, Pictures, draw_shapes, read_voc
-from .task_parts import device_of, evaluating, seeded, shuffled
+from .task import PARTS, Grids
+from .task_parts import device_of, evaluating, halves, seeded, shuffled
 from .unet import UNet
 
 VOC_SIZE = 128  # pixels on a side to which the photographs are brought
 VOC_EVALUATED = 256
 SHAPES_TRAINED, SHAPES_EVALUATED = 256, 64
-VALIDATION_SEED = 10**6  # is added to the seed
+VALIDATION_SEED, TEST_SEED = 10**6, 2 * 10**6  # are added to the seed
 
 
 class SegmentationTask:
@@ -26,13 +27,16 @@ class SegmentationTask:
     metric = "mean IoU"
 
     def __init__(
-        self, training: Pictures, validation: Pictures, classes: int, source: str, width: int, depth: int, batch: int, steps: int
+        self, parts: dict[str, Pictures], classes: int, source: str, width: int, depth: int, batch: int, steps: int
     ) -> None:
-        self.training, self.classes, self.source = training, classes, source
+        self.training, self.classes, self.source = parts["train"], classes, source
         self.width, self.depth, self.steps = width, depth, steps
-        evaluated = len(validation[0])
-        self.batch = min(batch, len(training[0]))
-        self.evaluation = {"train": (training[0][:evaluated], training[1][:evaluated]), "validation": validation}
+        self.batch = min(batch, len(self.training[0]))
+        evaluated = len(parts["validation"][0])
+        self._parts = parts | {"train": (self.training[0][:evaluated], self.training[1][:evaluated])}
+        self.learning_rates: Grids = {"SGD": (0.02, 0.04, 0.08, 0.16), "Adam": (0.002, 0.004, 0.008, 0.016)}
+        everywhere = torch.full_like(parts["test"][1], int(self.training[1][self.training[1] != BORDER].mode().values))
+        self.trivial = ("one class everywhere", mean_iou(count_pairs(everywhere, parts["test"][1], classes)))
 
     def make_model(self, seed: int) -> nn.Module:
         """The same for the same seed."""
@@ -48,16 +52,13 @@ class SegmentationTask:
         logits, labels = _logits(model, batch)
         return cross_entropy(logits, labels.long(), ignore_index=BORDER)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Mean IoU; on at most as many training images as there are for validation."""
-        with evaluating(model):
-            return {name: self._score(model, pictures) for name, pictures in self.evaluation.items()}
-
-    def _score(self, model: nn.Module, pictures: Pictures) -> float:
+    def evaluate(self, model: nn.Module, part: str) -> float:
+        """Return the mean IoU, on at most as many training images as there are for validation."""
         pairs = torch.zeros(self.classes, self.classes, dtype=torch.long)
-        for batch in zip(*(tensor.split(self.batch) for tensor in pictures), strict=True):
-            logits, labels = _logits(model, batch)
-            pairs += count_pairs(logits.argmax(1).cpu(), labels.cpu(), self.classes)
+        with evaluating(model):
+            for batch in zip(*(tensor.split(self.batch) for tensor in self._parts[part]), strict=True):
+                logits, labels = _logits(model, batch)
+                pairs += count_pairs(logits.argmax(1).cpu(), labels.cpu(), self.classes)
         return mean_iou(pairs)
 
 
@@ -91,12 +92,19 @@ def mean_iou(pairs: Tensor) -> float:
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> SegmentationTask:
     """PascalVOC from the folder ``data``, or shapes of ``seed``; ValueError names what is missing or damaged."""
     if data is None:
-        shapes = draw_shapes(SHAPES_TRAINED, seed), draw_shapes(16 if quick else SHAPES_EVALUATED, seed + VALIDATION_SEED)
+        counts = {"train": SHAPES_TRAINED} | dict.fromkeys(("validation", "test"), 16 if quick else SHAPES_EVALUATED)
+        seeds = {"train": seed, "validation": seed + VALIDATION_SEED, "test": seed + TEST_SEED}
+        shapes = {part: draw_shapes(count, seeds[part]) for part, count in counts.items()}
         source = f"small U-Net on {SHAPES_TRAINED} images of shapes, {SHAPE_SIZE} x {SHAPE_SIZE}, seed {seed}"
-        return SegmentationTask(*shapes, len(SHAPES), source, width=8, depth=2, batch=8, steps=10 if quick else 200)
+        return SegmentationTask(shapes, len(SHAPES), source, width=8, depth=2, batch=8, steps=10 if quick else 300)
     size, trained, evaluated = (SHAPE_SIZE, 64, 16) if quick else (VOC_SIZE, 10**9, VOC_EVALUATED)
     training, validation = read_voc(data, "train", size, trained), read_voc(data, "val", size, evaluated)
-    counts = f"{len(training[0])} training and {len(validation[0])} validation images"
-    source = f"{'small ' if quick else ''}U-Net on PascalVOC 2012: {counts}, {size} x {size}"
+    source = (
+        f"{'small ' if quick else ''}U-Net on PascalVOC 2012, {size} x {size}: {len(training[0])} training images; one half of "
+        f"{len(validation[0])} validation images for validation, one for tests"
+    )
+    parts = {
+        part: (validation[0][some], validation[1][some]) for part, some in zip(PARTS[1:], halves(len(validation[0])), strict=True)
+    }
     width, depth, steps = (8, 2, 10) if quick else (32, 4, 1500)
-    return SegmentationTask(training, validation, VOC_CLASSES, source, width=width, depth=depth, batch=8, steps=steps)
+    return SegmentationTask({"train": training, **parts}, VOC_CLASSES, source, width=width, depth=depth, batch=8, steps=steps)

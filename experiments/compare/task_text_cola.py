@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .methods import Grids
-from .task_parts import device_of, evaluating, evenly, needed, seeded, shuffled
+from .task import Grids
+from .task_parts import device_of, evaluating, evenly, halves, needed, seeded, shuffled
 
 LAYOUTS = {"in_domain_train.tsv": "in_domain_dev.tsv", "train.tsv": "dev.tsv"}  # CoLA's own, and that of GLUE
 COLUMNS = "source, label 0 or 1, the author's mark, sentence"
@@ -34,8 +34,8 @@ class CoLA:
     def __init__(self, data: Path, pretrained: Path | None, quick: bool) -> None:
         if pretrained is None:
             raise ValueError(f"pretrained must be a folder with {WEIGHTS} where task text has data, got none")
-        halves = read_corpus(data)
-        self._training, self._validation = ([half[i] for i in evenly(len(half), 16 if quick else len(half))] for half in halves)
+        corpus = read_corpus(data)
+        self._training, self._validation = ([half[i] for i in evenly(len(half), 16 if quick else len(half))] for half in corpus)
         self._transformers = needed("transformers", "transformers", "task text with data")
         self._transformers.logging.set_verbosity_error()  # that the last layer is new is as it should be
         self._transformers.logging.disable_progress_bar()  # it would tear that of the trainings
@@ -44,7 +44,14 @@ class CoLA:
         self._tokenizer = self._load("AutoTokenizer")
         self._check()
         self.batch, self.steps = min(4 if quick else 32, len(self._training)), 2 if quick else 800  # three epochs
-        self.learning_rates: Grids = {"SGD": (0.0004, 0.002, 0.01, 0.05), "Adam": (0.000005, 0.00001, 0.00002, 0.00005)}
+        self.learning_rates: Grids = {"SGD": (0.0025, 0.005, 0.01, 0.02), "Adam": (0.00001, 0.00002, 0.00004, 0.00008)}
+        validation, test = halves(len(self._validation))  # the labels of the test sentences are not public
+        self._parts = {
+            "train": [self._training[i] for i in evenly(len(self._training), EVALUATED)],
+            "validation": [self._validation[i] for i in validation],
+            "test": [self._validation[i] for i in test],
+        }
+        self.trivial = ("one answer to all", 0.0)
         self.source = (
             f"{pretrained.resolve().name} on CoLA, {len(self._training)} sentences for training, {len(self._validation)} held out"
         )
@@ -83,15 +90,12 @@ class CoLA:
         """Cross-entropy, in nats."""
         return cross_entropy(self._logits(model, batch), torch.tensor([label for _, label in batch], device=device_of(model)))
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The Matthews correlation of what is said and what is right; 0 where one answer is given to all."""
-        some = [self._training[i] for i in evenly(len(self._training), EVALUATED)]
+    def evaluate(self, model: nn.Module, part: str) -> float:
+        """Return the Matthews correlation of the answers and the labels; 0 where one answer is given to all."""
+        sentences = self._parts[part]
+        batches = [sentences[i : i + self.batch] for i in range(0, len(sentences), self.batch)]
         with evaluating(model):
-            return {"train": self._correlation(model, some), "validation": self._correlation(model, self._validation)}
-
-    def _correlation(self, model: nn.Module, sentences: Sentences) -> float:
-        parts = [sentences[i : i + self.batch] for i in range(0, len(sentences), self.batch)]
-        answers = torch.cat([self._logits(model, part).argmax(1) for part in parts])
+            answers = torch.cat([self._logits(model, batch).argmax(1) for batch in batches])
         return float(self._matthews([label for _, label in sentences], answers.tolist()))
 
     def _logits(self, model: nn.Module, sentences: Sentences) -> Tensor:

@@ -10,88 +10,107 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
 from tqdm import tqdm
 
-from torch_clipped import Clipped
+from torch_clipped import Clipped, suggest_level
 
 from .methods import Method
 from .task import Task
 
-POINTS = 10  # at which the metric is measured after the start, the end included
+BLOCKS = 50  # of a training's curve
+CLIP_RATE = 0.1  # of the level that is suggested for the same gradients
+Block = tuple[int, float, float, float]  # last step, mean loss, median norm before clipping, share of clipped steps
 
 
 @dataclass(kw_only=True)
 class Training:
-    """What was recorded; ``losses``, ``norms`` (before clipping) and ``clipped`` have an entry for every step."""
+    """What was recorded of a training."""
 
     method: str
     lr: float
+    level: float | None
     seed: int
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    clipped: list[int] = field(default_factory=list)
-    points: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # step, and what Task.evaluate returned
+    curve: list[Block] = field(default_factory=list)
+    points: list[tuple[int, float]] = field(default_factory=list)  # step, metric on validation data
     diverged: bool = False  # a loss or at last a weight was not finite: the training ended there
+    validation: float = math.nan  # the metric at the end
+    train: float = math.nan
+    test: float = math.nan
+    training_loss: float = math.nan  # the mean over the last tenth of the steps
+    clip_rate: float = 0.0
+    suggested_level: float = math.nan  # of type norm, for these gradients
 
-    def metric(self, name: str) -> float:
-        """What ``Task.evaluate`` returned under that name at the end."""
-        return math.nan if self.diverged else self.points[-1][1][name]
-
-    @property
-    def validation(self) -> float:
-        """The metric at the end."""
-        return self.metric("validation")
-
-    @property
-    def train(self) -> float:
-        """The same on training data."""
-        return self.metric("train")
-
-    @property
-    def training_loss(self) -> float:
-        """The mean over the last tenth of the steps."""
-        return math.nan if self.diverged else float(np.mean(self.losses[-max(1, len(self.losses) // 10) :]))
+    def score(self) -> tuple[float, float]:
+        """Return what tuning compares: the metric on validation data, and among equals the training loss."""
+        if self.diverged or math.isnan(self.validation):
+            return -math.inf, -math.inf
+        return self.validation, -self.training_loss
 
 
 def train(
-    task: Task, method: Method, lr: float, seed: int, steps: int, device: str, progress: tqdm[Any], points: int = POINTS
+    task: Task,
+    method: Method,
+    lr: float,
+    level: float | None,
+    seed: int,
+    steps: int,
+    device: str,
+    progress: tqdm[Any],
+    points: int,
+    tested: bool,
 ) -> Training:
-    """Start and batches are those of the seed, and so are the random numbers of dropout and the like.
+    """Train once. Start, batches, and the random numbers of dropout and the like are those of the seed.
 
-    The metric is measured at the start and at ``points`` steps.
+    Args:
+        task, method, lr, level, seed, steps, device: what is trained, and how.
+        progress: updated by one for each step.
+        points: how often the metric on validation data is measured before the end; with 0 only at the end.
+        tested: measure the metric on training and test data at the end, too.
     """
-    training = Training(method=method.label, lr=lr, seed=seed)
-    measured = {round(steps * point / points) for point in range(points + 1)}
+    training = Training(method=method.label, lr=lr, level=level, seed=seed)
+    measured = {round(steps * point / points) for point in range(points)} if points else set()
     model = task.make_model(seed).to(device)
     model.train()
-    optimizer = method.make(model.parameters(), lr)
-    batches = task.batches(seed)
+    optimizer = method.make(model.parameters(), lr, level)
+    batches, losses, norms, clipped = task.batches(seed), list[float](), list[float](), [0.0]
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
-        training.points.append((0, task.evaluate(model)))
-        for step in range(1, steps + 1):
-            _step(training, task, model, optimizer, next(batches))
-            progress.update()
-            training.diverged = not math.isfinite(training.losses[-1]) or (step == steps and not _is_finite(model))
-            if training.diverged:
-                break
+        for step in range(steps):
             if step in measured:
-                training.points.append((step, task.evaluate(model)))
+                training.points.append((step, task.evaluate(model, "validation")))
+            loss = task.loss(model, next(batches))
+            optimizer.zero_grad()
+            loss.backward()
+            # Measured here, so that all methods are measured alike: coord_wise does not know the norm of the whole gradient.
+            norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
+            optimizer.step()
+            losses.append(loss.item())
+            clipped.append(optimizer.clipping_stats()["clipped_steps"] if isinstance(optimizer, Clipped) else 0.0)
+            progress.update()
+            if not math.isfinite(losses[-1]):
+                break
+        training.diverged = not math.isfinite(losses[-1]) or not _is_finite(model)
+        if not training.diverged:
+            training.validation = task.evaluate(model, "validation")
+            training.points.append((steps, training.validation))
+            training.training_loss = float(np.mean(losses[-max(1, steps // 10) :]))
+            if tested:
+                training.train, training.test = (task.evaluate(model, part) for part in ("train", "test"))
+    training.clip_rate = clipped[-1] / len(losses)
+    positive = [norm for norm in norms if 0 < norm < math.inf]
+    training.suggested_level = float(f"{suggest_level(positive, CLIP_RATE):.3g}") if positive else math.nan
+    training.curve = _curve(losses, norms, clipped, steps) if points else []
     return training
 
 
-def _step(training: Training, task: Task, model: nn.Module, optimizer: Optimizer, batch: Any) -> None:
-    loss = task.loss(model, batch)
-    optimizer.zero_grad()
-    loss.backward()
-    # Measured here, so that all methods are measured alike: coord_wise, for one, does not know the norm of the whole gradient.
-    norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    optimizer.step()
-    clipped_steps = optimizer.clipping_stats()["clipped_steps"] if isinstance(optimizer, Clipped) else 0.0
-    training.losses.append(loss.item())
-    training.norms.append(norm.item())
-    training.clipped.append(int(clipped_steps > sum(training.clipped)))
+def _curve(losses: list[float], norms: list[float], clipped: list[float], steps: int) -> list[Block]:
+    ends = sorted({steps * (block + 1) // BLOCKS for block in range(BLOCKS)} - {0})
+    found = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        if end <= len(losses):
+            share = (clipped[end] - clipped[start]) / (end - start)
+            found.append((end, float(np.mean(losses[start:end])), float(np.median(norms[start:end])), share))
+    return found
 
 
 def _is_finite(model: nn.Module) -> bool:

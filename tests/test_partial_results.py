@@ -14,7 +14,6 @@ from experiments.benchmark import run as benchmark
 from experiments.benchmark.problem import SIZES
 from experiments.common.text import load_text
 from experiments.compare import run as compare
-from experiments.compare.methods import methods
 from experiments.endurance import run as endurance
 from experiments.heavy_tails import run as heavy_tails
 from experiments.launches import run as launches
@@ -74,7 +73,11 @@ CASES = {
     "thresholds": case(thresholds, "--quick", name="thresholds"),
     "restarts": case(restarts, name="restarts"),
     "compare": case(
-        compare, *("--task", "text", "--quick", "--steps", "1"), name="compare_text", kept=("compare_text.partial.jsonl",)
+        compare,
+        *("--task", "text", "--quick", "--steps", "1", "--seeds", "1"),
+        name="compare_text",
+        more=("compare_text_details.png",),
+        kept=("compare_text.partial.jsonl",),
     ),
     "toy": Case(
         ("--only", "regression"),
@@ -118,7 +121,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(restarts, "language_model", lambda text, seed: replace(regression, name="another"))
     monkeypatch.setattr(restarts, "regression", lambda seed: regression)
     monkeypatch.setitem(toy.PROBLEMS, "regression", lambda seed, shorter: toy.regression(sizes))
-    monkeypatch.setattr(compare, "methods", lambda: methods()[:2])
+    monkeypatch.setattr(compare, "FEW", ("norm",))
     monkeypatch.setitem(SIZES, "tiny", [(4, 3)])
     monkeypatch.setattr(benchmark_levels, "WINDOW", 250)
     monkeypatch.setattr(benchmark_packages, "version", not_installed)

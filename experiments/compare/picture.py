@@ -96,7 +96,8 @@ def _draw_losses(axes: Axes, csv: Path, ordered: Sequence[Summary]) -> None:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="step", ylabel="training loss (mean over the seeds)")
-    axes.legend(frameon=False, fontsize="small")
+    if chosen:
+        axes.legend(frameon=False, fontsize="small")
     axes.grid(alpha=0.3)
 
 

@@ -79,7 +79,8 @@ def outcomes(clippings: Sequence[str], grids: Grids, seeds: Sequence[int], train
         length = 1.0
         if method.clipping is not None:  # a level for the gradients of the unclipped method, at its own learning rate
             baseline = found[method.baseline]
-            length = next(one.suggested_level for one in baseline.candidates if one.lr == baseline.lr)
+            found_level = next(one.suggested_level for one in baseline.candidates if one.lr == baseline.lr)
+            length = found_level if math.isfinite(found_level) else 1.0  # no gradient was finite
         outcome = tune(method, grids[method.baseline], method.levels(length), trained)
         outcome.results = [trained(method, outcome.lr, outcome.level, seed) for seed in seeds]
         found[method.label] = outcome

@@ -17,21 +17,24 @@ from torch_clipped.clipping import CLIPPING_TYPES, MEASURES
 torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other take five times as long on a busy machine
 torch.sparse.check_sparse_tensor_invariants.disable()  # the default: torch 2.12 and older warn where it was not said
 
-FIGURES = str(Path(__file__).resolve().parent.parent / "figures") + "/"
+KEPT = [str(Path(__file__).resolve().parent.parent / name) + "/" for name in ("figures", "results")]
 
 
-def refuse_to_change_figures(event, arguments):
-    """Raise where a test would write over the committed figures, as a command without ``--out`` does."""
+def refuse_to_change_results(event, arguments):
+    """Raise where a test would write over committed figures, or over results of the user, as a command without ``--out`` does."""
     if event == "open":
         paths = arguments[:1] if isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR) else ()
     else:
         paths = arguments[:2] if event in ("os.rename", "os.remove", "os.mkdir") else ()
     for path in paths:
-        if isinstance(path, (str, bytes, os.PathLike)) and f"{os.path.abspath(os.fsdecode(path))}/".startswith(FIGURES):
-            raise RuntimeError(f"tests must not change figures: give --out, got {event} of {os.fsdecode(path)!r}")
+        if isinstance(path, (str, bytes, os.PathLike)):
+            for folder in KEPT:
+                if f"{os.path.abspath(os.fsdecode(path))}/".startswith(folder):
+                    name = os.path.basename(folder[:-1])
+                    raise RuntimeError(f"tests must not change {name}: give --out, got {event} of {os.fsdecode(path)!r}")
 
 
-sys.addaudithook(refuse_to_change_figures)
+sys.addaudithook(refuse_to_change_results)
 
 
 def pytest_configure(config):

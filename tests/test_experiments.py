@@ -5,8 +5,6 @@ import csv
 import io
 import json
 import random
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ class Trained:
     """What the command leaves after a short training on a small text, in small batches."""
 
     def __init__(self, folder, *options, steps=5, seeds=1, picture=False):
+        folder.mkdir(exist_ok=True)
         out, text = folder / "figures", folder / "book.txt"
         write_book(text)
         sizes = ["--steps", str(steps), "--seeds", str(seeds)]
@@ -33,7 +32,7 @@ class Trained:
             patch.setattr(heavy_tails, "VALIDATION_WINDOWS", 16)
             if not picture:  # drawing one takes longer than the training
                 patch.setattr(heavy_tails, "plot", lambda *files: None)
-            self.code = main(["heavy-tails", "--full", "--data", str(text), "--out", str(out), *sizes, *options])
+            self.code = main(["heavy-tails", "--data", str(text), "--out", str(out), *sizes, *options])
         self.printed = printed.getvalue()
         name = "heavy_tails.partial" if self.code else "heavy_tails"
         self.csv, self.json = ((out / f"{name}.{kind}").read_text() for kind in ("csv", "json"))
@@ -137,19 +136,28 @@ def test_all_runs_start_alike_and_see_the_same_batches(tmp_path):
 
 
 def test_interruption_leaves_what_was_done(tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, call=8)
+    interrupt_at(monkeypatch, call=13)
     trained = Trained(tmp_path, picture=True)
     assert trained.code == 130
-    assert len(trained.rows) == trained.summary["rows"] == 7
+    assert len(trained.rows) == trained.summary["rows"] == 2 * 5  # the third training is lost
     assert trained.summary["interrupted"]
-    assert [run["seeds"][0]["finished"] for run in trained.runs] == [True, False]
-    assert "Interrupted: these are the 7 steps that were done." in trained.printed
+    assert [run["seeds"][0]["finished"] for run in trained.runs] == [True, True]
+    assert "Interrupted: these are the 10 steps that were done." in trained.printed
+
+
+def test_resumed_run_writes_what_an_unbroken_one_does(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, call=13)
+        assert Trained(tmp_path).code == 130
+    resumed, whole = Trained(tmp_path, "--resume"), Trained(tmp_path / "whole")
+    assert resumed.code == 0
+    assert (resumed.csv, resumed.json) == (whole.csv, whole.json)
 
 
 def test_interruption_before_the_first_step_writes_nothing(tmp_path, monkeypatch, capsys):
     interrupt_at(monkeypatch, call=1)
     assert main(["heavy-tails", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("Interrupted.\n")
+    assert "Interrupted, nothing was finished." in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -244,15 +252,6 @@ def test_unknown_experiment_lists_the_choices(capsys):
     assert "heavy-tails" in error
 
 
-def test_less_is_trained_than_for_the_committed_figure_unless_that_is_wanted(monkeypatch, tmp_path, capsys):
-    configs = []
-    monkeypatch.setattr(heavy_tails, "run", lambda config, *rest: configs.append((config, rest[-1])) or {"interrupted": False})
-    monkeypatch.setattr(heavy_tails, "table", lambda summary: "")
-    main(["heavy-tails"])
-    main(["heavy-tails", "--full", "--out", str(tmp_path)])
-    (short, folder), (full, _) = configs
-    assert (len(short.runs()) * short.seeds, len(full.runs()) * full.seeds) == (3, 18)
-    assert folder.parent == Path(tempfile.gettempdir())
-    with pytest.raises(SystemExit):
-        main(["heavy-tails", "--out", "figures"])
-    assert "out must name another folder where no --full is given" in capsys.readouterr().err
+def test_quick_run_trains_less():
+    short, full = (heavy_tails.plan(**options) for options in (heavy_tails.QUICK, {}))
+    assert (short.steps, full.steps) == (3 * 200, 18 * 200)

@@ -3,21 +3,14 @@
 import json
 import os
 import re
+from operator import itemgetter
 
 import pytest
 from pages import ROOT, page, sections
 
 from experiments.__main__ import main
-from experiments.benchmark import run as benchmark
 from experiments.common import command
 from experiments.compare import task_graph
-from experiments.endurance import run as endurance
-from experiments.heavy_tails import run as heavy_tails
-from experiments.launches import run as launches
-from experiments.restarts import run as restarts
-from experiments.toy import adagrad as toy_adagrad
-from experiments.toy import quadratic as toy_quadratic
-from experiments.toy import regression as toy_regression
 
 FIGURES = ROOT / "figures"
 NAMES = sorted(path.stem for path in FIGURES.glob("*.json") if not path.stem.endswith(".partial"))
@@ -36,40 +29,33 @@ def captured(settings):
 
 def of_journal(path, settings, resume):
     """The settings that are in a figure, too; the others say with what an interrupted run may go on."""
-    kept = {key: value for key, value in settings.items() if key not in ("versions", "threads")}
+    kept = {key: value for key, value in settings.items() if key not in ("versions", "threads", "machine")}
     if "data" in settings and "pretrained" in settings:
         assert kept.pop("data") is kept.pop("pretrained") is None
     return kept
 
 
-# The arguments of the command that writes each file, what trains there, and how to get the settings from its arguments.
+# The arguments of the command that writes each file, where they are not its name.
 COMMANDS = {
-    "benchmark": (["benchmark"], benchmark, "run", lambda config, folder: config.settings()),
-    "endurance": (["endurance"], endurance, "run", lambda config, folder: config.settings()),
-    "launches": (["launches"], launches, "run", lambda config: config.settings()),
-    "heavy_tails": (["heavy-tails", "--full"], heavy_tails, "run", lambda config, text, folder: config.settings(text)),
-    "restarts": (["restarts"], restarts, "run", lambda problems, folder: [problem.settings() for problem in problems]),
-    **{
-        f"toy_{problem}": (["toy", "--only", problem], module, "run", vars)
-        for problem, module in (("adagrad", toy_adagrad), ("quadratic", toy_quadratic), ("regression", toy_regression))
-    },
-    **{
-        name: (name.replace("compare_", "compare --task ").split(), command, "Journal", of_journal)
-        for name in ("spikes", "thresholds", *(f"compare_{task}" for task in ("image", "segmentation", "text", "graph")))
-    },
+    "heavy_tails": ["heavy-tails"],
+    **{f"toy_{problem}": ["toy", "--only", problem] for problem in ("adagrad", "quadratic", "regression")},
+    **{f"compare_{task}": ["compare", "--task", task] for task in ("image", "segmentation", "text", "graph")},
+}
+INSIDE = {  # where the settings are a part of what an interrupted run may go on with
+    "restarts": itemgetter("problems"),
+    **{f"toy_{problem}": itemgetter(problem) for problem in ("adagrad", "quadratic", "regression")},
 }
 
 
 def of_default(name, monkeypatch, tmp_path):
     """The settings with which the command of that file begins to train where no option is given."""
-    arguments, module, function, settings_of = COMMANDS[name]
     monkeypatch.chdir(tmp_path)  # where figures is a new folder
-    monkeypatch.setattr(module, function, lambda *given: captured(settings_of(*given)))
+    monkeypatch.setattr(command, "Journal", lambda *given: captured(of_journal(*given)))
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     monkeypatch.setattr(task_graph, "needed", lambda *names: None)  # the package is for the model, not for the settings
     with pytest.raises(CapturedError) as caught:
-        main(arguments)
-    return caught.value.args[0]
+        main([*COMMANDS.get(name, [name]), "--out", "figures"])
+    return INSIDE.get(name, lambda settings: settings)(caught.value.args[0])
 
 
 def comparable(settings):
@@ -130,9 +116,10 @@ def test_no_test_can_write_into_figures(monkeypatch):
         lambda: (FIGURES / "restarts.json").unlink(),
         lambda: (FIGURES / "restarts.json").rename(FIGURES / "other.json"),
         lambda: (FIGURES / "new").mkdir(),
+        lambda: main(["restarts", "--out", "figures"]),
         lambda: main(["restarts"]),
         lambda: main(["toy", "--only", "adagrad", "--out", str(FIGURES)]),
     ):
-        with pytest.raises(RuntimeError, match="tests must not change figures: give --out"):
+        with pytest.raises(RuntimeError, match=r"tests must not change (figures|results): give --out"):
             change()
     assert json.loads((FIGURES / "restarts.json").read_text())

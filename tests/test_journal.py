@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from experiments.common.command import Plan, command, resumable
+from experiments.common.command import Plan, command, parser_of
 from experiments.common.journal import Journal
 
 SETTINGS = {"steps": 3, "grid": (0.1, 1.0)}
@@ -122,7 +122,8 @@ class Made:
     """A plan of three trainings, one of which may be interrupted."""
 
     def __init__(self):
-        self.interrupted_at, self.trained, self.written, self.writes_parts = None, [], [], True
+        self.interrupted_at, self.trained, self.written = None, [], []
+        self.writes_parts, self.resumes = True, True
         self.interruption: BaseException = KeyboardInterrupt()
 
     def plan(self, seeds=3, quick=False):
@@ -133,6 +134,7 @@ class Made:
             train=self.train,
             write=self.write,
             writes_parts=self.writes_parts,
+            resumes=self.resumes,
         )
 
     def write(self, results, folder):
@@ -152,7 +154,9 @@ class Made:
         return {"seed": seed}
 
     def command(self, *options):
-        return command(resumable("made", None), self.plan, {"quick": True}, list(map(str, options)))
+        parser = parser_of("made", None)
+        parser.add_argument("--seeds", type=int)
+        return command(parser, self.plan, {"quick": True}, list(map(str, options)))
 
 
 @pytest.mark.parametrize("writes_parts", [True, False])
@@ -241,15 +245,34 @@ def test_interruption_before_the_first_training_is_done_leaves_nothing(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_that_cannot_be_used_are_errors(tmp_path, capsys):
+def test_run_that_cannot_be_resumed_leaves_its_parts_and_no_journal(tmp_path, capsys):
+    made = Made()
+    made.interrupted_at, made.resumes = 2, False
+    with pytest.raises(SystemExit, match="2"):
+        made.command("--out", tmp_path, "--resume")
+    assert "resume is not supported: made measures one process from its start to its end" in capsys.readouterr().err
+    assert made.command("--out", tmp_path) == 130
+    assert "Interrupted, 2 parts were finished." in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"made.partial.csv", "made.partial.json", "made.partial.png"}
+    made.interrupted_at = None
+    assert made.command("--out", tmp_path) == 0
+    assert made.trained == [0, 1, 0, 1, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"made.csv", "made.json", "made.png"}
+
+
+def test_journal_without_a_file_gives_back_what_one_with_a_file_does(tmp_path):
+    journals = [Journal(path, SETTINGS, resume=False) for path in (None, tmp_path / "journal")]
+    made = [journal.done("pair", 1, lambda: {"pair": (1, math.inf)}) for journal in journals]
+    assert made == [{"pair": [1, math.inf]}] * 2
+    journals[0].remove()
+
+
+def test_folder_that_cannot_be_made_is_an_error(tmp_path, capsys):
     (tmp_path / "file").touch()
-    for options, message in (
-        (["--out", tmp_path / "file"], f"out must be a folder that can be written, got '{tmp_path}/file' (File exists)"),
-        (["--quick", "--resume"], "resume needs out where quick is given"),
-    ):
-        with pytest.raises(SystemExit, match="2"):
-            Made().command(*options)
-        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        Made().command("--out", tmp_path / "file")
+    words = f"out must be a folder that can be written, got '{tmp_path}/file' (File exists)"
+    assert words in capsys.readouterr().err
 
 
 def test_folder_that_cannot_be_written_is_an_error_before_any_training(tmp_path, monkeypatch, capsys):

@@ -14,15 +14,15 @@ from experiments.benchmark import run as benchmark
 from experiments.benchmark.problem import SIZES
 from experiments.common.text import load_text
 from experiments.compare import run as compare
-from experiments.compare.methods import methods
 from experiments.endurance import run as endurance
 from experiments.heavy_tails import run as heavy_tails
+from experiments.launches import run as launches
 from experiments.restarts import problems as restarts_problems
 from experiments.restarts import run as restarts
 from experiments.spikes import run as spikes
 from experiments.thresholds import problems as thresholds_problems
 from experiments.thresholds import run as thresholds
-from experiments.toy import adagrad as toy_adagrad
+from experiments.toy import problems as toy_problems
 from experiments.toy import regression as toy_regression
 from experiments.toy import run as toy
 from torch_clipped import RestartProperties
@@ -49,7 +49,7 @@ def files(name, ending=""):
 
 def case(module, *options, name, train="train", more=(), kept=None):
     whole = files(name) + more
-    partial = tuple(file.replace(".", ".partial.") for file in whole)
+    partial = (f"{name}.partial.jsonl", *(file.replace(".", ".partial.") for file in whole))
     return Case(options, (module, train), whole, partial if kept is None else kept, (module, "plot"))
 
 
@@ -62,21 +62,36 @@ CASES = {
         train="measure",
         more=("benchmark_targets.csv",),
     ),
-    "endurance": case(endurance, "--steps", "10", "--window", "10", name="endurance", train="take_block"),
-    "spikes": case(spikes, "--quick", name="spikes", kept=("spikes.partial.jsonl", *files("spikes", ".partial"))),
-    "thresholds": case(
-        thresholds, "--quick", name="thresholds", kept=("thresholds.partial.jsonl", *files("thresholds", ".partial"))
+    "endurance": case(
+        endurance,
+        *("--steps", "10", "--window", "10"),
+        name="endurance",
+        train="take_block",
+        kept=files("endurance", ".partial"),  # which is one process from its start to its end
     ),
+    "spikes": case(spikes, "--quick", name="spikes"),
+    "thresholds": case(thresholds, "--quick", name="thresholds"),
     "restarts": case(restarts, name="restarts"),
     "compare": case(
-        compare, *("--task", "text", "--quick", "--steps", "1"), name="compare_text", kept=("compare_text.partial.jsonl",)
+        compare,
+        *("--task", "text", "--quick", "--steps", "1", "--seeds", "1"),
+        name="compare_text",
+        more=("compare_text_details.png",),
+        kept=("compare_text.partial.jsonl",),
     ),
     "toy": Case(
         ("--only", "regression"),
         (toy_regression, "train"),
         (*files("toy_regression"), "toy_regression_curves.csv"),
-        (),  # its problems are done one after another, each at once
-        (toy, "plot_regression"),
+        ("toy_regression.partial.jsonl",),  # of a problem all is written or nothing
+        (toy_problems, "plot_regression"),
+    ),
+    "launches": Case(
+        ("--tensors", "1"),
+        (launches, "count"),
+        ("launches.csv", "launches.json"),
+        ("launches.partial.jsonl",),
+        (launches, "table"),  # which comes after the files
     ),
 }
 
@@ -105,8 +120,8 @@ def small(monkeypatch, tmp_path):
     regression = replace(restarts_problems.regression(sizes=sizes), schedules=schedules, lrs=(0.01,), steps=4, seeds=2)
     monkeypatch.setattr(restarts, "language_model", lambda text, seed: replace(regression, name="another"))
     monkeypatch.setattr(restarts, "regression", lambda seed: regression)
-    monkeypatch.setitem(toy.PROBLEMS, "regression", lambda seed, folder: toy.regression(sizes, folder))
-    monkeypatch.setattr(compare, "methods", lambda: methods()[:2])
+    monkeypatch.setitem(toy.PROBLEMS, "regression", lambda seed, shorter: toy.regression(sizes))
+    monkeypatch.setattr(compare, "FEW", ("norm",))
     monkeypatch.setitem(SIZES, "tiny", [(4, 3)])
     monkeypatch.setattr(benchmark_levels, "WINDOW", 250)
     monkeypatch.setattr(benchmark_packages, "version", not_installed)
@@ -155,10 +170,7 @@ def others(folder, names):
 
 
 def test_every_experiment_is_tried():
-    assert set(CASES) == set(EXPERIMENTS) - {
-        "launches",
-        "distributed",
-    }  # which counts, and writes at the end; which has tests of its own
+    assert set(CASES) == set(EXPERIMENTS) - {"distributed"}  # which has tests of its own
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -216,43 +228,3 @@ def test_whole_run_takes_the_place_of_whole_and_partial_files(folder, monkeypatc
     assert {path.name for path in folder.iterdir()} == set(case.whole)
     assert (folder / "heavy_tails.png").read_bytes().startswith(b"\x89PNG")
     assert f"Written: heavy_tails.csv, heavy_tails.json, heavy_tails.png in {folder}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "option"),
-    [
-        (["heavy-tails", "--full", "--clipping-type", "auto"], "--clipping-type"),
-        (["benchmark", "--sizes", "tiny"], "--sizes"),
-        (["endurance", "--steps", "10"], "--steps"),
-        (["spikes", "--seeds", "4"], "--seeds"),
-        (["thresholds", "--seed", "1"], "--seed"),
-        (["restarts", "--seed", "1"], "--seed"),
-        (["compare", "--task", "text", "--steps", "1"], "--steps"),
-        (["toy", "--only", "adagrad", "--seed", "1"], "--seed"),
-    ],
-)
-def test_results_of_other_settings_need_a_folder_of_their_own(arguments, option, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    before = set(tmp_path.iterdir())
-    with pytest.raises(SystemExit, match="2"):
-        main(arguments)
-    words = f"out must name another folder where {option} is given: figures holds results of the default settings"
-    assert words in capsys.readouterr().err
-    assert set(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize("option", ["--steps", "--quick"])
-def test_figures_may_not_be_named_for_other_settings_either(option, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["endurance", "--steps", "10"] if option == "--steps" else ["spikes", "--quick"]
-    with pytest.raises(SystemExit, match="2"):
-        main([*arguments, "--out", str(tmp_path / "figures")])
-    assert f"out must name another folder where {option} is given" in capsys.readouterr().err
-    assert not (tmp_path / "figures").exists()
-
-
-def test_default_settings_and_the_choice_of_a_problem_write_into_figures(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(toy.PROBLEMS, "adagrad", lambda seed, folder: toy.adagrad(toy_adagrad.Config(steps=200), folder))
-    assert main(["toy", "--only", "adagrad", "--seed", "0"]) == 0
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {*files("toy_adagrad"), "toy_adagrad_curves.csv"}

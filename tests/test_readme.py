@@ -94,6 +94,6 @@ def test_training_losses_of_the_tasks_are_counted_as_in_their_figures():
     assert "above SGD with every seed for {}, {}, {} and {}.".format(*above) in words
 
 
-@pytest.mark.parametrize("ending", ["-m pytest -n 2 --dist loadfile", "-m experiments heavy-tails"])
+@pytest.mark.parametrize("ending", ["-m pytest -n 2 --dist loadfile", "-m experiments heavy-tails --quick"])
 def test_each_command_stands_there_once(ending):
     assert sum(line.startswith("python3 -m venv") and line.endswith(ending) for line in README.splitlines()) == 1

@@ -69,7 +69,12 @@ def problems(tmp_path_factory):
 def written(problems, tmp_path_factory):
     """The folder and the results of both."""
     folder = tmp_path_factory.mktemp("restarts")
-    return folder, restarts.run(problems, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restarts, "load_text", lambda data: None)
+        patch.setattr(restarts, "language_model", lambda text, seed: problems[0])
+        patch.setattr(restarts, "regression", lambda seed: problems[1])
+        assert main(["restarts", "--out", str(folder)]) == 0
+    return folder, json.loads((folder / "restarts.json").read_text())
 
 
 def test_every_contender_has_a_row_for_each_seed_and_measured_step(written):

@@ -1,6 +1,7 @@
 """``python -m experiments toy``: its noise, its methods, and what it writes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from experiments.__main__ import main
 from experiments.common.files import read_csv, write_json
+from experiments.common.journal import Journal
 from experiments.common.regression import levy, make_data
 from experiments.toy import adagrad as toy_adagrad
 from experiments.toy import quadratic as toy_quadratic
@@ -149,7 +151,12 @@ def written(tmp_path_factory):
     """The folder and the tables of a very short run of everything."""
     folder = tmp_path_factory.mktemp("toy")
     before = dict(CLIPPING_TYPES)
-    texts = [toy.quadratic(QUADRATIC, folder), toy.adagrad(ADAGRAD, folder), toy.regression(REGRESSION, folder)]
+    texts = []
+    for problem in (toy.quadratic(QUADRATIC), toy.adagrad(ADAGRAD), toy.regression(REGRESSION)):
+        journal = Journal(None, {}, resume=False)
+        problem.run(journal)
+        assert len(journal.results) == problem.parts
+        texts.append(problem.write(list(journal.results.values()), folder))
     CLIPPING_TYPES.clear()
     CLIPPING_TYPES.update(before)
     return folder, texts
@@ -177,11 +184,50 @@ def test_runs_of_the_quadratic_are_counted_in_full(written):
     assert [int(row["step"]) for row in curves[:3]] == [500, 1000, 1200]
 
 
-def test_command_runs_one_problem(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(toy.PROBLEMS, "adagrad", lambda seed, folder: (folder / f"seed {seed}").write_text("a table"))
+@pytest.fixture
+def small(monkeypatch):
+    """Problems of a few steps, with the seed that the command is given."""
+    monkeypatch.setitem(toy.PROBLEMS, "quadratic", lambda seed, shorter: toy.quadratic(replace(QUADRATIC, seed=seed)))
+    monkeypatch.setitem(toy.PROBLEMS, "adagrad", lambda seed, shorter: toy.adagrad(replace(ADAGRAD, seed=seed)))
+    monkeypatch.setitem(toy.PROBLEMS, "regression", lambda seed, shorter: toy.regression(replace(REGRESSION, seed=seed)))
+
+
+def of(name):
+    return {f"toy_{name}.csv", f"toy_{name}_curves.csv", f"toy_{name}.json", f"toy_{name}.png"}
+
+
+def test_command_runs_one_problem(tmp_path, small, capsys):
     assert main(["toy", "--only", "adagrad", "--seed", "3", "--out", str(tmp_path / "new")]) == 0
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["seed 3"]
-    assert f"Written: seed 3 in {tmp_path / 'new'}" in capsys.readouterr().out
-    for options in (["--seed", "-1"], ["--only", "nothing"]):
+    assert {path.name for path in (tmp_path / "new").iterdir()} == of("adagrad")
+    assert json.loads((tmp_path / "new" / "toy_adagrad.json").read_text())["config"]["seed"] == 3
+    assert "clipped AdaGrad:" in capsys.readouterr().out
+    for options in (["--seed", "-1"], ["--only", "nothing"], ["--seed", "999"]):  # two seeds; 1000 chooses learning rates
         with pytest.raises(SystemExit, match="2"):
             main(["toy", "--out", str(tmp_path), *options])
+
+
+def test_command_resumes_within_a_problem_to_the_same_files(tmp_path, small, monkeypatch, capsys):
+    assert main(["toy", "--out", str(tmp_path / "whole")]) == 0
+    train, calls = toy_regression.train, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    parts = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_regression, "train", interrupted)
+        assert main(["toy", "--out", str(parts)]) == 130
+    finished = {name.replace(".", ".partial.") for problem in ("quadratic", "adagrad") for name in of(problem)}
+    assert {path.name for path in parts.iterdir()} == finished | {"toy.partial.jsonl"}
+    assert "5 finished trainings are kept" in capsys.readouterr().err
+    assert main(["toy", "--out", str(parts), "--resume"]) == 0
+    assert {path.name for path in parts.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    for path in parts.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
+def test_quick_run_takes_fewer_steps():
+    assert toy.plan(**toy.QUICK).steps == toy.plan().steps / toy.QUICK["shorter"]

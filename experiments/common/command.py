@@ -1,4 +1,4 @@
-"""What the command lines of the experiments share, and the whole of it for those with many trainings."""
+"""Run the command line that all experiments share: a plan, its options, and what an interruption leaves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESULTS, FIGURES = Path("results"), Path("figures")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An experiment of many trainings.
+    """An experiment: its trainings, or other parts that are run one after another, and what they write.
 
     Attributes:
         name: what its files are called.
@@ -35,7 +35,7 @@ class Plan:
         write: takes the results in their order and a folder; writes csv, json and png there and returns the table.
         writes_parts: whether ``write`` can do with the first of the results.
         choices: options that choose between results, each with files of its own.
-        resumes: whether an interrupted run can go on; if not, its results are only good for what is written at once.
+        resumes: whether an interrupted run can go on; if not, no result is kept for it.
     """
 
     name: str
@@ -68,12 +68,11 @@ def command(
     try:
         plan = make_plan(**{**(quick if is_quick else {}), **given})
         if resume and not plan.resumes:
-            raise ValueError(f"resume must not be given: {parser.prog} measures one process from its beginning to its end")
-        folder = _folder(
-            out, ["--quick"] * is_quick + [f"--{name.replace('_', '-')}" for name in given if name not in plan.choices]
-        )
+            raise ValueError(f"resume is not supported: {plan.name} measures one process from its start to its end")
+        changed = [f"--{name.replace('_', '-')}" for name in given if name not in plan.choices]
+        folder = out_folder(out, ["--quick"] * is_quick + changed)
         settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
-        journal = Journal(folder / f"{plan.name}.partial.jsonl", settings, resume)
+        journal = Journal(folder / f"{plan.name}.partial.jsonl" if plan.resumes else None, settings, resume)
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -90,8 +89,6 @@ def command(
         return 0
     if journal.results and plan.writes_parts:
         _write(plan, journal, folder, partial=True)
-    if not plan.resumes:
-        journal.remove()
     return INTERRUPTED
 
 
@@ -127,8 +124,12 @@ def _move(new: Path, folder: Path, partial: bool) -> None:
         print(f"Written: {', '.join(names)} in {folder}")
 
 
-def _folder(out: Path | None, changes: Sequence[str]) -> Path:
+def out_folder(out: Path | None, changes: Sequence[str]) -> Path:
     """Make and return the folder to write into: ``out``, else results, or results/quick for quick runs.
+
+    Args:
+        out: what ``--out`` names.
+        changes: the options that were given, beside those that choose between results.
 
     Raises:
         ValueError: the folder cannot be written, or figures is to get results of settings other than the defaults.
@@ -136,9 +137,8 @@ def _folder(out: Path | None, changes: Sequence[str]) -> Path:
     if out is None:
         return made(RESULTS / "quick" if "--quick" in changes else RESULTS)
     if changes and out.resolve() == FIGURES.resolve():
-        raise ValueError(
-            f"out must not be {FIGURES} where {', '.join(changes)} is given: it holds results of the default settings"
-        )
+        words = f"where {', '.join(changes)} is given: {FIGURES} holds results of the default settings"
+        raise ValueError(f"out must name another folder {words}")
     return made(out)
 
 
@@ -152,10 +152,10 @@ def _kept(plan: Plan, journal: Journal, folder: Path) -> str:
     return f"{len(journal.results)} finished trainings are kept in {journal.path}: {how}"
 
 
-def parser_of(name: str, words: str | None) -> argparse.ArgumentParser:
+def parser_of(name: str, words: str | None, start: str = "python") -> argparse.ArgumentParser:
     """Return a parser with the options that all experiments have, and what ``--help`` says of this one."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=f"python -m experiments {name}", description=words, formatter_class=raw)
+    parser = argparse.ArgumentParser(prog=f"{start} -m experiments {name}", description=words, formatter_class=raw)
     add = parser.add_argument
     add("--out", type=Path, metavar="FOLDER", help=f"where to write (default: {RESULTS}, or {RESULTS}/quick for --quick)")
     add("--quick", action="store_true", help="less than a minute with default data")
@@ -163,13 +163,13 @@ def parser_of(name: str, words: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def made(folder: Path) -> Path:
+def made(folder: Path, option: str = "out") -> Path:
     """Return the folder, which now exists and can be written; raise ValueError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"out must be a folder that can be written, got {str(folder)!r} ({error.strerror})") from None
+        raise ValueError(f"{option} must be a folder that can be written, got {str(folder)!r} ({error.strerror})") from None
     return folder
 
 

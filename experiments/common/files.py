@@ -1,4 +1,4 @@
-"""The csv and json files of the experiments."""
+"""Write and read the csv and json files of the experiments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the numbers were computed with and on."""
+"""Name what the numbers were computed with and on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch_clipped
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Return the versions of Python, torch, numpy and this package."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -25,13 +25,13 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Its processor, threads and accelerator."""
+    """Return the processor, the number of threads and the accelerator."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     return {"cpu": cpu_model(), "threads": torch.get_num_threads(), "device": name}
 
 
 def cpu_model() -> str:
-    """The name of the processor."""
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
@@ -39,7 +39,7 @@ def cpu_model() -> str:
 
 
 def check_device(device: str) -> None:
-    """ValueError if torch cannot compute there."""
+    """Raise ValueError if torch cannot compute on `device`."""
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""A regression with heavy-tailed features and labels."""
+"""Make a regression with heavy-tailed features and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``distributed`` was asked for: its command line, checked before anything is trained."""
+"""Check the command line of ``distributed`` before anything is trained."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..common.command import made, out_folder, parser_of
 from ..common.language_models import BATCH, LARGEST_NORM
 from ..common.optimizers import OPTIMIZERS
 from ..common.text import WINDOW, Text, load_text
@@ -22,6 +23,7 @@ from .strategies import STRATEGIES
 
 LEARNING_RATES = {"sgd": 0.5, "adam": 0.003, "adamw": 0.003}  # below those of heavy-tails, where rounding grows faster
 EVERY = 50
+QUICK = {"steps": 20}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,46 +67,46 @@ class Job:
     config: Config
     text: Text
     reference: bool
-    out: Path | None
+    out: Path
     checkpoints: Path | None
     every: int
     start: Path | None  # the checkpoint to go on from
 
 
 def read_job(arguments: Sequence[str], processes: Processes) -> Job:
-    """The command line, checked; SystemExit with a message where it is wrong."""
+    """Return the checked command line; exit with a message where it is wrong."""
     parser = _parser()
     options = vars(parser.parse_args(arguments))
-    places = {name: options.pop(name) for name in ("out", "checkpoints")}
-    data, every, resume, alone = (options.pop(name) for name in ("data", "checkpoint_every", "resume", "no_reference"))
-    if options["lr"] is None:
-        options["lr"] = LEARNING_RATES[options["optimizer"]]
-    if options["level"] is None and options["clipping_type"] == "norm":
-        options["level"] = LARGEST_NORM
+    out, quick, resume, checkpoints = (options.pop(name) for name in ("out", "quick", "resume", "checkpoints"))
+    data, every, alone = (options.pop(name) for name in ("data", "checkpoint_every", "no_reference"))
+    given = {name: value for name, value in options.items() if value is not None}
+    changes = (
+        ["--quick"] * quick
+        + [f"--{name.replace('_', '-')}" for name in given]
+        + ["--data"] * (data is not None)
+        + ["--no-reference"] * alone
+    )
+    given = {**(QUICK if quick else {}), **given}
+    given.setdefault("lr", LEARNING_RATES[given.get("optimizer", Config.optimizer)])
+    given.setdefault("level", LARGEST_NORM if given.get("clipping_type", Config.clipping_type) == "norm" else None)
     try:
-        config, text = Config(**options), load_text(data)
+        config, text = Config(**given), load_text(data)
         _check_share(config, processes.count)
         if every < 1:
             raise ValueError(f"checkpoint-every must be at least 1, got {every}")
-        _make_folders(places)
-        start = _start(config.settings(text), config.steps, places["checkpoints"], resume)
+        if checkpoints:
+            made(checkpoints, "checkpoints")
+        folder = out_folder(out, changes)
+        start = _start(config.settings(text), config.steps, checkpoints, resume)
     except ValueError as error:
         parser.error(str(error))
-    return Job(config=config, text=text, reference=not alone, every=every, start=start, **places)
+    places = {"out": folder, "checkpoints": checkpoints, "start": start}
+    return Job(config=config, text=text, reference=not alone, every=every, **places)
 
 
 def _check_share(config: Config, count: int) -> None:
     if STRATEGIES[config.strategy].shares_batch and config.batch % count:
         raise ValueError(f"batch must be a multiple of {count}, the number of processes, got {config.batch}")
-
-
-def _make_folders(places: dict[str, Path | None]) -> None:
-    for name, folder in places.items():
-        try:
-            if folder:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{name} must be a folder that can be written, got {str(folder)!r} ({error.strerror})") from None
 
 
 def _start(settings: dict[str, Any], steps: int, folder: Path | None, resume: bool) -> Path | None:
@@ -129,24 +131,23 @@ def _start(settings: dict[str, Any], steps: int, folder: Path | None, resume: bo
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="torchrun --nproc-per-node N -m experiments distributed",
-        description="Train a small language model on N processes with clipping, and compare it with the same training on one.",
-        epilog="GPUs are used by nccl where there are any, else the CPU by gloo. Without torchrun one process trains.",
+    words = (
+        "Train a small language model on N processes with clipping, and compare it with the same training on one.\n\n"
+        "GPUs are used by nccl where there are any, else the CPU by gloo. Without torchrun one process trains.\n"
+        "--resume goes on from the newest checkpoint, if there is one; by any strategy. It needs --checkpoints."
     )
+    parser = parser_of("distributed", words, start="torchrun --nproc-per-node N")
     add = parser.add_argument
-    add("--strategy", choices=STRATEGIES, default=Config.strategy, help="default: %(default)s")
-    add("--optimizer", choices=OPTIMIZERS, default=Config.optimizer, help="default: %(default)s")
+    add("--strategy", choices=STRATEGIES, help=f"default: {Config.strategy}")
+    add("--optimizer", choices=OPTIMIZERS, help=f"default: {Config.optimizer}")
     add("--lr", type=float, help=f"learning rate (default: {LEARNING_RATES['sgd']} with sgd, else {LEARNING_RATES['adamw']})")
-    add("--clipping-type", default=Config.clipping_type, metavar="TYPE", help="default: %(default)s")
+    add("--clipping-type", metavar="TYPE", help=f"default: {Config.clipping_type}")
     add("--level", type=float, help=f"clipping_level (default: {LARGEST_NORM} for type norm, else that of the type)")
-    add("--batch", type=int, default=BATCH, help="windows in a step of all processes together (default: %(default)s)")
-    add("--steps", type=int, default=Config.steps, help="default: %(default)s")
-    add("--seed", type=int, default=Config.seed, help="default: %(default)s")
+    add("--batch", type=int, help=f"windows in a step of all processes together (default: {BATCH})")
+    add("--steps", type=int, help=f"default: {Config.steps}")
+    add("--seed", type=int, help=f"default: {Config.seed}")
     add("--data", type=Path, metavar="FILE", help="a text of your own (default: Python's standard library)")
-    add("--out", type=Path, metavar="FOLDER", help="write distributed.csv and .json there (default: write nothing)")
     add("--checkpoints", type=Path, metavar="FOLDER", help="write checkpoints there (default: none)")
     add("--checkpoint-every", type=int, default=EVERY, metavar="STEPS", help="default: %(default)s")
-    add("--resume", action="store_true", help="go on from the newest checkpoint, if there is one; by any strategy")
     add("--no-reference", action="store_true", help="do not train on one process too, which takes the time of a second training")
     return parser

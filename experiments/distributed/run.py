@@ -65,7 +65,7 @@ def _training(job: Job, strategy: Strategy, processes: Processes) -> Training:
 
 
 def _progress(steps: int, name: str, taken: int = 0, shown: bool = True) -> tqdm[Any]:
-    return tqdm(total=steps, initial=taken, desc=name, unit="step", mininterval=0.5, disable=not shown)
+    return tqdm(total=steps, initial=taken, desc=name, unit="step", mininterval=0.5, disable=None if shown else True)
 
 
 def _name(job: Job, processes: Processes) -> str:
@@ -73,7 +73,7 @@ def _name(job: Job, processes: Processes) -> str:
 
 
 def _tell(job: Job, processes: Processes, together: Curve, alone: Curve | None) -> None:
-    """Print what came out, and write it where the user wants it."""
+    """Print what came out, and write it."""
     if together.validation_loss is None:
         print(f"Interrupted: these are the {len(together.losses)} steps that were done.")
     print(table(together, alone, _name(job, processes)))
@@ -81,10 +81,9 @@ def _tell(job: Job, processes: Processes, together: Curve, alone: Curve | None) 
         print(verdict(together, alone))
     if job.checkpoints:
         print(f"Newest checkpoint: {checkpoints.newest(job.checkpoints)}")
-    if job.out:
-        settings = job.config.settings(job.text) | {"strategy": job.config.strategy, "processes": processes.count}
-        with publishing(job.out, partial=together.validation_loss is None) as new:
-            write(settings | {"device": processes.device.type}, together, alone, new)
+    settings = job.config.settings(job.text) | {"strategy": job.config.strategy, "processes": processes.count}
+    with publishing(job.out, partial=together.validation_loss is None) as new:
+        write(settings | {"device": processes.device.type}, together, alone, new)
 
 
 def main(arguments: Sequence[str]) -> int:

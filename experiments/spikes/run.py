@@ -88,7 +88,7 @@ def group_of(contender: str) -> dict[str, Any]:
 
 
 def plan(**options: Any) -> Plan:
-    """The trainings of a :class:`Config` with these options, and what they write."""
+    """Return the trainings of a :class:`Config` with these options, and what they write."""
     config, text = Config(**options), load_text(None)
     settings, trainings = config.settings(text), _trainings(config)
 
@@ -155,7 +155,7 @@ def _rows(results: Sequence[Result], config: Config) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, write spikes.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
+    """Train, write spikes.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
     torch.set_num_threads(1)  # a second one would only wait: the model is small
     parser = parser_of("spikes", __doc__)
     parser.add_argument("--seeds", type=int, help="how many seeds (default: 3)")

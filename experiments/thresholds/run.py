@@ -49,7 +49,7 @@ QUICK = {"seeds": 1, "every": 2, "shorter": 3}
 
 
 def plan(**options: Any) -> Plan:
-    """The trainings of a :class:`Config` with these options, and what they write."""
+    """Return the trainings of a :class:`Config` with these options, and what they write."""
     config = Config(**options)
     problems = [_reduced(problem, config) for problem in (sine_waves(), language_model(load_text(None)))]
     settings = {**asdict(config), "problems": [problem.settings() for problem in problems]}
@@ -124,7 +124,7 @@ def _validation_loss(problem: Problem, model: nn.Module) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, write thresholds.csv, .json and .png, print the table; returns 130 after an interruption, else 0."""
+    """Train, write thresholds.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
     torch.set_num_threads(1)  # a second one would only wait: the models are small
     parser = parser_of("thresholds", __doc__)
     parser.add_argument("--seeds", type=int, help="how many seeds (default: 3)")

@@ -92,19 +92,20 @@ def row_wise() -> str:
     return ROW_WISE
 
 
-def run(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The runs, one row each with quantiles of f over the measured steps, and the curves: the largest f in each window."""
+def run(config: Config, progress: tqdm[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a row for each run, with quantiles of f over the measured steps, and the curves: the largest f in each window."""
     generators = [np.random.default_rng([config.seed, number]) for number in range(len(NOISES))]
     rows = len(NOISES) * config.repeats
     values = {method: np.empty((config.steps, rows)) for method in METHODS}
     descents = {method: Descent(config, rows, clipped=method != "SGD") for method in METHODS}
     over = {method: np.zeros(rows, dtype=np.int64) for method in METHODS}
-    for start in tqdm(range(0, config.steps, CHUNK), desc="quadratic", unit_scale=CHUNK, unit="step", mininterval=0.5):
+    for start in range(0, config.steps, CHUNK):
         length = min(CHUNK, config.steps - start)
         shape = (length, config.repeats, config.dimension)
         noise = np.concatenate([n.draw(g, shape) for n, g in zip(NOISES, generators, strict=True)], axis=1)
         for method, descent in descents.items():
             over[method] += descent.through(noise, values[method][start : start + length])
+        progress.update(length)
     runs, curves = [], []
     for number, noise_kind in enumerate(NOISES):
         own = slice(number * config.repeats, (number + 1) * config.repeats)
@@ -136,7 +137,7 @@ def expected(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _quantiles(noise: str, method: str, f: NDArray[np.float64], over: NDArray[np.int64]) -> list[dict[str, Any]]:
     """One row a run."""
     columns = dict(zip(("median", "p99", "max"), np.quantile(f, [0.5, 0.99, 1], axis=0), strict=True))
-    columns["over_level"] = over
+    columns["over_level"] = over.tolist()
     return [
         {"noise": noise, "method": method, "repeat": i, **{name: column[i] for name, column in columns.items()}}
         for i in range(f.shape[1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from tqdm import tqdm
 
 from torch_clipped import ClippedSGD, ClippedSSTM, ClippingWarning, Restarter
 
 from ..common.command import TUNING_SEED
+from ..common.journal import Journal, Result
 from ..common.regression import Data, make_data
 from .table import Expectation
 
@@ -44,6 +44,10 @@ class Config:
     first_restart: int = 50
     seeds: int = 5
     seed: int = 0
+
+    def steps(self) -> int:
+        """Return how many steps a training takes."""
+        return self.epochs * -(-self.samples // self.batch)
 
 
 @dataclass(frozen=True)
@@ -122,26 +126,38 @@ def _loss_of_answer(config: Config, optimizer: Optimizer, data: Data, x: Tensor)
     return value
 
 
-def run(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The grids, one row a method and learning rate, and the curves, one row a method, seed and epoch."""
+def run(config: Config, journal: Journal) -> None:
+    """Train every method with each learning rate of its grid, then all seeds with the best of them."""
     seeds = range(config.seed, config.seed + config.seeds)
     data = {seed: make_data(config.samples, config.features, seed) for seed in (TUNING_SEED, *seeds)}
-    grids: list[dict[str, Any]] = []
-    curves: list[dict[str, Any]] = []
-    with warnings.catch_warnings(), tqdm(total=len(METHODS) * (len(HALF_DECADES) + len(seeds)), desc="regression") as progress:
+
+    def trained(method: Method, lr: float, seed: int) -> list[float]:
+        def new() -> Result:
+            losses = train(config, method, lr, data[seed], seed)
+            return {"problem": "regression", "method": method.name, "lr": lr, "seed": seed, "losses": losses}
+
+        losses: list[float] = journal.done(f"regression, {method.name}, lr {lr:g}, seed {seed}", config.steps(), new)["losses"]
+        return losses
+
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush every gradient
         for method in METHODS:
-            final = {}
-            for lr in method.grid():
-                final[lr] = train(config, method, lr, data[TUNING_SEED], TUNING_SEED)[-1]
-                progress.update()
-            best = min(final, key=lambda lr: final[lr])
-            grids += [{"method": method.name, "lr": lr, "loss": end, "chosen": lr == best} for lr, end in final.items()]
+            final = {lr: trained(method, lr, TUNING_SEED)[-1] for lr in method.grid()}
             for seed in seeds:
-                losses = train(config, method, best, data[seed], seed)
-                same = {"method": method.name, "lr": best, "seed": seed}
-                curves += [{**same, "epoch": epoch, "loss": value} for epoch, value in enumerate(losses)]
-                progress.update()
+                trained(method, min(final, key=lambda lr: final[lr]), seed)
+
+
+def grids_and_curves(trainings: Sequence[Result]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the grids, one row a method and learning rate, and the curves, one row a method, seed and epoch."""
+    chosen = {training["method"]: training["lr"] for training in trainings if training["seed"] != TUNING_SEED}
+    grids, curves = [], []
+    for training in trainings:
+        method, lr, losses = training["method"], training["lr"], training["losses"]
+        if training["seed"] == TUNING_SEED:
+            grids.append({"method": method, "lr": lr, "loss": losses[-1], "chosen": lr == chosen[method]})
+        else:
+            same = {"method": method, "lr": lr, "seed": training["seed"]}
+            curves += [{**same, "epoch": epoch, "loss": loss} for epoch, loss in enumerate(losses)]
     return grids, curves
 
 

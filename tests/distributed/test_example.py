@@ -56,6 +56,12 @@ def torchrun(*arguments, processes=2):
     return subprocess.CompletedProcess(command, run.returncode, out, err)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path_factory):
+    """Where the commands without ``--out`` leave their results."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     """A text whose letters follow each other by a rule."""
@@ -69,7 +75,8 @@ def unbroken(request, book, tmp_path_factory):
     """A run to the end, with a checkpoint half-way."""
     folder = tmp_path_factory.mktemp(request.param)
     options = ("--strategy", request.param, "--data", book, "--checkpoints", folder / "checkpoints", *SHORT)
-    return request.param, options, folder, torchrun(*options, "--out", folder)
+    ended = torchrun(*options, "--out", folder)
+    return request.param, (*options, "--out", folder / "again"), folder, ended
 
 
 def test_each_strategy_gives_the_losses_of_one_process(unbroken):
@@ -94,7 +101,8 @@ def test_each_strategy_gives_the_losses_of_one_process(unbroken):
 def test_one_process_speaks(unbroken):
     ended = unbroken[3]
     assert ended.stdout.count("validation loss") == ended.stdout.count("Equal but for rounding") == 1
-    assert ended.stderr.count("1 process:   0%") == ended.stderr.count("2 processes:   0%") == 1
+    assert "1 process:" not in ended.stderr  # a progress bar, which is for terminals
+    assert "2 processes:" not in ended.stderr
 
 
 def resume(options):
@@ -125,7 +133,7 @@ def test_one_process_goes_on_by_another_strategy(unbroken, tmp_path, capsys):
 
 
 def test_a_wrong_argument_ends_all_processes_with_exit_code_2_and_one_message(book):
-    ended = torchrun("--data", book, "--batch", "5")
+    ended = torchrun("--data", book, "--out", book.parent, "--batch", "5")
     assert ended.returncode != 0
     assert ended.stderr.count("error: batch must be a multiple of 2, the number of processes, got 5") == 1
     assert "[rank" not in ended.stderr  # a traceback of one of ours
@@ -173,7 +181,8 @@ def test_help_is_printed_where_help_belongs(capsys):
 def checkpoint(book, tmp_path_factory):
     """Of a run on one process; the folder of its checkpoints and the options."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    options = ["--data", str(book), "--checkpoints", str(folder), *SHORT]
+    out = tmp_path_factory.mktemp("results")
+    options = ["--data", str(book), "--checkpoints", str(folder), "--out", str(out), *SHORT]
     assert main([*options, "--no-reference"]) == 0
     return folder, options
 
@@ -301,7 +310,8 @@ class WrongTraining(Training):
 
 def train_wrongly(kind, optimizer, book):
     processes = Processes(dist.get_world_size(), dist.get_rank())
-    job = read_job(["--data", str(book), "--optimizer", optimizer, "--strategy", "fsdp2", *SHORT], processes)
+    options = ["--data", str(book), "--out", str(book.parent), "--optimizer", optimizer, "--strategy", "fsdp2", *SHORT]
+    job = read_job(options, processes)
     if kind == "right":
         return distributed.run(job, processes, Interruption())
     if kind == "gradients of one process":

@@ -1,7 +1,5 @@
 """The command line that all experiments share: its options, where it writes, and what an interruption leaves."""
 
-import runpy
-import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -99,15 +97,9 @@ def test_help_of_all_has_a_line_on_each(capsys):
 
 
 @pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("module", [False, True], ids=["by name", "as a module"])
-def test_help_names_the_options_that_all_have(name, module, monkeypatch, capsys):
-    if module:
-        monkeypatch.setattr(sys, "argv", [name, "--help"])
-        with pytest.raises(SystemExit, match="0"):
-            runpy.run_module(f"experiments.{name.replace('-', '_')}", run_name="__main__")
-    else:
-        with pytest.raises(SystemExit, match="0"):
-            main([name, "--help"])
+def test_help_names_the_options_that_all_have(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
     words = capsys.readouterr().out
     assert f"-m experiments {name}" in words
     assert all(option in words for option in ("--out FOLDER", "--quick", "--resume"))

@@ -166,7 +166,11 @@ def test_reddit_is_read_from_its_files(tmp_path):
         ({"label": np.zeros(7)}, "reddit_data.npz", "must hold as many features, labels and node_types"),
         ({"shape": np.array([9, 9])}, "reddit_graph.npz", "must hold a square matrix of the 8 nodes"),
         ({"col": np.full(16, 8)}, "reddit_graph.npz", "some outside"),
-        ({"node_types": np.ones(8)}, "reddit_data.npz", "must have training nodes (1), validation nodes (2) and test nodes (3), got [1]"),
+        (
+            {"node_types": np.ones(8)},
+            "reddit_data.npz",
+            "must have training nodes (1), validation nodes (2) and test nodes (3), got [1]",
+        ),
         ({"label": np.array([None] * 8)}, "reddit_data.npz", "cannot be read"),
         ({"label": np.array(list("abcabcab"))}, "reddit_data.npz", "label in"),
         ({"label": np.full(8, -1)}, "reddit_data.npz", "must hold whole numbers from 0, got -1"),

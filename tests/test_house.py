@@ -22,7 +22,7 @@ LEVELS = [
     {"_engine.clip_sets", "_engine.current_sets", "_engine.fused"},
     {"_engine.step"},
     {"mixin"},
-    {"optimizers", "functional", "levels", "recorder", "_sstm_state", "sstm"},
+    {"_norm_log", "optimizers", "functional", "levels", "recorder", "_sstm_state", "sstm"},
     {"integrations.values", "integrations.tensorboard", "integrations.trainer", "integrations.lightning", "integrations"},
 ]
 BESIDE = {  # uses of the engine no more than norms, arithmetic and validation
@@ -85,7 +85,7 @@ def test_no_module_imports_itself_by_others():
 
 def test_every_module_has_its_place():
     known = set().union(*LEVELS) | BESIDE | {"", "_engine", "plots", "_plot_parts", "optimizers_collector"}
-    known |= {"__main__", "_norm_files", "_report", "_older_names", "_curve_plots"}
+    known |= {"__main__", "_norm_files", "_report", "_older_names", "_curve_plots", "_metrics"}
     assert MODULES.keys() <= known
 
 

@@ -1,4 +1,4 @@
-"""Images in the IDX files of MNIST and its relatives (LeCun, Cortes and Burges, The MNIST database, http://yann.lecun.com/exdb/mnist/)."""
+"""Images in the IDX files of MNIST (LeCun, Bottou, Bengio, Haffner, 1998, https://doi.org/10.1109/5.726791) and its relatives."""
 
 from __future__ import annotations
 

@@ -119,10 +119,10 @@ def plot_details(written: Summary, picture: Path) -> None:
             words = "no clipping" if level is None else f"level {level:g}"
             panel.plot([c["lr"] for c in own], values, marker=marker, markersize=4, linewidth=1, label=words)
         panel.axvline(one["lr"], color=GREY, linestyle=":")
-        panel.set(xscale="log", title=f"{one['method']}: lr {one['lr']:g}")
         lrs = sorted({float(candidate["lr"]) for candidate in one["candidates"]})
-        panel.set_xticks(lrs[:: math.ceil(len(lrs) / 4)], [f"{lr:g}" for lr in lrs[:: math.ceil(len(lrs) / 4)]])
         panel.set_xlim(lrs[0] / 1.5, lrs[-1] * 1.5)
+        panel.set(xscale="log", title=f"{one['method']}: lr {one['lr']:g}")
+        panel.set_xticks(lrs[:: math.ceil(len(lrs) / 4)], [f"{lr:g}" for lr in lrs[:: math.ceil(len(lrs) / 4)]])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.title.set_size("small")
         panel.tick_params(labelsize="small")

@@ -75,7 +75,7 @@ def plan(
         train=partial(train_all, loaded, settings),
         write=partial(write, loaded, settings, name),
         writes_parts=False,  # a method is compared with others, which may be missing
-        choices=("task", "data", "pretrained"),
+        choices=("task", "data"),
     )
 
 

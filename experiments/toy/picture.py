@@ -24,17 +24,19 @@ STYLES: dict[str, dict[str, Any]] = {
     "clipped AdaGrad": {"color": "#0072B2", "linestyle": "-"},
 }
 Rows = Sequence[dict[str, str]]
+RESTART_COEFFICIENT = 1.25  # of torch_clipped.Restarter
 
 
 def plot_quadratic(curves: Path, config: Path, picture: Path) -> None:
-    """One panel a noise: the largest f in each window of steps, median and band over the runs."""
+    """Draw a panel for each noise: the largest f in each window of steps, median and band over the runs."""
     rows, settings = read_csv(curves), _config(config)
     noises = list(dict.fromkeys(row["noise"] for row in rows))
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     window = int(rows[0]["step"])
+    runs = settings["parts"] * settings["repeats"]
     figure.suptitle(
         f"f = ||x||² / 2, n = {settings['dimension']}, lr {settings['lr']:g}: the largest f in every {window} steps\n"
-        f"line: median of {settings['repeats']} runs; dark band: 10 % to 90 %; light band: lowest to highest"
+        f"line: median of {runs} runs; dark band: 10 % to 90 %; light band: lowest to highest"
     )
     panels = figure.subplots(2, 2, sharex=True, sharey=True, squeeze=False).flat
     for panel, noise in zip(panels, noises, strict=False):
@@ -50,7 +52,7 @@ def plot_quadratic(curves: Path, config: Path, picture: Path) -> None:
 
 
 def plot_adagrad(curves: Path, config: Path, picture: Path) -> None:
-    """The median and the 90 % quantile of f over the repeats."""
+    """Draw the median and the 90 % quantile of f over the repeats."""
     rows, settings = read_csv(curves), _config(config)
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
@@ -66,26 +68,55 @@ def plot_adagrad(curves: Path, config: Path, picture: Path) -> None:
 
 
 def plot_regression(curves: Path, config: Path, picture: Path) -> None:
-    """The loss of all samples after each epoch, median and band over the seeds."""
+    """Draw the loss of all samples after each epoch, median and band over the seeds; restarts are marked."""
     raw, settings = read_csv(curves), _config(config)
-    rows = []
-    for method in dict.fromkeys(row["method"] for row in raw):
-        for epoch in range(settings["epochs"] + 1):
-            losses = [float(row["loss"]) for row in raw if (row["method"], row["epoch"]) == (method, str(epoch))]
-            low, median, high = np.quantile(losses, [0, 0.5, 1])
-            rows.append({"method": method, "step": str(epoch), "low": str(low), "median": str(median), "high": str(high)})
-    rates = {row["method"]: row["lr"] for row in raw}
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots()
-    _bands(axes, rows, [("low", "high", 0.15)], "median", lambda method: f"{method}, lr {float(rates[method]):g}")
-    axes.set(yscale="log", xlabel=f"epoch ({settings['samples'] // settings['batch']} steps)", ylabel="mean |Ax - y|^1.75")
+    rates = {row["method"]: float(row["lr"]) for row in raw}
+    steps = settings["samples"] // settings["batch"]
+    first = settings["first_restart"]
+    words = {"R-clipped SGD": f" (restarts from the mean of the iterates,\nfirst after {first} steps, at the ticks below)"}
+    figure, axes = _figure_of_epochs(raw, settings, lambda method: f"{method}, lr {rates[method]:g}{words.get(method, '')}")
+    window, step = first, first
+    while step <= steps * settings["epochs"]:
+        axes.axvline(step / steps, ymax=0.03, color=STYLES["R-clipped SGD"]["color"])
+        window = int(window * RESTART_COEFFICIENT)
+        step += window
+    axes.set(xlabel=f"epoch ({steps} steps)", ylabel="mean |Ax - y|^1.75")
     axes.set_title(
         f"Heavy-tailed regression: {settings['samples']} samples, {settings['features']} features, batch {settings['batch']}\n"
         f"line: median of {settings['seeds']} seeds; band: lowest to highest"
     )
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best")
+    axes.legend(loc="best", fontsize="small")
     figure.savefig(picture, dpi=150)
+
+
+def plot_published(curves: Path, config: Path, picture: Path) -> None:
+    """Draw the test loss after each epoch, median and band over the seeds."""
+    settings = _config(config)
+    words = {one["method"]: one["settings"] for one in json.loads(config.read_text(encoding="utf-8"))["methods"]}
+    figure, axes = _figure_of_epochs(read_csv(curves), settings, lambda method: f"{method}: {words[method]}")
+    axes.set(xlabel="epoch", ylabel="mean |Ax - y|^1.75 on test data without noise")
+    axes.set_title(
+        f"Heavy-tailed regression as published: {settings['samples'] // 2} samples, {settings['features']} features\n"
+        f"line: median of {settings['seeds']} draws of the data; band: lowest to highest"
+    )
+    axes.legend(loc="best", fontsize="small")
+    figure.savefig(picture, dpi=150)
+
+
+def _figure_of_epochs(raw: Rows, settings: dict[str, Any], label: Callable[[str], str]) -> tuple[Figure, Axes]:
+    losses: dict[tuple[str, str], list[float]] = {}
+    for row in raw:
+        losses.setdefault((row["method"], row["epoch"]), []).append(float(row["loss"]))
+    rows = []
+    for (method, epoch), values in losses.items():
+        low, median, high = map(str, np.quantile(values, [0, 0.5, 1], method="nearest"))
+        rows.append({"method": method, "step": epoch, "low": low, "median": median, "high": high})
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    _bands(axes, rows, [("low", "high", 0.15)], "median", label)
+    axes.set(yscale="log")
+    axes.grid(alpha=0.3)
+    return figure, axes
 
 
 def _bands(axes: Axes, rows: Rows, bands: Sequence[tuple[str, str, float]], line: str, label: Callable[[str], str]) -> None:

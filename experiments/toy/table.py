@@ -10,47 +10,50 @@ import numpy as np
 
 from ..common.tables import aligned
 
+PICTURE, THEORY, ORDER = "read off the picture", "theory", "order only"  # where a range comes from
+
 
 @dataclass(frozen=True)
 class Expectation:
-    """A range in which a number was expected; ``setting`` and ``method`` say of which runs."""
+    """A range in which a number was expected; ``setting`` and ``method`` say of which runs, ``source`` where it comes from."""
 
     setting: str
     method: str
     quantity: str
     low: float
     high: float
+    source: str = PICTURE
 
     def against(self, values: Sequence[float]) -> dict[str, Any]:
-        """The median over the runs, whether it is in the range, and how many runs are."""
-        median = float(np.median(values))
+        """Return the median over the runs, where most of them are, and which share of the single runs is in the range."""
+        low, median, high = np.quantile(values, [0.1, 0.5, 0.9], method="nearest")
         return {
             "setting": self.setting,
             "method": self.method,
             "quantity": self.quantity,
             "expected_low": self.low,
             "expected_high": self.high,
-            "measured": median,
-            "lowest": float(min(values)),
-            "highest": float(max(values)),
-            "inside": self.low <= median <= self.high,
-            "runs_inside": sum(bool(self.low <= value <= self.high) for value in values),
+            "source": self.source,
+            "p10": float(low),
+            "median": float(median),
+            "p90": float(high),
+            "share_inside": float(np.mean([self.low <= value <= self.high for value in values])),
             "runs": len(values),
         }
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of :meth:`Expectation.against` as text."""
-    header = ("", "", "", "expected", "measured (runs from, to)", "inside", "runs inside")
+    header = ("", "", "", "expected", "", "median (10 %, 90 % of the runs)", "runs inside")
     cells = [
         (
             row["setting"],
             row["method"],
             row["quantity"],
             f"{row['expected_low']:.3g} to {row['expected_high']:.3g}",
-            f"{row['measured']:.3g} ({row['lowest']:.3g}, {row['highest']:.3g})",
-            "yes" if row["inside"] else "NO",
-            f"{row['runs_inside']} of {row['runs']}",
+            row["source"],
+            f"{row['median']:.3g} ({row['p10']:.3g}, {row['p90']:.3g})",
+            f"{row['share_inside']:.0%} of {row['runs']}",
         )
         for row in rows
     ]

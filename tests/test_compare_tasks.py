@@ -1,6 +1,5 @@
 """The tasks of ``compare``: images and text, the small ones that are always there and the layouts of the real data sets."""
 
-import gzip
 import itertools
 from math import prod
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.idx import write_idx
 
 from experiments.__main__ import main
 from experiments.benchmark.problem import resnet18_shapes
@@ -125,21 +125,6 @@ def test_every_number_is_drawn_once_before_any_is_drawn_again():
     assert epochs[0] != epochs[1]
     assert evenly(5, 9) == [0, 1, 2, 3, 4]
     assert evenly(101, 3) == [0, 50, 100]
-
-
-def write_idx(folder, counts=(5010, 40), side=6, packed=False):
-    """Images in the layout of MNIST, light where their class says; the class is the last digit of their number."""
-    folder.mkdir(exist_ok=True)
-    for part, count in zip(("train", "t10k"), counts, strict=True):
-        labels = np.arange(count, dtype=np.uint8) % 10
-        images = np.zeros((count, side, side), dtype=np.uint8)
-        images.reshape(count, -1)[np.arange(count), labels] = 255
-        for name, values in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
-            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">u4").tobytes()
-            content = header + values.tobytes()
-            path = folder / (f"{name}.gz" if packed else name)
-            path.write_bytes(gzip.compress(content) if packed else content)
-    return folder
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -7,15 +7,19 @@ from operator import itemgetter
 
 import pytest
 from pages import ROOT, page, sections
+from support.idx import write_idx
 
 from experiments.__main__ import main
 from experiments.common import command
 from experiments.compare import task_graph
+from experiments.compare.task import TASKS
+from experiments.toy.run import PROBLEMS
 
 FIGURES = ROOT / "figures"
 NAMES = sorted(path.stem for path in FIGURES.glob("*.json") if not path.stem.endswith(".partial"))
 NAMES.remove("releases")  # the suite on other releases, which has no settings
 LIBRARY = r"Python [\d.]+ standard library, first \d+ files"  # the text differs from one Python to another
+IMAGES = r"\d+ images for training"  # that in the tests are few
 OF_THE_TEXT = ("training_characters", "validation_characters", "alphabet", "loss_of_guessing")
 
 
@@ -30,26 +34,26 @@ def captured(settings):
 def of_journal(path, settings, resume):
     """The settings that are in a figure, too; the others say with what an interrupted run may go on."""
     kept = {key: value for key, value in settings.items() if key not in ("versions", "threads", "machine")}
-    if "data" in settings and "pretrained" in settings:
-        assert kept.pop("data") is kept.pop("pretrained") is None
     return kept
 
 
 # The arguments of the command that writes each file, where they are not its name.
 COMMANDS = {
     "heavy_tails": ["heavy-tails"],
-    **{f"toy_{problem}": ["toy", "--only", problem] for problem in ("adagrad", "quadratic", "regression")},
-    **{f"compare_{task}": ["compare", "--task", task] for task in ("image", "segmentation", "text", "graph")},
+    **{f"toy_{problem}": ["toy", "--only", problem] for problem in PROBLEMS},
+    **{f"compare_{task}": ["compare", "--task", task] for task in TASKS},
+    "compare_perceptron_fashion-mnist": ["compare", "--task", "perceptron", "--data", "fashion-mnist"],
 }
 INSIDE = {  # where the settings are a part of what an interrupted run may go on with
     "restarts": itemgetter("problems"),
-    **{f"toy_{problem}": itemgetter(problem) for problem in ("adagrad", "quadratic", "regression")},
+    **{f"toy_{problem}": itemgetter(problem) for problem in PROBLEMS},
 }
 
 
 def of_default(name, monkeypatch, tmp_path):
     """The settings with which the command of that file begins to train where no option is given."""
     monkeypatch.chdir(tmp_path)  # where figures is a new folder
+    write_idx(tmp_path / "fashion-mnist")
     monkeypatch.setattr(command, "Journal", lambda *given: captured(of_journal(*given)))
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     monkeypatch.setattr(task_graph, "needed", lambda *names: None)  # the package is for the model, not for the settings
@@ -61,6 +65,7 @@ def of_default(name, monkeypatch, tmp_path):
 def comparable(settings):
     """As they are in a file, without what the running Python's own text decides."""
     text = re.sub(LIBRARY, "text", json.dumps(settings))
+    text = re.sub(IMAGES, "images", text)
     found = json.loads(text)
     return {key: value for key, value in found.items() if key not in OF_THE_TEXT} if isinstance(found, dict) else found
 
@@ -123,3 +128,12 @@ def test_no_test_can_write_into_figures(monkeypatch):
         with pytest.raises(RuntimeError, match=r"tests must not change (figures|results): give --out"):
             change()
     assert json.loads((FIGURES / "restarts.json").read_text())
+
+
+def test_gallery_shows_every_picture_below_the_command_that_draws_it():
+    gallery = (ROOT / "docs" / "gallery.md").read_text()
+    shown = re.findall(r"^python -m experiments (.+) --out figures\n```\n\n!\[.+\]\(\.\./figures/(.+)\.png\)$", gallery, re.M)
+    assert {name for _, name in shown} == {path.stem for path in FIGURES.glob("*.png")}
+    for arguments, name in shown:
+        wanted = COMMANDS.get(name.removesuffix("_details"), [name])
+        assert arguments.split()[: len(wanted)] == wanted[:1] + ([] if name.startswith("toy") else wanted[1:])

@@ -69,3 +69,35 @@ def spread(values: dict[str, Any], digits: int = 4) -> str:
     if values["mean"] is None:
         return "-"
     return "{:.{d}f} ({:.{d}f}, {:.{d}f})".format(*(values[name] for name in ("mean", "lowest", "highest")), d=digits)
+
+
+def readme_table(summaries: Sequence[dict[str, Any]]) -> str:
+    """Return a row for each task, in Markdown: the trivial method, both optimizers without clipping and with the best one."""
+    head = (
+        "task, test metric",
+        "trivial method",
+        "SGD",
+        "best with clipping",
+        "Adam",
+        "best with clipping",
+        "better, worse, no difference shown",
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *map(_readme_row, summaries)))
+
+
+def _readme_row(summary: dict[str, Any]) -> Sequence[str]:
+    by_name = {one["method"]: one for one in summary["methods"]}
+    cells = []
+    for baseline in ("SGD", "Adam"):
+        clipped = [one for one in summary["methods"] if one["baseline"] == baseline and one["test"]["mean"] is not None]
+        best = max(clipped, key=lambda one: float(one["test"]["mean"]))
+        cells += [spread(by_name[baseline]["test"], 3), f"`{best['method'].split()[1]}` {spread(best['test'], 3)}"]
+    said = [one["difference"]["words"] for one in summary["methods"] if one["difference"] is not None]
+    counts = ", ".join(str(said.count(words)) for words in ("better", "worse", "no difference shown"))
+    settings, trivial = summary["settings"], summary["trivial"]
+    return (
+        f"{settings['task']}, {settings['metric']}",
+        f"{trivial['method']} {trivial['test']:.3f}",
+        *cells,
+        f"{counts} of {len(said)}",
+    )

@@ -113,7 +113,7 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "BATCH", 4)
     for module in (heavy_tails, restarts_problems):
         monkeypatch.setattr(module, "VALIDATION_WINDOWS", 8)
-    monkeypatch.setattr(spikes, "QUICK", {"steps": 20, "corrupted": (10,), "contenders": ("none", "skip"), "seeds": 1})
+    monkeypatch.setattr(spikes, "QUICK", {"steps": 20, "corrupted": (10,), "contenders": ("none", "left out"), "seeds": 1})
     monkeypatch.setattr(thresholds, "QUICK", {"seeds": 1, "every": 4, "shorter": 40})
     sizes = toy_regression.Config(samples=60, features=4, batch=20, epochs=1, seeds=1)
     schedules = (None, RestartProperties(2, 1.0))

@@ -18,7 +18,7 @@ from experiments.spikes import picture as spikes_picture
 from experiments.spikes import run as spikes
 from experiments.spikes.summary import recovery, spike_score, summarize
 
-CONFIG = spikes.Config(steps=40, corrupted=(20, 30), contenders=("none", "zclip", "skip"), seeds=2)
+CONFIG = spikes.Config(steps=40, corrupted=(20, 30), contenders=("none", "zclip", "left out"), seeds=2)
 KINDS = ("no corrupted batch", "wrong targets", "wrong targets, summed")
 
 
@@ -42,7 +42,7 @@ def text(tmp_path_factory):
 def short(monkeypatch, text):
     """The command trains that config, on that book."""
     monkeypatch.setattr(spikes, "load_text", lambda data: text)
-    monkeypatch.setattr(spikes, "QUICK", {"steps": 40, "corrupted": (20,), "contenders": ("none", "skip"), "seeds": 1})
+    monkeypatch.setattr(spikes, "QUICK", {"steps": 40, "corrupted": (20,), "contenders": ("none", "left out"), "seeds": 1})
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def written(text, tmp_path_factory):
 
 def test_every_step_of_every_kind_and_seed_has_a_row_with_a_loss_for_each_contender(written):
     rows = read_csv(written[0] / "spikes.csv")
-    assert list(rows[0]) == ["batches", "seed", "step", "none", "zclip", "skip"]
+    assert list(rows[0]) == ["batches", "seed", "step", "none", "zclip", "left out"]
     assert [(r["batches"], r["seed"], r["step"]) for r in rows] == [
         (kind, seed, str(step)) for seed in "01" for kind in KINDS for step in range(40)
     ]
@@ -70,7 +70,7 @@ def test_every_step_of_every_kind_and_seed_has_a_row_with_a_loss_for_each_conten
 def test_config_and_numbers_are_written(written):
     folder, content = written
     assert content["config"]["corrupted"] == [20, 30]
-    assert content["config"]["clipping_levels"] == {"none": None, "zclip": 2.5, "skip": None}
+    assert content["config"]["clipping_levels"] == {"none": None, "zclip": 2.5, "left out": None}
     assert not content["interrupted"]
     assert len(content["trainings"]) == 2 * 7
     assert {path.name for path in folder.iterdir()} == {"spikes.csv", "spikes.json", "spikes.png"}
@@ -81,7 +81,7 @@ def test_all_trainings_of_a_seed_are_alike_up_to_the_first_corrupted_batch(writt
     for seed in "01":
         unharmed = [row["none"] for row in rows if (row["batches"], row["seed"]) == (KINDS[0], seed)]
         for kind in KINDS[1:]:
-            for name in ("none", "skip"):
+            for name in ("none", "left out"):
                 mine = [row[name] for row in rows if (row["batches"], row["seed"]) == (kind, seed)]
                 assert mine[:21] == unharmed[:21]  # the loss of step 20 was measured before it
                 assert mine[21] != unharmed[21]
@@ -93,13 +93,13 @@ def test_corrupted_gradients_are_longer_and_those_left_out_are_not_counted_as_le
     assert wrong["corrupted_norm"] > plain["corrupted_norm"]
     assert summed["corrupted_norm"] > 20 * wrong["corrupted_norm"]
     assert summed["final_loss"] > plain["final_loss"]
-    assert found[KINDS[2], "skip"]["corrupted_norm"] is None
-    assert 0 < found[KINDS[2], "skip"]["median_norm"] < math.inf
+    assert found[KINDS[2], "left out"]["corrupted_norm"] is None
+    assert 0 < found[KINDS[2], "left out"]["median_norm"] < math.inf
 
 
-def test_skip_leaves_out_the_corrupted_steps_and_goes_on_from_the_same_weights(text):
+def test_left_out_steps_are_the_corrupted_ones_and_change_no_weights(text):
     config = replace(CONFIG, corrupted=(38,))
-    skipped = spikes.train(config, text, KINDS[1], "skip", 0)["losses"]
+    skipped = spikes.train(config, text, KINDS[1], "left out", 0)["losses"]
     plain = spikes.train(config, text, KINDS[0], "none", 0)["losses"]
     assert skipped[:39] == plain[:39]
 
@@ -113,6 +113,21 @@ def test_skip_leaves_out_the_corrupted_steps_and_goes_on_from_the_same_weights(t
         unmoved = spikes.train(config, text, KINDS[1], "none", 0)["losses"]
     assert skipped[39] == unmoved[39]
     assert skipped[39] != plain[39]
+
+
+def test_spikes_are_skipped_by_the_rule_of_the_contender(text):
+    config = replace(CONFIG, steps=100, corrupted=(80,))
+    optimizers = []
+    make = spikes.ClippedAdam
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            spikes, "ClippedAdam", lambda *arguments, **named: optimizers.append(make(*arguments, **named)) or optimizers[-1]
+        )
+        for name in ("skip", "left out"):
+            spikes.train(config, text, KINDS[2], name, 0)
+    skipping, by_hand = (optimizer.clipping_stats() for optimizer in optimizers)
+    assert skipping["skipped_steps"] == skipping["clipped_steps"] == by_hand["skipped_steps"] == 1
+    assert spikes.group_of("zclip, cap")["clipping_cap"] == 1.0
 
 
 def test_training_ends_where_the_loss_is_not_finite(text, monkeypatch):
@@ -165,7 +180,7 @@ def test_picture_shows_all_contenders_and_marks_the_corrupted_batches(written, t
     monkeypatch.setattr(Axes, "axvline", lambda axes, x, **k: marks.append(x) or axvline(axes, x, **k))
     spikes_picture.plot(written[0] / "spikes.csv", written[0] / "spikes.json", tmp_path / "spikes.png")
     assert (tmp_path / "spikes.png").read_bytes().startswith(b"\x89PNG")
-    upper = ["no corrupted batch", "not clipped", "zclip at 2.5", "left out (skip)"]
+    upper = ["no corrupted batch", "not clipped", "zclip at 2.5", "left out by hand"]
     assert [label for label in labels if label] == 2 * upper
     assert marks == 4 * [20, 30]
 

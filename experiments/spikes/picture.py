@@ -23,7 +23,15 @@ STYLES: dict[str, dict[str, Any]] = {
     "zscore": {"color": "#CC79A7", "linestyle": ":"},
     "zclip": {"color": "#E69F00", "linestyle": (0, (5, 1))},
     "adagc": {"color": "#56B4E9", "linestyle": (0, (3, 1, 1, 1))},
-    "skip": {"color": "#000000", "linestyle": (0, (1, 2))},
+    "zclip, cap": {"color": "#8A4B00", "linestyle": (0, (7, 2))},
+    "skip": {"color": "#6A3D9A", "linestyle": (0, (2, 1))},
+    "left out": {"color": "#000000", "linestyle": (0, (1, 2))},
+}
+LABELS = {
+    "none": "not clipped",
+    "zclip, cap": "zclip at 2.5, cap 1",
+    "skip": "zscore at 6, skip",
+    "left out": "left out by hand",
 }
 UNHARMED_STYLE: dict[str, Any] = {"color": "#888888", "linestyle": "-"}
 Array = NDArray[np.float64]
@@ -59,7 +67,7 @@ def _draw(column: Sequence[Axes], rows: list[dict[str, str]], kind: str, plain: 
     for name in config["contenders"]:
         curves = _curves(rows, kind, name, config["smoothing"])
         level = config["clipping_levels"][name]
-        label = {"none": "not clipped", "skip": "left out (skip)"}.get(name, f"{name} at {level:g}" if level else name)
+        label = LABELS.get(name, f"{name} at {level:g}" if level else name)
         _band(upper, np.array(list(curves.values())), STYLES[name], label)
         _band(lower, np.array([curves[seed] - plain[seed] for seed in curves]), STYLES[name], None)
     upper.set_title(f"{kind}: {config['weights'][kind]:g} x the mean loss of a character", size="medium")

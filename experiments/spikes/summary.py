@@ -146,3 +146,19 @@ def _list(steps: Sequence[int]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def readme_table(written: Summary) -> str:
+    """Return a row for each contender, in Markdown: the final loss, and how many corrupted batches it did not recover from."""
+    kinds = list(written["config"]["weights"])
+    head = " | ".join(f"{kind}: final loss | not recovered" for kind in kinds)
+    lines = [f"| | {head} |", "|---" * (1 + 2 * len(kinds)) + "|"]
+    found = {(one["batches"], one["contender"]): one for one in written["contenders"]}
+    for name in written["config"]["contenders"]:
+        cells = []
+        for kind in kinds:
+            one = found[kind, name]
+            cells.append("diverged" if one["final_loss"] is None else f"{one['final_loss']:.3f}")
+            cells.append(f"{one['not_recovered']} of {one['corrupted_batches']}")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -58,3 +58,14 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return "\n".join([title, "", *aligned([header, *cells])])
+
+
+def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of :meth:`Expectation.against` in Markdown."""
+    lines = ["| setting | method | quantity | expected | median | runs inside |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        expected = f"{row['expected_low']:.3g} to {row['expected_high']:.3g} ({row['source']})"
+        inside = f"{row['share_inside']:.0%} of {row['runs']}"
+        cells = (row["setting"], row["method"], row["quantity"], expected, f"{row['median']:.3g}", inside)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

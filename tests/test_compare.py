@@ -206,6 +206,21 @@ def test_best_third_is_tried_with_all_tuning_seeds():
     assert (len(outcome.candidates), len(outcome.finalists)) == (12, 8)
 
 
+def test_grid_is_widened_while_an_end_wins_over_the_seeds():
+    # The first seed likes 4 best, the others 1/2.
+    trained, asked = scored(lambda lr, level, seed: -abs(math.log2(lr / (4 if seed == TUNING_SEEDS[0] else 0.5))))
+    outcome = tune(Method("SGD"), (1, 2, 4, 8), (None,), trained)
+    assert sorted({lr for lr, *_ in asked}) == [1, 2, 4, 8]  # of the best third, 4 and 2, none is an end
+    assert outcome.lr == 2
+    trained, asked = scored(lambda lr, level, seed: -abs(math.log2(lr / (1.9 if seed == TUNING_SEEDS[0] else 0.25))))
+    outcome = tune(Method("SGD"), (1, 2, 4), (None,), trained)
+    assert (outcome.lr, outcome.tuning_score) == (2, pytest.approx((-math.log2(2 / 1.9) - 6) / 3))
+    trained, asked = scored(lambda lr, level, seed: -abs(math.log2(lr / (1.9 if seed == TUNING_SEEDS[0] else 0.25))))
+    outcome = tune(Method("SGD"), (1, 2, 4, 8), (None,), trained)
+    assert outcome.lr == 0.25
+    assert {lr for lr, *_ in asked} == {0.125, 0.25, 0.5, 1, 2, 4, 8}
+
+
 def test_diverged_trainings_lose_and_where_all_do_the_grid_stays():
     trained, _ = scored(lambda lr, level, seed: math.nan if lr > 2 else lr)
     assert tune(Method("SGD"), (1, 2, 4, 8), (None,), trained).lr == 2

@@ -61,5 +61,5 @@ class Method:
         """Return the optimizer."""
         plain, clipped, arguments = OPTIMIZERS[self.baseline]
         if self.clipping is None:
-            return plain(parameters, lr=lr, **arguments)
+            return plain(parameters, lr=lr, fused=True, **arguments)  # as a clipped one: other kernels round otherwise
         return clipped(parameters, lr=lr, clipping_level=level, **arguments, **CLIPPINGS[self.clipping])

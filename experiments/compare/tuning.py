@@ -36,7 +36,7 @@ class Outcome:
 def tune(method: Method, lrs: Sequence[float], levels: Sequence[float | None], trained: Trained) -> Outcome:
     """Choose learning rate and level by halving: all candidates with one seed, the best third with all tuning seeds.
 
-    As long as the best learning rate is an end of the grid, the grid is widened there by a factor of 2.
+    As long as the best learning rate is an end of the grid, of one seed or of all, the grid is widened there by a factor of 2.
 
     Args:
         method: what to tune.
@@ -61,6 +61,14 @@ def tune(method: Method, lrs: Sequence[float], levels: Sequence[float | None], t
         finalists += again
         scores[lr, level] = float(np.mean([one.score()[0] for one in (found[lr, level], *again)]))
     lr, level = max(scores, key=lambda candidate: scores[candidate])
+    while lr in (grid[0], grid[-1]) and len(grid) < MOST_LRS and not math.isinf(scores[lr, level]):  # over the seeds an end wins
+        new = lr / 2 if lr == grid[0] else lr * 2
+        grid = sorted([*grid, new])
+        found[new, level] = trained(method, new, level, first)
+        again = [trained(method, new, level, seed) for seed in others]
+        finalists += again
+        scores[new, level] = float(np.mean([one.score()[0] for one in (found[new, level], *again)]))
+        lr, level = max(scores, key=lambda candidate: scores[candidate])
     return Outcome(method, list(found.values()), finalists, lr, level, scores[lr, level])
 
 

@@ -1,0 +1,72 @@
+"""Compare clipping with no clipping, seed by seed, each at the cell that is best over the other seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Summary = dict[str, Any]
+Place = tuple[float, float | str]  # learning rate and level of a cell
+Losses = Mapping[tuple[Place, int], float]  # by place and seed
+CONFIDENCE = 0.95
+UNKNOWN = "not known"
+
+
+def compare(kind: str, cells: Sequence[Summary], results: Sequence[Summary]) -> Summary:
+    """Return losses of the best cell of a kind and of the best unclipped one, and the interval of their difference.
+
+    For each seed, both cells are those with the lowest median over the other seeds, so that no loss is reported of a seed it
+    was chosen by. Only seeds that every cell has are used.
+
+    Args:
+        kind: of the clipped cells, ``"clipped"`` (at times) or ``"normalized"``.
+        cells: of one problem.
+        results: of its trainings.
+
+    Returns:
+        ``difference``, ``low`` and ``high``: mean and t-interval of the loss minus the unclipped loss; None where fewer than
+        two seeds or a loss that is not finite leave them open. ``words``: better, worse, no difference shown or not known.
+    """
+    places = {name: [(cell["lr"], cell["level"]) for cell in cells if cell["kind"] == name] for name in (kind, "unclipped")}
+    losses = {((one["lr"], one["level"]), one["seed"]): _ordered(one["validation_loss"]) for one in results}
+    every = [(cell["lr"], cell["level"]) for cell in cells]
+    seeds = [seed for seed in sorted({seed for _, seed in losses}) if all((place, seed) in losses for place in every)]
+    found: Summary = {"kind": kind, "candidates": len(places[kind]), "unclipped_candidates": len(places["unclipped"])}
+    if len(seeds) < 2 or not all(places.values()):
+        return found | {"seeds": len(seeds), "chosen": [], **_interval([])}
+    chosen = {name: [_chosen(places[name], losses, seeds, seed) for seed in seeds] for name in places}
+    ends = {name: [losses[place, seed] for place, seed in zip(chosen[name], seeds, strict=True)] for name in places}
+    return found | {
+        "seeds": len(seeds),
+        "chosen": [{"lr": lr, "level": level} for lr, level in chosen[kind]],
+        "unclipped_chosen": [{"lr": lr} for lr, _ in chosen["unclipped"]],
+        "losses": ends[kind],
+        "unclipped_losses": ends["unclipped"],
+        "loss": float(np.mean(ends[kind])),
+        "unclipped_loss": float(np.mean(ends["unclipped"])),
+        **_interval([one - other for one, other in zip(ends[kind], ends["unclipped"], strict=True)]),
+    }
+
+
+def _ordered(loss: float) -> float:
+    """Return the loss, infinity for NaN, which is worse than any other."""
+    return math.inf if math.isnan(loss) else loss
+
+
+def _chosen(places: Sequence[Place], losses: Losses, seeds: Sequence[int], left_out: int) -> Place:
+    others = [seed for seed in seeds if seed != left_out]
+    return min(places, key=lambda place: float(np.median([losses[place, seed] for seed in others])))
+
+
+def _interval(differences: Sequence[float]) -> Summary:
+    """Return mean and t-interval of differences of losses, and what they show."""
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        return {"difference": None, "low": None, "high": None, "words": UNKNOWN}
+    mean, std = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * std / math.sqrt(len(differences))
+    words = "better" if mean + half < 0 else "worse" if mean - half > 0 else "no difference shown"
+    return {"difference": mean, "low": mean - half, "high": mean + half, "words": words}

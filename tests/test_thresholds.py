@@ -196,6 +196,7 @@ def test_usable_learning_rates_are_those_whose_median_is_below_the_bar_of_the_ro
     assert (plain["level"], plain["best_lr"], plain["best_loss"]) == ("none", 0.1, 2.0)
     assert clipped["usable_of_row"] == {"lowest": 0.1, "highest": 1.0, "factor": 10.0, "reaches_an_end": True}  # up to 4.5
     assert clipped["usable_of_all"]["factor"] == plain["usable_of_row"]["factor"] == 1
+    assert (clipped["factors_by_seed"], plain["factors_by_seed"]) == ([1.0, 1.0, 1.0], [0.0, 1.0, 0.0])
 
 
 def test_usable_range_ends_at_the_first_loss_above_the_bar():
@@ -281,23 +282,25 @@ def test_median_of_an_even_number_of_seeds_is_the_mean_of_the_middle_two(losses,
     assert cell["diverged"] == sum(map(math.isnan, losses)) / len(losses)
 
 
-def test_table_has_a_line_for_each_level_and_three_sentences():
+def test_table_has_a_line_for_each_level_and_says_what_was_shown():
     lines = table({"problems": summarize([MADE_UP], made_up(PAIRED, RATES))}).splitlines()
     assert lines[0] == "points: 5 steps of SGD, loss"
     assert lines[1] == "usable: median loss at most 1.5 times the best of the row, or of all (1.725)"
     whole = "at least 1x (0.1 to 0.1)"
     assert " ".join(lines[4].split()) == f"0.5 0.1 (end) 1.15 {whole} {whole} 1 of 2"
     assert lines[5].split() == ["none", "0.1", "(end)", "2.15", *whole.split(), "none", "-"]
-    assert lines[7].startswith("Shown: clipping of less than 99 % of the steps better: 1.15 against 2.15, difference -1, 95 %")
-    assert "normalized steps worse: 9 against 2.15" in lines[7]
-    assert lines[8].startswith("Not shown: a difference of usable learning rates, which have no interval: none unclipped")
-    assert lines[9].startswith("Against: the same SGD unclipped at the best of 2 learning rates, seed by seed.")
-    assert len(lines) == 10
+    assert lines[7].startswith("Shown: clipping of less than 99 % of the steps, better: 1.15 against 2.15, difference -1, 95 %")
+    assert "normalized steps, worse: 9 against 2.15" in lines[7]
+    assert lines[8] == "Not shown: other schedules, more steps, larger models."
+    assert lines[9].startswith(f"Usable of all: none unclipped, {whole} at level 0.5, the widest (chosen on the same seeds)")
+    assert lines[9].endswith("wider than unclipped with 3 of 4 seeds.")
+    assert lines[10].startswith("Against: the same SGD unclipped at the best of 2 learning rates, seed by seed.")
+    assert len(lines) == 11
 
 
 def test_table_does_without_unclipped_trainings_and_without_any_that_is_finite():
     clipped = [result for result in RESULTS if result["level"] != "none"]
-    assert "none unclipped" in table({"problems": summarize([MADE_UP], clipped)})
+    assert "Usable of all: not known" in table({"problems": summarize([MADE_UP], clipped)})
     lost = summarize([MADE_UP], made_up(dict.fromkeys(LOSSES, (math.nan,) * 3)))
     assert "or of all (-)" in table({"problems": lost})
 
@@ -388,7 +391,7 @@ def test_command_resumes_what_was_interrupted(tmp_path, monkeypatch, capsys):
     assert main(["thresholds", "--quick", "--out", str(parts), "--resume"]) == 0
     assert len(calls) == 3 + 6
     assert (parts / "thresholds.json").read_text() == (whole / "thresholds.json").read_text()
-    assert "usable learning rates" in capsys.readouterr().out
+    assert "usable of all" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

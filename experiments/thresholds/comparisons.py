@@ -32,9 +32,8 @@ def compare(kind: str, cells: Sequence[Summary], results: Sequence[Summary]) -> 
         two seeds or a loss that is not finite leave them open. ``words``: better, worse, no difference shown or not known.
     """
     places = {name: [(cell["lr"], cell["level"]) for cell in cells if cell["kind"] == name] for name in (kind, "unclipped")}
-    losses = {((one["lr"], one["level"]), one["seed"]): _ordered(one["validation_loss"]) for one in results}
-    every = [(cell["lr"], cell["level"]) for cell in cells]
-    seeds = [seed for seed in sorted({seed for _, seed in losses}) if all((place, seed) in losses for place in every)]
+    losses = losses_of(results)
+    seeds = whole_seeds(losses)
     found: Summary = {"kind": kind, "candidates": len(places[kind]), "unclipped_candidates": len(places["unclipped"])}
     if len(seeds) < 2 or not all(places.values()):
         return found | {"seeds": len(seeds), "chosen": [], **_interval([])}
@@ -52,9 +51,16 @@ def compare(kind: str, cells: Sequence[Summary], results: Sequence[Summary]) -> 
     }
 
 
-def _ordered(loss: float) -> float:
-    """Return the loss, infinity for NaN, which is worse than any other."""
-    return math.inf if math.isnan(loss) else loss
+def losses_of(results: Sequence[Summary]) -> Losses:
+    """Return the validation losses by place and seed; infinity for NaN, which is worse than any other."""
+    ends = {((one["lr"], one["level"]), one["seed"]): one["validation_loss"] for one in results}
+    return {key: math.inf if math.isnan(loss) else loss for key, loss in ends.items()}
+
+
+def whole_seeds(losses: Losses) -> list[int]:
+    """Return the seeds that every cell has."""
+    places = {place for place, _ in losses}
+    return [seed for seed in sorted({seed for _, seed in losses}) if all((place, seed) in losses for place in places)]
 
 
 def _chosen(places: Sequence[Place], losses: Losses, seeds: Sequence[int], left_out: int) -> Place:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .comparisons import compare
+from .comparisons import Losses, compare, losses_of, whole_seeds
 
 Summary = dict[str, Any]
 Level = float | str  # "none" is no clipping
@@ -29,13 +29,13 @@ def _of_problem(problem: Summary, results: Sequence[Summary]) -> Summary:
     levels: list[Level] = [*problem["levels"], "none"]
     cells = [_cell(lr, level, results) for level in levels for lr in problem["lrs"]]
     cells = [cell for cell in cells if cell["seeds"]]
-    best = _best(cells)
+    best, losses = _best(cells), losses_of(results)
     kinds = ("unclipped", "clipped", "normalized")
     rows = [[cell for cell in cells if cell["level"] == level] for level in levels]
     return {
         "best": {kind: _best([cell for cell in cells if cell["kind"] == kind]) for kind in kinds},
         "usable_up_to": best and problem["bar"] * best["validation_loss"],
-        "rows": [_row(row, problem, best) for row in rows if row],
+        "rows": [_row(row, problem, best) | {"factors_by_seed": _factors(row, problem["bar"], losses)} for row in rows if row],
         "comparisons": [compare(kind, cells, results) for kind in kinds[1:]],
         "cells": cells,
     }
@@ -92,6 +92,18 @@ def _row(cells: Sequence[Summary], problem: Summary, best: Summary | None) -> Su
         "normalized_cells": sum(cell["normalized"] for cell in cells),
         "cells": len(cells),
     }
+
+
+def _factors(cells: Sequence[Summary], bar: float, losses: Losses) -> list[float]:
+    """Return for each seed the factor of the usable range of a row, by the seed's own best loss of all; 0 for none."""
+    found = []
+    for seed in whole_seeds(losses):
+        row = [{"lr": cell["lr"], "validation_loss": _finite(losses[(cell["lr"], cell["level"]), seed])} for cell in cells]
+        lowest = min(loss for (_, one), loss in losses.items() if one == seed)
+        own = _best(row)
+        usable = own and usable_range(row, own, bar * lowest)
+        found.append(usable["factor"] if usable else 0.0)
+    return found
 
 
 def usable_range(cells: Sequence[Summary], best: Summary, bar: float) -> Summary | None:

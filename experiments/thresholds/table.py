@@ -49,14 +49,15 @@ def range_words(usable: Summary | None) -> str:
 
 
 def claims(problem: Summary) -> list[str]:
-    """Return three sentences: what was shown, what was not, and against what."""
+    """Return sentences: what was shown, what was not, usable learning rates, and against what all this is."""
     shown = [one for one in problem["comparisons"] if one["words"] in ("better", "worse")]
     open_ones = [one for one in problem["comparisons"] if one not in shown]
     occasional, normalized = problem["comparisons"]
     others = "other schedules, more steps, larger models"
     return [
         f"Shown: {'; '.join(map(_of_comparison, shown)) or 'nothing'}.",
-        f"Not shown: {'; '.join([*map(_of_comparison, open_ones), _of_ranges(problem), others])}.",
+        f"Not shown: {'; '.join([*map(_of_comparison, open_ones), others])}.",
+        f"Usable of all: {_of_ranges(problem)}.",
         f"Against: the same SGD unclipped at the best of {occasional['unclipped_candidates']} learning rates, seed by seed. "
         f"Clipping chose among more: {occasional['candidates']} cells clipped at times, {normalized['candidates']} normalized. "
         "The cell of a seed was chosen by the others.",
@@ -65,15 +66,20 @@ def claims(problem: Summary) -> list[str]:
 
 def _of_comparison(one: Summary) -> str:
     if one["difference"] is None:
-        return f"{NAMES[one['kind']]} against none: too few seeds, no such cell, or a loss that is not finite"
+        return f"{NAMES[one['kind']]}, not known: too few seeds, no such cell, or a loss that is not finite"
     interval = f"difference {one['difference']:+.2g}, 95 % interval {one['low']:+.2g} to {one['high']:+.2g}"
-    return f"{NAMES[one['kind']]} {one['words']}: {number(one['loss'])} against {number(one['unclipped_loss'])}, {interval}"
+    return f"{NAMES[one['kind']]}, {one['words']}: {number(one['loss'])} against {number(one['unclipped_loss'])}, {interval}"
 
 
 def _of_ranges(problem: Summary) -> str:
-    """Return the widest usable range with clipping and that without, by the best loss of all."""
-    usable = {row["level"]: row["usable_of_all"] for row in problem["rows"] if row["usable_of_all"]}
-    plain = usable.pop("none", None)
-    level = max(usable, key=lambda one: usable[one]["factor"], default=None)
-    clipped = "none with clipping" if level is None else f"{range_words(usable[level])} at level {level:g}"
-    return f"a difference of usable learning rates, which have no interval: {range_words(plain)} unclipped, {clipped}"
+    """Return the usable range unclipped and the widest with clipping, and with how many seeds the latter is wider."""
+    rows = {row["level"]: row for row in problem["rows"]}
+    plain = rows.pop("none", None)
+    if plain is None or not any(row["usable_of_all"] for row in rows.values()):
+        return "not known, or none with clipping"
+    widest = max((row for row in rows.values() if row["usable_of_all"]), key=lambda row: row["usable_of_all"]["factor"])
+    wider = [one > other for one, other in zip(widest["factors_by_seed"], plain["factors_by_seed"], strict=True)]
+    return (
+        f"{range_words(plain['usable_of_all'])} unclipped, {range_words(widest['usable_of_all'])} at level {widest['level']:g}, "
+        f"the widest (chosen on the same seeds); there wider than unclipped with {sum(wider)} of {len(wider)} seeds"
+    )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import same_color
-from pages import ROOT
+from pages import ROOT, page
 from scipy import stats
 from torch import nn
 
@@ -24,7 +25,7 @@ from experiments.thresholds.comparisons import compare
 from experiments.thresholds.picture import is_diverged, percent, power_words
 from experiments.thresholds.problems import Forecaster, Problem, language_model, sine_waves, waves
 from experiments.thresholds.summary import summarize, usable_range
-from experiments.thresholds.table import claims, table
+from experiments.thresholds.table import claims, number, table
 
 
 class Line(nn.Module):
@@ -206,48 +207,41 @@ def test_usable_range_ends_at_the_first_loss_above_the_bar():
     assert usable_range(cells, cells[0], 2.0)["reaches_an_end"]
 
 
-PAIRED = {  # the second learning rate is better for the last seed only
-    (0.1, "none"): (2.0, 2.2, 2.1, 2.3),
-    (1.0, "none"): (9.0, 9.0, 9.0, 0.1),
-    (0.1, 0.5): (1.0, 1.3, 1.0, 1.3),
-    (1.0, 0.5): (9.0, 9.0, 9.0, 9.0),
+PAIRED = {  # the first two seeds choose, the others report
+    (0.1, "none"): (2.0, 2.2, 2.1, 2.3, 2.2),
+    (1.0, "none"): (9.0, 9.0, 0.1, 0.1, 0.1),
+    (0.1, 0.5): (1.0, 1.3, 1.0, 1.3, 1.3),
+    (1.0, 0.5): (9.0, 9.0, 9.0, 9.0, 9.0),
 }
-RATES = {place: (0.5 if place == (0.1, 0.5) else 1.0,) * 4 for place in PAIRED}
+RATES = {place: (0.5 if place == (0.1, 0.5) else 1.0,) * 5 for place in PAIRED}
 
 
-def test_difference_is_paired_by_seed_with_a_t_interval():
+def test_cells_are_chosen_on_the_first_half_of_the_seeds_and_compared_on_the_others_with_a_t_interval():
     (problem,) = summarize([MADE_UP], made_up(PAIRED, RATES))
     clipped, normalized = problem["comparisons"]
-    differences = np.array([-1.0, -0.9, -1.1, -1.0])
-    interval = stats.t.interval(0.95, 3, differences.mean(), differences.std(ddof=1) / 2)
+    assert (clipped["chosen_on"], clipped["reported_on"]) == ([0, 1], [2, 3, 4])
+    assert (clipped["lr"], clipped["level"], clipped["unclipped_lr"]) == (0.1, 0.5, 0.1)
+    differences = np.array([-1.1, -1.0, -0.9])
+    interval = stats.t.interval(0.95, 2, differences.mean(), differences.std(ddof=1) / math.sqrt(3))
     assert (clipped["low"], clipped["high"]) == pytest.approx(interval)
-    assert (clipped["kind"], clipped["seeds"], clipped["words"]) == ("clipped", 4, "better")
-    assert (clipped["loss"], clipped["unclipped_loss"]) == pytest.approx((1.15, 2.15))
-    assert (normalized["kind"], normalized["words"]) == ("normalized", "worse")
-    assert normalized["difference"] == pytest.approx(9 - 2.15)
+    assert (clipped["loss"], clipped["unclipped_loss"]) == pytest.approx((1.2, 2.2))
+    assert (clipped["kind"], clipped["words"]) == ("clipped", "better")
+    assert (normalized["kind"], normalized["lr"], normalized["words"]) == ("normalized", 1.0, "worse")
+    assert normalized["difference"] == pytest.approx(9 - 2.2)
     assert {kind: cell["validation_loss"] for kind, cell in problem["best"].items()} == {
-        "unclipped": pytest.approx(2.15),
-        "clipped": pytest.approx(1.15),
+        "unclipped": 0.1,  # of all seeds, for the picture
+        "clipped": 1.3,
         "normalized": 9.0,
     }
-
-
-def test_cell_of_a_seed_is_chosen_by_the_other_seeds():
-    """Each of three learning rates is by far the best for one seed, which none of them may use for itself."""
-    lucky = {(lr, "none"): tuple(0.1 if seed == k else 5.0 + k for seed in range(3)) for k, lr in enumerate((1.0, 2.0, 3.0))}
-    losses = lucky | {(1.0, 0.5): (4.0, 4.0, 4.0)}
-    (problem,) = summarize([MADE_UP | {"lrs": (1.0, 2.0, 3.0)}], made_up(losses, dict.fromkeys(losses, (0.5,) * 3)))
-    comparison = problem["comparisons"][0]
-    assert [one["lr"] for one in comparison["unclipped_chosen"]] == [2.0, 1.0, 1.0]
-    assert comparison["unclipped_losses"] == [6.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize(
     ("clipped", "words"),
     [
-        ((1.0, 3.0, 2.0), "no difference shown"),
+        ((2.0, 1.0, 3.0), "no difference shown"),
         ((2.0, 2.0, 2.0), "no difference shown"),
         ((1.0, math.nan, 1.0), "not known"),
+        ((1.0, 1.0), "not known"),
         ((1.0,), "not known"),
     ],
 )
@@ -255,14 +249,14 @@ def test_what_is_open_is_not_called_a_difference(clipped, words):
     losses = {(0.1, "none"): (2.0, 2.0, 2.0), (0.1, 0.5): clipped}
     (problem,) = summarize([MADE_UP], made_up(losses, dict.fromkeys(losses, (0.5,) * 3)))
     assert problem["comparisons"][0]["words"] == words
-    assert "clipping of less than 99 % of the steps" in claims(problem)[1]
+    assert f"clipping of less than 99 % of the steps, {words}" in claims(problem)[1]
     assert claims(problem)[0] == "Shown: nothing."
 
 
 def test_comparison_uses_only_seeds_that_every_cell_has():
     results = made_up(PAIRED, RATES)[:-1]  # interrupted before the last training
     (problem,) = summarize([MADE_UP], results)
-    assert [one["seeds"] for one in problem["comparisons"]] == [3, 3]
+    assert [one["reported_on"] for one in problem["comparisons"]] == [[2, 3]] * 2
     assert compare("clipped", problem["cells"], [one for one in results if one["seed"] == 0])["words"] == "not known"
 
 
@@ -285,17 +279,29 @@ def test_median_of_an_even_number_of_seeds_is_the_mean_of_the_middle_two(losses,
 def test_table_has_a_line_for_each_level_and_says_what_was_shown():
     lines = table({"problems": summarize([MADE_UP], made_up(PAIRED, RATES))}).splitlines()
     assert lines[0] == "points: 5 steps of SGD, loss"
-    assert lines[1] == "usable: median loss at most 1.5 times the best of the row, or of all (1.725)"
-    whole = "at least 1x (0.1 to 0.1)"
-    assert " ".join(lines[4].split()) == f"0.5 0.1 (end) 1.15 {whole} {whole} 1 of 2"
-    assert lines[5].split() == ["none", "0.1", "(end)", "2.15", *whole.split(), "none", "-"]
-    assert lines[7].startswith("Shown: clipping of less than 99 % of the steps, better: 1.15 against 2.15, difference -1, 95 %")
-    assert "normalized steps, worse: 9 against 2.15" in lines[7]
+    assert lines[1] == "usable: median loss at most 1.5 times the best of the row, or of all (0.15)"
+    end = "at least 1x (1 to 1)"
+    assert " ".join(lines[4].split()) == "0.5 0.1 (end) 1.3 at least 1x (0.1 to 0.1) none 1 of 2"
+    assert " ".join(lines[5].split()) == f"none 1 (end) 0.1 {end} {end} -"
+    assert lines[7].startswith(
+        "Shown: clipping of less than 99 % of the steps, better: lr 0.1, level 0.5, 1.2, against lr 0.1, 2.2; "
+        "difference -1, 95 % interval -1.2 to -0.75; normalized steps, worse: lr 1, level 0.5, 9, against lr 0.1, 2.2;"
+    )
     assert lines[8] == "Not shown: other schedules, more steps, larger models."
-    assert lines[9].startswith(f"Usable of all: none unclipped, {whole} at level 0.5, the widest (chosen on the same seeds)")
-    assert lines[9].endswith("wider than unclipped with 3 of 4 seeds.")
+    assert lines[9] == "Usable of all: not known, or none with clipping."
     assert lines[10].startswith("Against: the same SGD unclipped at the best of 2 learning rates, seed by seed.")
+    assert lines[10].endswith("All were chosen on 2 seeds and are reported on 3 others.")
     assert len(lines) == 11
+
+
+def test_table_says_with_how_many_seeds_clipping_makes_more_learning_rates_usable():
+    wide = {(lr, level): (2.0 if level == "none" else 1.0,) * 3 for lr, level in LOSSES}
+    wide[0.1, 0.5] = wide[1.0, "none"] = (1.0, 1.0, 3.0)
+    words = claims(summarize([MADE_UP], made_up(wide, dict.fromkeys(wide, (0.5,) * 3)))[0])[2]
+    assert words == (
+        "Usable of all: at least 1x (1 to 1) unclipped, at least 10x (0.1 to 1) at level 0.5, the widest (chosen on the same "
+        "seeds); there wider than unclipped with 3 of 3 seeds."
+    )
 
 
 def test_table_does_without_unclipped_trainings_and_without_any_that_is_finite():
@@ -376,7 +382,7 @@ def test_command_resumes_what_was_interrupted(tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(["thresholds", "--quick", "--out", str(whole)]) == 0
     content = json.loads((whole / "thresholds.json").read_text())
-    assert [(p["steps"], p["lrs"], p["levels"]) for p in content["problems"]] == [(20, [0.01, 1e30], [0.1])] * 2
+    assert [(p["steps"], p["lrs"], p["levels"]) for p in content["problems"]] == [(15, [0.01, 1e30], [0.1])] * 2
     train, calls = thresholds.train, []
 
     def pressed(*arguments):
@@ -423,4 +429,39 @@ def test_committed_comparisons_are_those_of_the_committed_csv(committed):
     for problem, again in zip(committed, summarize(committed, results), strict=True):
         for one, other in zip(problem["comparisons"], again["comparisons"], strict=True):
             assert other["difference"] == pytest.approx(one["difference"], rel=1e-3)
-            assert (other["words"], other["chosen"]) == (one["words"], one["chosen"])
+            assert [other[name] for name in ("words", "lr", "level")] == [one[name] for name in ("words", "lr", "level")]
+
+
+def test_numbers_of_readme_are_those_of_the_committed_map(committed):
+    """Every number of the paragraph, and what it calls shown."""
+    sine, model = committed
+    (paragraph,) = re.findall(r"^\*\*Learning rate against level.*?\n\n", page("README.md"), re.M | re.S)
+    words = " ".join(paragraph.split())
+    (clipped, normalized), (weak, strong) = model["comparisons"], sine["comparisons"]
+    assert [one["words"] for one in (clipped, normalized, weak, strong)] == ["better"] * 2 + ["no difference shown"] * 2
+    rates = {(cell["lr"], cell["level"]): cell["clip_rate"] for cell in model["cells"]}
+    intervals = [f"{one['low']:+.2g} to {one['high']:+.2g}" for one in (clipped, normalized, weak, strong)]
+    widest = max(model["rows"], key=lambda row: row["usable_of_all"]["factor"])
+    plain = model["rows"][-1]
+    low, high = widest["usable_of_all"]["lowest"], widest["usable_of_all"]["highest"]
+    assert plain["usable_of_all"]["factor"] == 1
+    narrower = sum(one < other for one, other in zip(plain["factors_by_seed"], widest["factors_by_seed"], strict=True))
+    cells = [sum(one["candidates"] for one in problem["comparisons"]) for problem in (model, sine)]
+    sentences = [
+        "learning rates by factors of 2. Where 99 % of the steps",
+        f"Language model, {model['steps']} steps: both kinds are better than no clipping.",
+        f"({percent(rates[clipped['lr'], clipped['level']])} % of the steps) it ends at {number(clipped['loss'])} nats a "
+        f"character, normalized at {number(normalized['loss'])}, unclipped at {number(clipped['unclipped_loss'])}; the differences "
+        f"are {clipped['difference']:+.2g} (95 % interval {intervals[0]}) and {normalized['difference']:+.2g} ({intervals[1]}).",
+        f"Learning rates from {low:g} to {high:g} are within {model['bar']} times of the best loss at level {widest['level']:g}, "
+        f"a factor of {high / low:g}; unclipped only {plain['best_lr']:g} is, and the range is narrower with {narrower} of "
+        f"{len(plain['factors_by_seed'])} seeds.",
+        f"Sine waves, {sine['steps']} steps: no difference shown; {number(weak['loss'])} clipped at times and "
+        f"{number(strong['loss'])} normalized against {number(weak['unclipped_loss'])} unclipped, "
+        f"intervals of the differences {intervals[2]} and {intervals[3]}.",
+        f"at the best of its {clipped['unclipped_candidates']} and {weak['unclipped_candidates']} learning rates; clipping had "
+        f"{cells[0]} and {cells[1]} cells to choose from.",
+        f"Choices were made on {len(weak['chosen_on'])} seeds and are reported on {len(weak['reported_on'])} others.",
+    ]
+    assert [sentence for sentence in sentences if sentence not in words] == []
+    assert re.findall(r"\d[\d.]*", words) == re.findall(r"\d[\d.]*", " ".join(sentences))

@@ -1,4 +1,4 @@
-"""Compare clipping with no clipping, seed by seed, each at the cell that is best over the other seeds."""
+"""Compare clipping with no clipping, seed by seed, each at the cell that is best over other seeds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ UNKNOWN = "not known"
 def compare(kind: str, cells: Sequence[Summary], results: Sequence[Summary]) -> Summary:
     """Return losses of the best cell of a kind and of the best unclipped one, and the interval of their difference.
 
-    For each seed, both cells are those with the lowest median over the other seeds, so that no loss is reported of a seed it
-    was chosen by. Only seeds that every cell has are used.
+    Both cells are those with the lowest median over the first half of the seeds, and are reported on the others, so that no
+    cell is judged by the losses it was chosen by. Only seeds that every cell has are used.
 
     Args:
         kind: of the clipped cells, ``"clipped"`` (at times) or ``"normalized"``.
@@ -29,26 +29,37 @@ def compare(kind: str, cells: Sequence[Summary], results: Sequence[Summary]) -> 
 
     Returns:
         ``difference``, ``low`` and ``high``: mean and t-interval of the loss minus the unclipped loss; None where fewer than
-        two seeds or a loss that is not finite leave them open. ``words``: better, worse, no difference shown or not known.
+        three seeds or a loss that is not finite leave them open. ``words``: better, worse, no difference shown or not known.
     """
     places = {name: [(cell["lr"], cell["level"]) for cell in cells if cell["kind"] == name] for name in (kind, "unclipped")}
     losses = losses_of(results)
     seeds = whole_seeds(losses)
-    found: Summary = {"kind": kind, "candidates": len(places[kind]), "unclipped_candidates": len(places["unclipped"])}
-    if len(seeds) < 2 or not all(places.values()):
-        return found | {"seeds": len(seeds), "chosen": [], **_interval([])}
-    chosen = {name: [_chosen(places[name], losses, seeds, seed) for seed in seeds] for name in places}
-    ends = {name: [losses[place, seed] for place, seed in zip(chosen[name], seeds, strict=True)] for name in places}
+    chosen_on, reported_on = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+    found: Summary = {
+        "kind": kind,
+        "candidates": len(places[kind]),
+        "unclipped_candidates": len(places["unclipped"]),
+        "chosen_on": chosen_on,
+        "reported_on": reported_on,
+    }
+    if not chosen_on or not all(places.values()):
+        return found | _interval([])
+    chosen = {name: _chosen(places[name], losses, chosen_on) for name in places}
+    ends = {name: [losses[chosen[name], seed] for seed in reported_on] for name in places}
     return found | {
-        "seeds": len(seeds),
-        "chosen": [{"lr": lr, "level": level} for lr, level in chosen[kind]],
-        "unclipped_chosen": [{"lr": lr} for lr, _ in chosen["unclipped"]],
+        "lr": chosen[kind][0],
+        "level": chosen[kind][1],
+        "unclipped_lr": chosen["unclipped"][0],
         "losses": ends[kind],
         "unclipped_losses": ends["unclipped"],
         "loss": float(np.mean(ends[kind])),
         "unclipped_loss": float(np.mean(ends["unclipped"])),
         **_interval([one - other for one, other in zip(ends[kind], ends["unclipped"], strict=True)]),
     }
+
+
+def _chosen(places: Sequence[Place], losses: Losses, seeds: Sequence[int]) -> Place:
+    return min(places, key=lambda place: float(np.median([losses[place, seed] for seed in seeds])))
 
 
 def losses_of(results: Sequence[Summary]) -> Losses:
@@ -61,11 +72,6 @@ def whole_seeds(losses: Losses) -> list[int]:
     """Return the seeds that every cell has."""
     places = {place for place, _ in losses}
     return [seed for seed in sorted({seed for _, seed in losses}) if all((place, seed) in losses for place in places)]
-
-
-def _chosen(places: Sequence[Place], losses: Losses, seeds: Sequence[int], left_out: int) -> Place:
-    others = [seed for seed in seeds if seed != left_out]
-    return min(places, key=lambda place: float(np.median([losses[place, seed] for seed in others])))
 
 
 def _interval(differences: Sequence[float]) -> Summary:

@@ -60,15 +60,17 @@ def claims(problem: Summary) -> list[str]:
         f"Usable of all: {_of_ranges(problem)}.",
         f"Against: the same SGD unclipped at the best of {occasional['unclipped_candidates']} learning rates, seed by seed. "
         f"Clipping chose among more: {occasional['candidates']} cells clipped at times, {normalized['candidates']} normalized. "
-        "The cell of a seed was chosen by the others.",
+        f"All were chosen on {len(occasional['chosen_on'])} seeds and are reported on {len(occasional['reported_on'])} others.",
     ]
 
 
 def _of_comparison(one: Summary) -> str:
     if one["difference"] is None:
         return f"{NAMES[one['kind']]}, not known: too few seeds, no such cell, or a loss that is not finite"
+    where = f"lr {one['lr']:g}, level {one['level']:g}, {number(one['loss'])}"
+    against = f"against lr {one['unclipped_lr']:g}, {number(one['unclipped_loss'])}"
     interval = f"difference {one['difference']:+.2g}, 95 % interval {one['low']:+.2g} to {one['high']:+.2g}"
-    return f"{NAMES[one['kind']]}, {one['words']}: {number(one['loss'])} against {number(one['unclipped_loss'])}, {interval}"
+    return f"{NAMES[one['kind']]}, {one['words']}: {where}, {against}; {interval}"
 
 
 def _of_ranges(problem: Summary) -> str:

@@ -287,7 +287,7 @@ def test_table_has_a_line_for_each_level_and_says_what_was_shown():
         "Shown: clipping of less than 99 % of the steps, better: lr 0.1, level 0.5, 1.2, against lr 0.1, 2.2; "
         "difference -1, 95 % interval -1.2 to -0.75; normalized steps, worse: lr 1, level 0.5, 9, against lr 0.1, 2.2;"
     )
-    assert lines[8] == "Not shown: other schedules, more steps, larger models."
+    assert lines[8] == "Not shown: anything about other schedules, more steps or larger models."
     assert lines[9] == "Usable of all: not known, or none with clipping."
     assert lines[10].startswith("Against: the same SGD unclipped at the best of 2 learning rates, seed by seed.")
     assert lines[10].endswith("All were chosen on 2 seeds and are reported on 3 others.")
@@ -451,8 +451,9 @@ def test_numbers_of_readme_are_those_of_the_committed_map(committed):
         "learning rates by factors of 2. Where 99 % of the steps",
         f"Language model, {model['steps']} steps: both kinds are better than no clipping.",
         f"({percent(rates[clipped['lr'], clipped['level']])} % of the steps) it ends at {number(clipped['loss'])} nats a "
-        f"character, normalized at {number(normalized['loss'])}, unclipped at {number(clipped['unclipped_loss'])}; the differences "
-        f"are {clipped['difference']:+.2g} (95 % interval {intervals[0]}) and {normalized['difference']:+.2g} ({intervals[1]}).",
+        f"character, normalized at {number(normalized['loss'])}, unclipped at {number(clipped['unclipped_loss'])}; the "
+        f"differences are {clipped['difference']:+.2g} (95 % interval {intervals[0]}) and "
+        f"{normalized['difference']:+.2g} ({intervals[1]}).",
         f"Learning rates from {low:g} to {high:g} are within {model['bar']} times of the best loss at level {widest['level']:g}, "
         f"a factor of {high / low:g}; unclipped only {plain['best_lr']:g} is, and the range is narrower with {narrower} of "
         f"{len(plain['factors_by_seed'])} seeds.",

@@ -53,7 +53,7 @@ def claims(problem: Summary) -> list[str]:
     shown = [one for one in problem["comparisons"] if one["words"] in ("better", "worse")]
     open_ones = [one for one in problem["comparisons"] if one not in shown]
     occasional, normalized = problem["comparisons"]
-    others = "other schedules, more steps, larger models"
+    others = "anything about other schedules, more steps or larger models"
     return [
         f"Shown: {'; '.join(map(_of_comparison, shown)) or 'nothing'}.",
         f"Not shown: {'; '.join([*map(_of_comparison, open_ones), others])}.",

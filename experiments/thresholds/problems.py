@@ -38,13 +38,18 @@ class Problem:
     lrs: tuple[float, ...]
     levels: tuple[float, ...]
     steps: int
-    bar: float  # times the lowest loss without clipping: up to there a learning rate is usable
+    bar: float  # times the best loss: up to there a learning rate is usable
     momentum: float = 0.9
 
     def settings(self) -> dict[str, Any]:
         """All that the numbers depend on."""
         names = ("name", "data", "loss_name", "lrs", "levels", "steps", "bar", "momentum")
         return {name: getattr(self, name) for name in names} | {"batch": BATCH}
+
+
+def powers_of_2(first: int, last: int) -> tuple[float, ...]:
+    """Return learning rates by factors of 2, exact as floats."""
+    return tuple(2.0**power for power in range(first, last + 1))
 
 
 class Forecaster(nn.Module):
@@ -79,9 +84,9 @@ def sine_waves() -> Problem:
         draw=lambda generator: waves(BATCH, generator),
         loss=lambda model, batch: mse_loss(model(batch[0]), batch[1]),
         validation=[waves(VALIDATION_WAVES, torch.Generator().manual_seed(VALIDATION_SEED))],
-        lrs=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        lrs=powers_of_2(-5, 3),
         levels=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-        steps=200,
+        steps=150,
         bar=2.0,  # losses of this problem differ by orders of magnitude
     )
 
@@ -96,8 +101,8 @@ def language_model(text: Text) -> Problem:
         draw=lambda generator: random_windows(text.training, BATCH, generator),
         loss=next_character_loss,
         validation=list(even_windows(text.validation, VALIDATION_WINDOWS, BATCH)),
-        lrs=(0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
-        levels=(0.01, 0.03, 0.1, 0.3, 1.0),
-        steps=120,
+        lrs=powers_of_2(-2, 7),
+        levels=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        steps=100,
         bar=1.1,
     )

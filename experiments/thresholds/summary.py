@@ -1,4 +1,4 @@
-"""What ``thresholds`` measures: the median losses of its grids, and which learning rates are usable."""
+"""Summarize ``thresholds``: the cells of its maps, the usable learning rates of each row, and the comparisons."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..common.tables import aligned
+from .comparisons import Losses, compare, losses_of, whole_seeds
 
 Summary = dict[str, Any]
 Level = float | str  # "none" is no clipping
+NORMALIZED = 0.99  # share of clipped steps from which on a cell is called normalized
 
 
-def summarize(problems: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) -> list[Summary]:
-    """For each problem that has results: its cells, the bar, and the usable learning rates of each level."""
+def summarize(problems: Sequence[Summary], results: Sequence[Summary]) -> list[Summary]:
+    """Return the settings of each problem that has results, with its cells, rows, best cells and comparisons."""
     found = []
     for problem in problems:
         mine = [result for result in results if result["problem"] == problem["name"]]
@@ -24,76 +25,107 @@ def summarize(problems: Sequence[dict[str, Any]], results: Sequence[dict[str, An
     return found
 
 
-def _of_problem(problem: dict[str, Any], results: Sequence[dict[str, Any]]) -> Summary:
+def _of_problem(problem: Summary, results: Sequence[Summary]) -> Summary:
     levels: list[Level] = [*problem["levels"], "none"]
     cells = [_cell(lr, level, results) for level in levels for lr in problem["lrs"]]
     cells = [cell for cell in cells if cell["seeds"]]
-    plain = [cell for cell in cells if cell["level"] == "none" and cell["validation_loss"] is not None]
-    best = min(plain, key=lambda cell: cell["validation_loss"], default=None)
-    bar = None if best is None else problem["bar"] * best["validation_loss"]
-    by_level = [_of_level(level, [cell for cell in cells if cell["level"] == level], bar) for level in levels]
+    best, losses = _best(cells), losses_of(results)
+    kinds = ("unclipped", "clipped", "normalized")
+    rows = [[cell for cell in cells if cell["level"] == level] for level in levels]
     return {
-        "best_unclipped": best,
-        "usable_up_to": bar,
-        "best": min((c for c in cells if c["validation_loss"] is not None), key=lambda c: c["validation_loss"], default=None),
-        "usable": by_level,
+        "best": {kind: _best([cell for cell in cells if cell["kind"] == kind]) for kind in kinds},
+        "usable_up_to": best and problem["bar"] * best["validation_loss"],
+        "rows": [_row(row, problem, best) | {"factors_by_seed": _factors(row, problem["bar"], losses)} for row in rows if row],
+        "comparisons": [compare(kind, cells, results) for kind in kinds[1:]],
         "cells": cells,
     }
 
 
-def _cell(lr: float, level: Level, results: Sequence[dict[str, Any]]) -> Summary:
-    """A training that diverged counts as worse than all others; a median of such trainings is None."""
+def _cell(lr: float, level: Level, results: Sequence[Summary]) -> Summary:
+    """Summarize the seeds of a cell; a loss that is not finite counts as larger than all others, and a median of such is None."""
     mine = [result for result in results if (result["lr"], result["level"]) == (lr, level)]
     losses = [math.inf if math.isnan(result["validation_loss"]) else result["validation_loss"] for result in mine]
     rates = [result["clip_rate"] for result in mine if result["clip_rate"] is not None]
+    rate = float(np.mean(rates)) if rates else None
     low, median, high = (min(losses), np.median(losses), max(losses)) if losses else (math.inf,) * 3
     return {
         "lr": lr,
         "level": level,
         "seeds": len(mine),
-        "diverged": sum(map(math.isinf, losses)),
         "validation_loss": _finite(median),
         "lowest": _finite(low),
         "highest": _finite(high),
-        "clip_rate": float(np.median(rates)) if rates else None,
+        "diverged": sum(result["diverged"] for result in mine) / max(1, len(mine)),
+        "clip_rate": rate,
+        "normalized": rate is not None and rate >= NORMALIZED,
+        "kind": _kind(level, rate),
     }
 
 
-def _of_level(level: Level, cells: Sequence[Summary], bar: float | None) -> Summary:
+def _kind(level: Level, rate: float | None) -> str:
+    """Return what clipping does in a cell; at a rate of 0 the training is the unclipped one."""
+    if level == "none":
+        return "unclipped"
+    if not rate:
+        return "never clipped"
+    return "normalized" if rate >= NORMALIZED else "clipped"
+
+
+def _best(cells: Sequence[Summary]) -> Summary | None:
     known = [cell for cell in cells if cell["validation_loss"] is not None]
-    best = min(known, key=lambda cell: cell["validation_loss"], default=None)
+    return min(known, key=lambda cell: cell["validation_loss"], default=None)
+
+
+def _row(cells: Sequence[Summary], problem: Summary, best: Summary | None) -> Summary:
+    """Return the best learning rate of a level and how far around it the loss stays within the bar of two losses.
+
+    The losses are the best of the row and the best of the whole map.
+    """
+    own = _best(cells)
     return {
-        "level": level,
-        "best_lr": best and best["lr"],
-        "best_loss": best and best["validation_loss"],
-        "usable_lrs": [cell["lr"] for cell in known if bar is not None and cell["validation_loss"] <= bar],
+        "level": cells[0]["level"],
+        "best_lr": own and own["lr"],
+        "best_loss": own and own["validation_loss"],
+        "best_at_an_end": own and own["lr"] in (problem["lrs"][0], problem["lrs"][-1]),
+        "usable_of_row": own and usable_range(cells, own, problem["bar"] * own["validation_loss"]),
+        "usable_of_all": own and best and usable_range(cells, own, problem["bar"] * best["validation_loss"]),
+        "normalized_cells": sum(cell["normalized"] for cell in cells),
+        "cells": len(cells),
     }
+
+
+def _factors(cells: Sequence[Summary], bar: float, losses: Losses) -> list[float]:
+    """Return for each seed the factor of the usable range of a row, by the seed's own best loss of all; 0 for none."""
+    found = []
+    for seed in whole_seeds(losses):
+        row = [{"lr": cell["lr"], "validation_loss": _finite(losses[(cell["lr"], cell["level"]), seed])} for cell in cells]
+        lowest = min(loss for (_, one), loss in losses.items() if one == seed)
+        own = _best(row)
+        usable = own and usable_range(row, own, bar * lowest)
+        found.append(usable["factor"] if usable else 0.0)
+    return found
+
+
+def usable_range(cells: Sequence[Summary], best: Summary, bar: float) -> Summary | None:
+    """Return the learning rates around the best one whose median loss is at most ``bar``; None where the best is above it.
+
+    Args:
+        cells: of one row, by learning rate.
+        best: one of them.
+        bar: the largest loss that is usable.
+    """
+    good = [cell["validation_loss"] is not None and cell["validation_loss"] <= bar for cell in cells]
+    low = high = cells.index(best)
+    if not good[low]:
+        return None
+    while low > 0 and good[low - 1]:
+        low -= 1
+    while high < len(cells) - 1 and good[high + 1]:
+        high += 1
+    lowest, highest = cells[low]["lr"], cells[high]["lr"]
+    ends = low == 0 or high == len(cells) - 1
+    return {"lowest": lowest, "highest": highest, "factor": highest / lowest, "reaches_an_end": ends}
 
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-HEADER = ("level", "lowest validation loss", "at lr", "usable learning rates")
-
-
-def table(summary: Summary) -> str:
-    """For each problem a line for every level."""
-    parts = []
-    for problem in summary["problems"]:
-        rows = [
-            (
-                f"{one['level']}",
-                "-" if one["best_loss"] is None else f"{one['best_loss']:.4g}",
-                "-" if one["best_lr"] is None else f"{one['best_lr']:g}",
-                ", ".join(f"{lr:g}" for lr in one["usable_lrs"]) or "none",
-            )
-            for one in problem["usable"]
-        ]
-        bar = "unknown" if problem["usable_up_to"] is None else f"{problem['usable_up_to']:.4g}"
-        title = (
-            f"{problem['data']}: {problem['steps']} steps of SGD, {problem['loss_name']}; "
-            f"usable: at most {bar}, {problem['bar']:g} times the lowest without clipping"
-        )
-        parts.append("\n".join([title, "", *aligned([HEADER, *rows])]))
-    return "\n\n".join(parts)

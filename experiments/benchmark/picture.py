@@ -12,17 +12,18 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from torch_clipped.clipping import CLIPPING_TYPES
 
+from ..common.style import BLACK, BLUE, GREEN, SKY, VERMILION
 from .contenders import COMPILED, FLOOR, TORCH
 from .rows import TRAFFIC, Row, read_rows, traffic
 from .table import NAMES, OPTIMIZER_NAMES, shown
 
 # Colours that colour-blind readers tell apart (M. Okabe and K. Ito); the shapes differ too.
 LOOKS = {
-    "torch, no clipping": ("D", "white", "#000000"),
-    "torch, clipping": ("D", "#000000", "#000000"),
-    "other packages, step clipped": ("s", "#009E73", "#009E73"),
-    "torch_clipped, step not clipped": ("o", "white", "#0072B2"),
-    "torch_clipped, step clipped": ("o", "#0072B2", "#0072B2"),
+    "torch, no clipping": ("D", "white", BLACK),
+    "torch, clipping": ("D", BLACK, BLACK),
+    "other packages, step clipped": ("s", GREEN, GREEN),
+    "torch_clipped, step not clipped": ("o", "white", BLUE),
+    "torch_clipped, step clipped": ("o", BLUE, BLUE),
 }
 TICKS = (1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
@@ -52,11 +53,11 @@ def _draw(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
     for clipped, linestyle in ((False, ":"), (True, "--")):
         words = f"least memory traffic, step {'clipped' if clipped else 'not clipped'}"
         bound = traffic(optimizer, True, clipped) / TRAFFIC[optimizer]
-        axes.axvline(bound, color="#D55E00", linestyle=linestyle, linewidth=1.4, label=words, zorder=1)
+        axes.axvline(bound, color=VERMILION, linestyle=linestyle, linewidth=1.4, label=words, zorder=1)
     for place, name in enumerate(names):
         mine = [row.ratio_to_floor for row in rows if row.contender == name]
         if len(mine) > 1:
-            axes.plot([min(mine), max(mine)], [place, place], color="#56B4E9", linewidth=1.5, zorder=2)
+            axes.plot([min(mine), max(mine)], [place, place], color=SKY, linewidth=1.5, zorder=2)
     for label, (marker, face, edge) in LOOKS.items():
         dots = [row for row in rows if row.contender in names and _look(row) == label]
         places, ratios = [names.index(row.contender) for row in dots], [row.ratio_to_floor for row in dots]

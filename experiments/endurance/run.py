@@ -26,6 +26,7 @@ from ..common.command import Plan, check_at_least, command, parser_of
 from ..common.files import read_csv, write_csv, write_json
 from ..common.journal import Journal, Result
 from ..common.machine import cpu_model, resident, versions
+from ..common.style import BLUE, VERMILION
 
 TYPES = (
     *("norm", "layer_wise", "auto", "layer_wise_auto", "linear_rand_auto"),
@@ -166,9 +167,9 @@ def plot(rows_file: Path, picture: Path) -> None:
         ("state_bytes", 1e-3, "", "state of the optimizer (kB)"),
     )
     for axes, (name, unit, label, words) in zip(panels.flat, curves, strict=True):
-        axes.plot(steps, [unit * row[name] for row in rows], color="#0072B2", label=label)
+        axes.plot(steps, [unit * row[name] for row in rows], color=BLUE, label=label)
         if name == "median_seconds":
-            axes.plot(steps, [unit * row["p90_seconds"] for row in rows], "--", color="#D55E00", label="90th percentile")
+            axes.plot(steps, [unit * row["p90_seconds"] for row in rows], "--", color=VERMILION, label="90th percentile")
             axes.legend(frameon=False)
         axes.set(ylabel=words, ylim=(0, 1.25 * max([unit * row[name] for row in rows], default=1.0) or 1.0))
         axes.ticklabel_format(useOffset=False, style="plain")

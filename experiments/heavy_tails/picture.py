@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from torch_clipped.clipping import CLIPPING_TYPES
 
 from ..common.language_models import MODELS
-from ..common.style import smooth
+from ..common.style import BLACK, BLUE, SKY, VERMILION
 from .summary import Row, read_rows, select
 from .table import by_lr, label
 
 BINS = 80
-# Colours that colour-blind readers tell apart (M. Okabe and K. Ito); for a print without colours the line styles do.
+# For a print without colours the line styles differ, too
 STYLES: dict[str, dict[str, Any]] = {
-    "clipped": {"color": "#0072B2", "linestyle": "-", "linewidth": 2.0},
-    "same lr": {"color": "#D55E00", "linestyle": "--", "linewidth": 1.6},
-    "best lr": {"color": "#000000", "linestyle": ":", "linewidth": 2.2},
+    "clipped": {"color": BLUE, "linestyle": "-", "linewidth": 2.0},
+    "same lr": {"color": VERMILION, "linestyle": "--", "linewidth": 1.6},
+    "best lr": {"color": BLACK, "linestyle": ":", "linewidth": 2.2},
 }
 Run = dict[str, Any]
 
@@ -84,9 +84,7 @@ def _draw_histogram(axes: Axes, rows: list[Row], edges: NDArray[Any], run: Run, 
     later = [row for row in rows if row.step >= start_steps]
     look: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
     counts, *_ = axes.hist(_lengths(rows), edges.tolist(), color="white", hatch="//////", label="all steps", **look)
-    axes.hist(
-        _lengths(later), edges.tolist(), color="#56B4E9", label=f"without the first {start_steps} steps of each seed", **look
-    )
+    axes.hist(_lengths(later), edges.tolist(), color=SKY, label=f"without the first {start_steps} steps of each seed", **look)
     places = np.linspace(0, edges[-1], 1000)
     for words, tail, linestyle in (
         ("normal distribution, mean and variance of all steps", run["grad_norm"], "-."),
@@ -118,7 +116,7 @@ def _mark_threshold(axes: Axes, rows: list[Row], clipping_type: str) -> None:
     name = "threshold" if min(thresholds) == max(thresholds) else "median threshold"
     axes.axvline(
         threshold,
-        color="#D55E00",
+        color=VERMILION,
         linewidth=2,
         linestyle="--",
         label=f"{name}, {threshold:.3g}{beyond}",
@@ -174,3 +172,8 @@ def _by_seed(rows: list[Row], steps: int) -> NDArray[Any]:
         if not math.isfinite(row.loss):
             losses[place, row.step :] = math.inf
     return losses[:, ~np.isnan(losses).all(axis=0)]
+
+
+def smooth(curves: NDArray[Any], window: int) -> NDArray[Any]:
+    """Return the mean of each value and the ``window - 1`` before it, of as many as there are at the start."""
+    return np.stack([curves[:, max(0, step + 1 - window) : step + 1].mean(axis=1) for step in range(curves.shape[1])], axis=1)

@@ -14,14 +14,15 @@ from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from ..common.files import read_csv
+from ..common.style import BLACK, BLUE, GREEN, ORANGE, PINK, VERMILION
 
-# Colours that colour-blind readers tell apart (M. Okabe and K. Ito); for a print without colours the line styles do.
+# For a print without colours the line styles differ, too
 STYLES: list[dict[str, Any]] = [
-    {"color": "#000000", "linestyle": "-"},
-    {"color": "#D55E00", "linestyle": (0, (5, 1))},
-    {"color": "#0072B2", "linestyle": "--"},
-    {"color": "#009E73", "linestyle": "-."},
-    {"color": "#CC79A7", "linestyle": ":"},
+    {"color": BLACK, "linestyle": "-"},
+    {"color": VERMILION, "linestyle": (0, (5, 1))},
+    {"color": BLUE, "linestyle": "--"},
+    {"color": GREEN, "linestyle": "-."},
+    {"color": PINK, "linestyle": ":"},
 ]
 DECADE = 10.0
 Array = NDArray[np.float64]
@@ -67,7 +68,7 @@ def _mark_mean(upper: Axes, lower: Axes, result: dict[str, Any]) -> None:
     """The loss at the mean of the iterates of the last quarter without restarts, at the last step."""
     plain, steps = result["contenders"][0], result["config"]["steps"]
     loss, ratio = plain["mean_training_loss"]["median"], plain["mean_training_loss_against_no_restart"]["ratio"]
-    look: dict[str, Any] = {"marker": "D", "markersize": 9, "linestyle": "none", "color": "#E69F00", "markeredgecolor": "black"}
+    look: dict[str, Any] = {"marker": "D", "markersize": 9, "linestyle": "none", "color": ORANGE, "markeredgecolor": "black"}
     words = f"no restart, mean of the last quarter: validation loss {plain['mean_validation_loss']['median']:.3f}"
     for axes, value, label in ((upper, loss, words), (lower, ratio, None)):
         axes.plot([steps], [value], label=label, clip_on=False, zorder=5, **look)

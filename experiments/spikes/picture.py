@@ -14,18 +14,19 @@ from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from ..common.files import read_csv
+from ..common.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION
 
-# Colours that colour-blind readers tell apart (M. Okabe and K. Ito); for a print without colours the line styles do.
+# For a print without colours the line styles differ, too
 STYLES: dict[str, dict[str, Any]] = {
-    "none": {"color": "#D55E00", "linestyle": "-"},
-    "norm": {"color": "#0072B2", "linestyle": "--"},
-    "auto": {"color": "#009E73", "linestyle": "-."},
-    "zscore": {"color": "#CC79A7", "linestyle": ":"},
-    "zclip": {"color": "#E69F00", "linestyle": (0, (5, 1))},
-    "adagc": {"color": "#56B4E9", "linestyle": (0, (3, 1, 1, 1))},
+    "none": {"color": VERMILION, "linestyle": "-"},
+    "norm": {"color": BLUE, "linestyle": "--"},
+    "auto": {"color": GREEN, "linestyle": "-."},
+    "zscore": {"color": PINK, "linestyle": ":"},
+    "zclip": {"color": ORANGE, "linestyle": (0, (5, 1))},
+    "adagc": {"color": SKY, "linestyle": (0, (3, 1, 1, 1))},
     "zclip, cap": {"color": "#8A4B00", "linestyle": (0, (7, 2))},
     "skip": {"color": "#6A3D9A", "linestyle": (0, (2, 1))},
-    "left out": {"color": "#000000", "linestyle": (0, (1, 2))},
+    "left out": {"color": BLACK, "linestyle": (0, (1, 2))},
 }
 LABELS = {
     "none": "not clipped",
@@ -33,7 +34,7 @@ LABELS = {
     "skip": "zscore at 6, skip",
     "left out": "left out by hand",
 }
-UNHARMED_STYLE: dict[str, Any] = {"color": "#888888", "linestyle": "-"}
+UNHARMED_STYLE: dict[str, Any] = {"color": GREY, "linestyle": "-"}
 Array = NDArray[np.float64]
 
 
@@ -84,7 +85,7 @@ def _draw(column: Sequence[Axes], rows: list[dict[str, str]], kind: str, plain: 
     lower.set_ylim(bottom=-0.06)
     for axes in column:
         for step in config["corrupted"]:
-            axes.axvline(step, color="#888888", linewidth=0.8, zorder=0)
+            axes.axvline(step, color=GREY, linewidth=0.8, zorder=0)
         axes.grid(alpha=0.3)
 
 

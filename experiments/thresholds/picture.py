@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
-from ..common.style import BLACK, BLUE, VERMILION
+from ..common.style import BLACK, BLUE, GREY, VERMILION
 
 Summary = dict[str, Any]
 RANGE = 8  # losses of more than so many times (on a logarithmic scale) what is usable get the last colour
@@ -96,7 +96,7 @@ def _draw_cell(axes: Axes, cell: Summary, row: int, column: int, scale: LogNorm)
         axes.add_patch(Rectangle(corner, 1, 1, facecolor=PALE, edgecolor="white", linewidth=0.5))
         words.insert(0, "\N{MULTIPLICATION SIGN}")
     if cell["normalized"]:
-        edge = "#BBBBBB" if dark else "#777777"
+        edge = "#BBBBBB" if dark else GREY
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=edge, hatch="////", linewidth=0))
     box = {"facecolor": image_colour(cell, scale), "edgecolor": "none", "pad": 1.0} if cell["normalized"] else None
     axes.text(column, row, "\n".join(words), ha="center", va="center", color="white" if dark else "black", size=9, bbox=box)

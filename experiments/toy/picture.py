@@ -12,16 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..common.files import read_csv
+from ..common.style import BLACK, BLUE, GREEN, SKY, VERMILION
 
-# Colours that colour-blind readers tell apart (M. Okabe and K. Ito); for a print without colours the line styles do.
+# For a print without colours the line styles differ, too
 STYLES: dict[str, dict[str, Any]] = {
-    "SGD": {"color": "#D55E00", "linestyle": "--"},
-    "clipped SGD": {"color": "#0072B2", "linestyle": "-"},
-    "R-clipped SGD": {"color": "#56B4E9", "linestyle": (0, (5, 1))},
-    "Adam": {"color": "#000000", "linestyle": ":"},
-    "clipped SSTM": {"color": "#009E73", "linestyle": "-."},
-    "AdaGrad": {"color": "#D55E00", "linestyle": "--"},
-    "clipped AdaGrad": {"color": "#0072B2", "linestyle": "-"},
+    "SGD": {"color": VERMILION, "linestyle": "--"},
+    "clipped SGD": {"color": BLUE, "linestyle": "-"},
+    "R-clipped SGD": {"color": SKY, "linestyle": (0, (5, 1))},
+    "Adam": {"color": BLACK, "linestyle": ":"},
+    "clipped SSTM": {"color": GREEN, "linestyle": "-."},
+    "AdaGrad": {"color": VERMILION, "linestyle": "--"},
+    "clipped AdaGrad": {"color": BLUE, "linestyle": "-"},
 }
 Rows = Sequence[dict[str, str]]
 RESTART_COEFFICIENT = 1.25  # of torch_clipped.Restarter

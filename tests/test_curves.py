@@ -183,7 +183,7 @@ def test_names_of_metrics_are_not_those_of_other_curves(name):
     assert collector.history == []
 
 
-@pytest.mark.parametrize("metrics", [["accuracy"], {"accuracy": 3}, {3: accuracy}], ids=str)
+@pytest.mark.parametrize("metrics", [["accuracy"], {"accuracy": 3}, {3: accuracy}], ids=["list", "number", "name"])
 def test_metrics_are_functions_by_name(metrics):
     with pytest.raises(TypeError, match="metrics must be a mapping from names to functions, got"):
         new().step(batches()[0], squared_error, metrics)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from ..common.files import read_csv
 from ..common.style import BLACK, BLUE, GREY, VERMILION
@@ -68,6 +68,7 @@ def _draw_differences(axes: Axes, ordered: Sequence[Summary], beside: Axes) -> N
     axes.axvline(0, color=BLACK, linewidth=1)
     axes.set_yticks(range(len(ordered)), [""] * len(ordered))
     axes.set_ylim(beside.get_ylim())
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set(xlabel="difference from no clipping, 95 % interval\n(filled: leaves out 0)")
     axes.grid(alpha=0.3)
 

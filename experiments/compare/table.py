@@ -20,7 +20,8 @@ def table(written: dict[str, Any]) -> str:
     notes = [
         "Test: mean over the seeds (lowest, highest). Usable lr: how far apart the learning rates are that cost at most a tenth",
         "of what the best gains over the trivial method (* the range goes on beyond the grid). Against its baseline: mean",
-        "difference of the test metric from the same optimizer without clipping, with its 95 % interval over the seeds.",
+        "difference of the test metric from the same optimizer without clipping, with its 95 % interval over the seeds, which",
+        "says nothing of the chance in the choice of learning rate and level.",
     ]
     ends = [f"{one['method']} ({one['lr']:g})" for one in methods if one["lr_is_an_end_of_the_grid"]]
     if ends:

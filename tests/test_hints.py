@@ -157,7 +157,7 @@ def test_typo_of_any_argument_names_the_nearest(make, name, meant):
 def test_argument_without_a_near_one_lists_the_choices():
     with pytest.raises(TypeError) as error:
         clip_gradients_([one()], eps=1)
-    names = "parameters, clipping_type, clipping_level, norm_type, nonfinite"
+    names = "parameters, clipping_type, clipping_level, clipping_action, norm_type, nonfinite"
     assert str(error.value) == f"clip_gradients_ has no argument 'eps'; choose from {names}"
     with pytest.raises(TypeError, match=r"choose from params, lr, momentum, .*, clipping_seed$"):
         ClippedSGD([one()], zzz=1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.__main__ import main
+from experiments.common.language_models import continuation
 from experiments.common.text import UNKNOWN, WINDOW, load_text
 from experiments.heavy_tails import run as heavy_tails
 from torch_clipped import ClippedSGD
@@ -235,6 +236,34 @@ def test_last_tenth_of_a_file_is_held_out_and_its_new_characters_are_unknown(tmp
     assert text.alphabet == 3
     assert text.training.tolist() == [1, 2] * 450
     assert text.validation.tolist() == [1, UNKNOWN] * 50
+    assert text.spell(text.validation[:3]) == "a\N{REPLACEMENT CHARACTER}a"
+
+
+class Counter(torch.nn.Linear):
+    """Expects each of five characters after the one before it, and is a little less sure of the one after that."""
+
+    def forward(self, characters):
+        odds = 0.7 * torch.eye(5)[(characters + 1) % 5] + 0.3 * torch.eye(5)[(characters + 2) % 5]
+        return odds.log()
+
+
+def test_text_is_drawn_from_the_predictions_of_the_model():
+    start = torch.tensor([3, 4])
+    drawn = continuation(Counter(1, 1), start, 2000, seed=0)
+    steps = drawn.diff(prepend=start[-1:]) % 5
+    assert steps.unique().tolist() == [1, 2]
+    assert (steps == 1).double().mean().item() == pytest.approx(0.7, abs=0.04)
+    assert continuation(Counter(1, 1), start, 50, seed=0).tolist() == drawn[:50].tolist()
+    assert continuation(Counter(1, 1), start, 50, seed=1).tolist() != drawn[:50].tolist()
+
+
+def test_summary_holds_what_the_first_models_wrote_before_and_after(trained):
+    texts, first, *_ = trained.summary["texts"], *trained.runs
+    assert list(texts) == ["untrained", *(f"{run['optimizer']}, lr {run['lr']:g}" for run in trained.runs)]
+    assert {len(text) for text in texts.values()} == {heavy_tails.DRAWN}
+    assert len({*texts.values()}) == 1 + RUNS
+    assert f"untrained: {texts['untrained']!r}" in trained.printed
+    assert f"lr {first['lr']:g}: {texts['ClippedSGD, lr 5']!r}" in trained.printed
 
 
 def test_standard_library_is_cut_and_split_by_file():

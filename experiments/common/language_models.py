@@ -1,4 +1,4 @@
-"""Two small character-level language models and their loss."""
+"""Small character-level language models and their loss."""
 
 from __future__ import annotations
 
@@ -11,22 +11,36 @@ VALIDATION_WINDOWS = 512
 LARGEST_NORM = 0.25  # the level of clipping type norm
 
 
-class LSTM(nn.Module):
-    """One LSTM layer: characters (batch, length) -> logits of the next ones (batch, length, alphabet)."""
+class Recurrent(nn.Module):
+    """One recurrent layer: characters (batch, length) -> logits of the next ones (batch, length, alphabet)."""
+
+    layer: type[nn.RNNBase]
 
     def __init__(self, alphabet: int, width: int = 128) -> None:
         super().__init__()
         self.embedding = nn.Embedding(alphabet, 32)
-        self.lstm = nn.LSTM(32, width, batch_first=True)
+        self.recurrent = self.layer(32, width, batch_first=True)
         self.logits = nn.Linear(width, alphabet)
 
     def forward(self, characters: Tensor) -> Tensor:
-        logits: Tensor = self.logits(self.lstm(self.embedding(characters))[0])
+        logits: Tensor = self.logits(self.recurrent(self.embedding(characters))[0])
         return logits
 
 
+class RNN(Recurrent):
+    """Plain recurrent layer, with tanh: the one whose gradients explode (Pascanu et al. 2013)."""
+
+    layer = nn.RNN
+
+
+class LSTM(Recurrent):
+    """Layer with long short-term memory (Hochreiter and Schmidhuber 1997)."""
+
+    layer = nn.LSTM
+
+
 class Transformer(nn.Module):
-    """Two causal layers of self-attention, of the same shapes as :class:`LSTM`."""
+    """Two causal layers of self-attention, of the same shapes as :class:`Recurrent`."""
 
     def __init__(self, alphabet: int, width: int = 64, longest: int = 64) -> None:
         super().__init__()
@@ -45,6 +59,24 @@ class Transformer(nn.Module):
 
 
 MODELS: dict[str, type[LSTM] | type[Transformer]] = {"lstm": LSTM, "transformer": Transformer}
+
+
+@torch.no_grad()
+def continuation(model: nn.Module, start: Tensor, length: int, seed: int) -> Tensor:
+    """Return the characters that a model draws one after another from its own predictions.
+
+    Args:
+        model: characters (batch, length) -> logits of the next ones.
+        start: what the text begins with, shape (characters,); the model sees the last as many of each text.
+        length: how many characters to draw.
+        seed: of the draws.
+    """
+    generator, text = torch.Generator().manual_seed(seed), start
+    for _ in range(length):
+        seen = text[-len(start) :][None].to(next(model.parameters()).device)
+        odds = model(seen)[0, -1].double().softmax(0).cpu()
+        text = torch.cat([text, torch.multinomial(odds, 1, generator=generator)])
+    return text[len(start) :]
 
 
 def next_character_loss(model: nn.Module, windows: tuple[Tensor, Tensor], device: str | torch.device = "cpu") -> Tensor:

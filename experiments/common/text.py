@@ -23,9 +23,18 @@ class Text:
     """Two texts as character numbers, shape (characters,); those not seen in training are ``UNKNOWN``."""
 
     source: str
-    alphabet: int
+    characters: str  # by their numbers
     training: Tensor
     validation: Tensor
+
+    @property
+    def alphabet(self) -> int:
+        """Return how many characters there are."""
+        return len(self.characters)
+
+    def spell(self, numbers: Tensor) -> str:
+        """Return the characters with these numbers."""
+        return "".join(self.characters[number] for number in numbers.tolist())
 
 
 def load_text(data: Path | None) -> Text:
@@ -70,7 +79,7 @@ def _encode(source: str, training: str, validation: str) -> Text:
     numbers = [np.where(known[place] == code, place + 1, UNKNOWN) for place, code in zip(places, codes, strict=True)]
     return Text(
         source=source,
-        alphabet=len(known) + 1,
+        characters="\N{REPLACEMENT CHARACTER}" + "".join(map(chr, known)),
         training=torch.from_numpy(numbers[0]),
         validation=torch.from_numpy(numbers[1]),
     )

@@ -14,6 +14,7 @@ TASKS = {  # modules with a function ``load``, imported when named: each may nee
     "perceptron": "experiments.compare.task_perceptron",
     "segmentation": "experiments.compare.task_segmentation",
     "text": "experiments.compare.task_text",
+    "rnn": "experiments.compare.task_rnn",
     "spelling": "experiments.compare.task_spelling",
     "graph": "experiments.compare.task_graph",
     "cartpole": "experiments.compare.task_cartpole",

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
-from torch.nn.functional import one_hot
 
 from .task import Grids, Task
-from .task_parts import device_of, evaluating, needed, seeded
+from .task_parts import device_of, evaluating, needed, refuse_data, seeded
 
 DISCOUNT = 0.99
 EPISODES = 8  # of a batch
@@ -55,7 +54,7 @@ class Control:
 
     def loss(self, model: nn.Module, batch: Sequence[int]) -> Tensor:
         """Return the mean of - (return - mean return) / std x log-probability of the action, over the steps of all episodes."""
-        episodes = self.play(model, batch, greedy=False)
+        episodes = self.play(model, batch)
         observations, actions, rewards = zip(*episodes, strict=True)
         returns = torch.cat([_returns(each) for each in rewards]).to(device_of(model))
         weights = (returns - returns.mean()) / (returns.std() + 1e-6)
@@ -63,16 +62,16 @@ class Control:
         return -(weights * distribution.log_prob(torch.cat(actions).to(device_of(model)))).mean()
 
     def evaluate(self, model: nn.Module, part: str) -> float:
-        """Return the mean over some episodes, with the likeliest action in each step."""
+        """Return the mean over some episodes, with actions drawn as in training."""
         with evaluating(model):
             return self._mean_return(model, part)
 
     def _mean_return(self, model: nn.Module | None, part: str) -> float:
         seeds = range(SEEDS[part], SEEDS[part] + self._evaluated)
-        return float(np.mean([sum(rewards) for _, _, rewards in self.play(model, seeds, greedy=True)]))
+        return float(np.mean([sum(rewards) for _, _, rewards in self.play(model, seeds)]))
 
     @torch.no_grad()
-    def play(self, model: nn.Module | None, seeds: Sequence[int], greedy: bool) -> list[Episode]:
+    def play(self, model: nn.Module | None, seeds: Sequence[int]) -> list[Episode]:
         """Play an episode for each seed, side by side, with random actions where there is no model; seeds decide all."""
         environments = [self._gymnasium.make(self._environment) for _ in seeds]
         randoms = [np.random.default_rng(seed) for seed in seeds]
@@ -81,7 +80,7 @@ class Control:
         rewards: list[list[float]] = [[] for _ in seeds]
         active = list(range(len(seeds)))
         while active:
-            odds = self._odds(model, np.stack([seen[i][-1] for i in active]), greedy)
+            odds = self._odds(model, np.stack([seen[i][-1] for i in active]))
             going_on = []
             for i, own in zip(active, odds, strict=True):
                 action = min(int((own < randoms[i].random()).sum()), self._actions - 1)
@@ -95,13 +94,12 @@ class Control:
         observations = [torch.from_numpy(np.array(each, dtype=np.float32)) for each in seen]
         return list(zip(observations, map(torch.tensor, taken), rewards, strict=True))
 
-    def _odds(self, model: nn.Module | None, observations: Any, greedy: bool) -> Any:
+    def _odds(self, model: nn.Module | None, observations: Any) -> Any:
         """Return the cumulative probabilities of the actions, shape (episodes, actions)."""
         if model is None:
             return np.tile(np.arange(1, self._actions + 1) / self._actions, (len(observations), 1))
         logits = model(torch.from_numpy(observations).to(device_of(model))).double()
-        chosen = one_hot(logits.argmax(1), self._actions).double() if greedy else logits.softmax(1)
-        return chosen.cumsum(1).cpu().numpy()
+        return logits.softmax(1).cumsum(1).cpu().numpy()
 
 
 def _returns(rewards: Sequence[float]) -> Tensor:
@@ -120,6 +118,5 @@ ENVIRONMENTS: dict[str, tuple[str, Grids]] = {
 
 def task(name: str, data: Path | None, quick: bool) -> Task:
     """Return the task of that name; raise ValueError where the package is missing, or where ``data`` are named."""
-    if data is not None:
-        raise ValueError(f"data must not be named for task {name}, whose data are played, got {str(data)!r}")
+    refuse_data(data, name, "whose data are played")
     return Control(name, *ENVIRONMENTS[name], quick)

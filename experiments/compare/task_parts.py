@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def refuse_data(data: Path | None, task: str, source: str) -> None:
+    """Raise a ValueError where ``data`` are named for a task that has its own: ``source`` says which."""
+    if data is not None:
+        raise ValueError(f"data must not be named for task {task}, {source}, got {str(data)!r}")
 
 
 def needed(module: str, package: str, what: str) -> Any:

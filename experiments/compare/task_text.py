@@ -1,4 +1,4 @@
-"""Text: BERT on CoLA, or an LSTM from scratch on the source of Python's standard library."""
+"""Text: BERT on CoLA, or a recurrent network from scratch on the source of Python's standard library."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..common.language_models import BATCH, LSTM, next_character_loss
+from ..common.language_models import BATCH, LSTM, Recurrent, next_character_loss
 from ..common.text import even_windows, load_text, random_windows
 from .task import Grids, Task
 from .task_parts import device_of, evaluating, seeded
 from .task_text_cola import CoLA
 
 Windows = tuple[Tensor, Tensor]
+LSTM_RATES: Grids = {"SGD": (0.5, 1.0, 2.0, 4.0), "Adam": (0.005, 0.01, 0.02, 0.04)}
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
     """CoLA in the folder ``data`` with BERT in the folder ``pretrained``, or the standard library where both are None."""
-    return Characters(quick) if data is None else CoLA(data, pretrained, quick)
+    return Characters("text", LSTM, 10 if quick else 250, LSTM_RATES, quick) if data is None else CoLA(data, pretrained, quick)
 
 
 class Characters:
     """The next character of each in a window of text."""
 
-    name, metric = "text", "accuracy of the next character"
+    metric, batch = "accuracy of the next character", BATCH
 
-    def __init__(self, quick: bool) -> None:
-        self.batch, self.steps = BATCH, 10 if quick else 250
-        self.learning_rates: Grids = {"SGD": (0.5, 1.0, 2.0, 4.0), "Adam": (0.005, 0.01, 0.02, 0.04)}
+    def __init__(self, name: str, model: type[Recurrent], steps: int, learning_rates: Grids, quick: bool) -> None:
+        self.name, self._model, self.steps, self.learning_rates = name, model, steps, learning_rates
         self._evaluated = 16 if quick else 128
         self._text = load_text(None)
         validation, test = self._text.validation.chunk(2)
         self._parts = {"train": self._text.training, "validation": validation, "test": test}
-        self.source = f"LSTM from scratch on the characters of {self._text.source}"
+        self.source = f"{model.__name__} from scratch on the characters of {self._text.source}"
         self.trivial = ("table of trigrams", trigram_share(self._text.training, test))
 
     def make_model(self, seed: int) -> nn.Module:
         """Return a model, the same for the same seed."""
-        return seeded(lambda: LSTM(self._text.alphabet), seed)
+        return seeded(lambda: self._model(self._text.alphabet), seed)
 
     def batches(self, seed: int) -> Iterator[Windows]:
         """Yield windows from anywhere in the text, and what follows each character."""

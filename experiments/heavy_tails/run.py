@@ -25,7 +25,7 @@ from torch_clipped import Clipped
 from ..common.command import Plan, check_at_least, command, parser_of
 from ..common.files import write_json
 from ..common.journal import Journal, Result
-from ..common.language_models import BATCH, LARGEST_NORM, MODELS, VALIDATION_WINDOWS, next_character_loss
+from ..common.language_models import BATCH, LARGEST_NORM, MODELS, VALIDATION_WINDOWS, continuation, next_character_loss
 from ..common.machine import check_device
 from ..common.optimizers import OPTIMIZERS
 from ..common.text import WINDOW, Text, even_windows, load_text, random_windows
@@ -33,6 +33,7 @@ from .picture import plot
 from .summary import Outcome, Row, Run, read_rows, summarize, write_rows
 from .table import table
 
+DRAWN = 200  # characters of the text that a model writes before its training and after it
 NO_CLIPPING = {"clipped_steps": 0.0, "threshold": math.nan, "clip_rate": 0.0}
 UNCLIPPED_SHARES = (1, 0.7, 0.5, 0.35, 0.15)  # the unclipped learning rates, as shares of the clipped one
 QUICK: dict[str, Any] = {"seeds": 1, "unclipped_shares": (1, 0.5)}
@@ -120,7 +121,7 @@ def plan(**options: Any) -> Plan:
     def write(results: Sequence[Result], folder: Path) -> str:
         files = [folder / f"heavy_tails.{kind}" for kind in ("csv", "json", "png")]
         write_rows([Row(*row) for result in results for row in result["rows"]], files[0])
-        outcomes = [Outcome(result["seed"], Run(*result["run"]), result["validation_loss"]) for result in results]
+        outcomes = [Outcome(result["seed"], Run(*result["run"]), result["validation_loss"], result["texts"]) for result in results]
         summary = summarize(settings, runs, read_rows(files[0]), outcomes)
         write_json(summary, files[1])
         plot(*files)
@@ -136,7 +137,7 @@ def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) 
     model = _model(config, text, seed)
     optimizer = config.make_optimizer(one, list(model.parameters()))
     batches = torch.Generator().manual_seed(seed)
-    clipped_steps = 0.0
+    clipped_steps, texts = 0.0, [_drawn(model, text, seed)]
     for step in range(config.steps):
         loss = next_character_loss(model, random_windows(text.training, BATCH, batches), config.device)
         optimizer.zero_grad()
@@ -153,7 +154,8 @@ def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) 
         if not loss.isfinite():
             break
     validation_loss = _validation_loss(model, text, config.device) if loss.isfinite() else math.nan
-    return {"seed": seed, "run": one, "rows": rows, "validation_loss": validation_loss}
+    texts += [_drawn(model, text, seed)] if math.isfinite(validation_loss) else []
+    return {"seed": seed, "run": one, "rows": rows, "validation_loss": validation_loss, "texts": texts}
 
 
 def _model(config: Config, text: Text, seed: int) -> nn.Module:
@@ -161,6 +163,11 @@ def _model(config: Config, text: Text, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[config.model](text.alphabet).to(config.device)
+
+
+def _drawn(model: nn.Module, text: Text, seed: int) -> str:
+    """Return what the model writes after the first characters of the validation text."""
+    return text.spell(continuation(model, text.validation[:WINDOW], DRAWN, seed))
 
 
 @torch.no_grad()

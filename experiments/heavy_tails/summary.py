@@ -48,6 +48,7 @@ class Outcome(NamedTuple):
     seed: int
     run: Run
     validation_loss: float
+    texts: list[str]  # that the model wrote before its training, and after it where it came to an end
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
@@ -87,7 +88,15 @@ def summarize(settings: dict[str, Any], runs: Sequence[Run], rows: Sequence[Row]
         "start_steps": start_steps,
         "comparison": compare(summaries),
         "runs": summaries,
+        "texts": _texts(outcomes),
     }
+
+
+def _texts(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Return what the model of the first seed wrote: untrained, which is the same for all runs, and after each run."""
+    mine = [outcome for outcome in outcomes if outcome.seed == outcomes[0].seed]
+    after = {outcome.run.label: outcome.texts[1] for outcome in mine if len(outcome.texts) > 1}
+    return {"untrained": mine[0].texts[0], **after} if mine else {}
 
 
 def _of_run(run: Run, rows: list[Row], outcomes: Sequence[Outcome], start_steps: int) -> dict[str, Any]:

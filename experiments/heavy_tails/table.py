@@ -15,7 +15,7 @@ def table(summary: dict[str, Any]) -> str:
     lines = [title, "", *_aligned([HEADER, *(_cells(run) for run in summary["runs"])]), ""]
     if summary["interrupted"]:
         lines += [f"Interrupted: these are the {summary['rows']} steps that were done."]
-    return "\n".join([*lines, *_verdict(summary), *_tail(summary)])
+    return "\n".join([*lines, *_verdict(summary), *_tail(summary), *_texts(summary)])
 
 
 def clipping(settings: dict[str, Any]) -> str:
@@ -71,6 +71,13 @@ def _verdict(summary: dict[str, Any]) -> list[str]:
     if best == min(tried):
         lines.append("No smaller lr was tried without clipping: one may be better still.")
     return lines
+
+
+def _texts(summary: dict[str, Any]) -> list[str]:
+    """What the model wrote before its training and after the clipped one."""
+    clipped = by_lr(summary, True, summary["settings"]["lr"])
+    names = ["untrained", *([label(clipped)] if clipped else [])]
+    return [f"Written by the model, {name}: {summary['texts'][name]!r}" for name in names if name in summary["texts"]]
 
 
 def _listed(rates: Sequence[float]) -> str:

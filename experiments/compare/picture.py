@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ..common.files import read_csv
 from ..common.style import BLACK, BLUE, GREY, VERMILION
@@ -21,16 +21,16 @@ DETAILS = 4  # panels in a row
 
 
 def plot(csv: Path, written: Summary, picture: Path) -> None:
-    """Draw the test metric of each method, its difference from no clipping, and losses over the steps."""
+    """Draw the test metric of each method, its difference from no clipping, and how the best came there."""
     settings = written["settings"]
     known = [one for one in written["methods"] if one["test"]["mean"] is not None]
     ordered = sorted(known, key=lambda one: one["test"]["mean"])
     figure = Figure(figsize=(12, 1.6 + 0.28 * max(8, len(written["methods"]))), layout="constrained")
     figure.suptitle(f"{settings['source']}\n{settings['steps']} steps, {len(settings['seeds'])} seeds", size="medium")
-    results, differences, losses = figure.subplots(1, 3, width_ratios=(1.25, 1, 1.1))
+    results, differences, courses = figure.subplots(1, 3, width_ratios=(1.25, 1, 1.1))
     _draw_results(results, ordered, written)
     _draw_differences(differences, ordered, results)
-    _draw_losses(losses, csv, ordered)
+    _draw_courses(courses, csv, ordered, settings["metric"])
     figure.savefig(picture, dpi=110)
 
 
@@ -45,7 +45,8 @@ def _draw_results(axes: Axes, ordered: Sequence[Summary], written: Summary) -> N
     trivial, (low, high) = written["trivial"]["test"], axes.get_xlim()
     if ordered and low - trivial < 2 * (high - low):
         axes.axvline(trivial, color=GREY, linestyle=":")
-        axes.text(trivial, len(ordered) - 0.4, written["trivial"]["method"], color=GREY, size="small", ha="center", va="bottom")
+        words = {"color": GREY, "size": "small", "rotation": 90, "ha": "left", "va": "bottom"}
+        axes.text(trivial, -0.3, f" {written['trivial']['method']}", **words)
     axes.set(xlabel=f"test {written['settings']['metric']}\n(diamonds: means, dots: seeds)")
     axes.grid(alpha=0.3)
 
@@ -73,29 +74,19 @@ def _draw_differences(axes: Axes, ordered: Sequence[Summary], beside: Axes) -> N
     axes.grid(alpha=0.3)
 
 
-def _draw_losses(axes: Axes, csv: Path, ordered: Sequence[Summary]) -> None:
-    """Draw the losses of both optimizers without clipping and with the clipping that is best on test data."""
-    rows = [row for row in read_csv(csv) if row["loss"]]
+def _draw_courses(axes: Axes, csv: Path, ordered: Sequence[Summary], metric: str) -> None:
+    """Draw the metric on validation data of both optimizers without clipping and with the clipping that is best on test data."""
     chosen = [one for name in COLOURS for one in ordered if one["method"] == name]
     chosen += [max(own, key=lambda one: one["test"]["mean"]) for own in _clipped(ordered) if own]
-    ends = []
+    values: dict[str, dict[int, list[float]]] = {one["method"]: {} for one in chosen}
+    for row in read_csv(csv):
+        if row["method"] in values and row["validation_metric"] and int(row["step"]):  # the start would hide the differences
+            values[row["method"]].setdefault(int(row["step"]), []).append(float(row["validation_metric"]))
     for one in chosen:
-        steps = sorted({int(row["step"]) for row in rows if row["method"] == one["method"]})
-        losses = [
-            [float(row["loss"]) for row in rows if (row["method"], int(row["step"])) == (one["method"], step)] for step in steps
-        ]
-        means = [float(np.mean(values)) for values in losses]
-        axes.plot(
-            steps, means, color=_colour(one["method"]), linestyle="--" if one["baseline"] is None else "-", label=one["method"]
-        )
-        ends += means[len(means) // 3 :]
-    finite = [value for value in ends if math.isfinite(value)]
-    if finite and min(finite) > 0:
-        axes.set(yscale="log", ylim=(0.9 * min(finite), 3 * max(finite)))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="step", ylabel="training loss (mean over the seeds)")
+        means = {step: float(np.mean(of_seeds)) for step, of_seeds in sorted(values[one["method"]].items())}
+        look = {"color": _colour(one["method"]), "linestyle": "--" if one["baseline"] is None else "-"}
+        axes.plot([*means], [*means.values()], label=one["method"], **look)
+    axes.set(xlabel="step", ylabel=f"validation {metric} (mean over the seeds)")
     if chosen:
         axes.legend(frameon=False, fontsize="small")
     axes.grid(alpha=0.3)

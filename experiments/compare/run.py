@@ -27,6 +27,7 @@ from .picture import plot, plot_details
 from .summary import rows, summarize
 from .table import table
 from .task import TASKS, Task, load
+from .to_wandb import Logger
 from .training import Training, train
 from .tuning import TUNING_SEEDS, outcomes
 
@@ -42,6 +43,7 @@ def plan(
     seeds: int = 6,
     steps: int | None = None,
     device: str = "cpu",
+    wandb: bool = False,
     quick: bool = False,
 ) -> Plan:
     """Return the trainings of a task, and what they write; ``steps`` None are those of the task."""
@@ -52,6 +54,7 @@ def plan(
     if pretrained is not None and (task != "text" or data is None):
         raise ValueError(f"pretrained is for task text with data, got {str(pretrained)!r} for task {task}")
     check_device(device)
+    log = Logger() if wandb else None
     loaded = load(task, data, pretrained, 0, quick)
     settings = {
         "task": task,
@@ -66,16 +69,16 @@ def plan(
         "device": device,
         "quick": quick,
     }
-    name = f"compare_{task}{'' if data is None else f'_{data.resolve().name}'}"
+    of_data = "" if data is None else f"_{data.stem if data.is_file() else data.resolve().name}"
     expected = 430 * settings["steps"]  # the grids may grow
     return Plan(
-        name=name,
+        name=f"compare_{task}{of_data}",
         settings=settings,
         steps=expected,
         train=partial(train_all, loaded, settings),
-        write=partial(write, loaded, settings, name),
+        write=partial(write, loaded, settings, f"compare_{task}{of_data}", log),
         writes_parts=False,  # a method is compared with others, which may be missing
-        choices=("task", "data"),
+        choices=("task", "data", "wandb"),
     )
 
 
@@ -102,8 +105,8 @@ def _read(result: Result) -> Training:
     return Training(**result)
 
 
-def write(task: Task, settings: dict[str, Any], name: str, results: Sequence[Result], folder: Path) -> str:
-    """Write compare_TASK.csv, .json, .png and _details.png; return the table."""
+def write(task: Task, settings: dict[str, Any], name: str, log: Logger | None, results: Sequence[Result], folder: Path) -> str:
+    """Write compare_TASK.csv, .json, .png and _details.png, and log the trainings of the results; return the table."""
     trainings = {(one.method, one.lr, one.level, one.seed): one for one in map(_read, results)}
     found = outcomes(
         [*settings["clippings"]],
@@ -127,6 +130,8 @@ def write(task: Task, settings: dict[str, Any], name: str, results: Sequence[Res
     written = json.loads(files[1].read_text(encoding="utf-8"))
     plot(files[0], written, files[2])
     plot_details(written, folder / f"{name}_details.png")
+    if log is not None:
+        log.trainings(settings, found)
     return table(written)
 
 
@@ -135,9 +140,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = parser_of("compare", __doc__)
     add = parser.add_argument
     add("--task", choices=TASKS, required=True, help="what is learned")
-    add("--data", type=Path, metavar="FOLDER", help="the field's own data set (default: a small one that is always there)")
+    add("--data", type=Path, metavar="PATH", help="the field's own data set (default: a small one that is always there)")
     add("--pretrained", type=Path, metavar="FOLDER", help="weights and tokenizer to start from, for task text with --data")
     add("--seeds", type=int, help="how many seeds of the results (default: 6)")
     add("--steps", type=int, help="steps of each training (default: by task)")
     add("--device", help="default: cpu")
+    add("--wandb", action="store_true", default=None, help="log the results as offline runs of Weights & Biases, in wandb/")
     return command(parser, plan, QUICK, arguments)

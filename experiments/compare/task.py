@@ -16,6 +16,7 @@ TASKS = {  # modules with a function ``load``, imported when named: each may nee
     "text": "experiments.compare.task_text",
     "rnn": "experiments.compare.task_rnn",
     "spelling": "experiments.compare.task_spelling",
+    "translation": "experiments.compare.task_translation",
     "graph": "experiments.compare.task_graph",
     "cartpole": "experiments.compare.task_cartpole",
     "acrobot": "experiments.compare.task_acrobot",

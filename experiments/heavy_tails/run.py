@@ -121,7 +121,9 @@ def plan(**options: Any) -> Plan:
     def write(results: Sequence[Result], folder: Path) -> str:
         files = [folder / f"heavy_tails.{kind}" for kind in ("csv", "json", "png")]
         write_rows([Row(*row) for result in results for row in result["rows"]], files[0])
-        outcomes = [Outcome(result["seed"], Run(*result["run"]), result["validation_loss"], result["texts"]) for result in results]
+        outcomes = [
+            Outcome(result["seed"], Run(*result["run"]), result["validation_loss"], result["texts"]) for result in results
+        ]
         summary = summarize(settings, runs, read_rows(files[0]), outcomes)
         write_json(summary, files[1])
         plot(*files)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.__main__ import main
+from experiments.compare import run
 from torch_clipped import ClippedAdamW, ClippedSGD
 
 wandb = pytest.importorskip("wandb", reason="needs wandb")
@@ -15,13 +17,14 @@ wandb = pytest.importorskip("wandb", reason="needs wandb")
 pytestmark = pytest.mark.usefixtures("quiet_wandb")
 
 
-def history():
-    """What was logged in the only run, step by step. The file holds protocol buffers in the log format of LevelDB."""
+def history(runs=1):
+    """What was logged in the first run, step by step. The file holds protocol buffers in the log format of LevelDB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     wandb.teardown()  # its service has written everything when it ends
-    (path,) = Path("wandb").glob("offline-run-*/*.wandb")
-    data, place, parts, steps = path.read_bytes(), 7, b"", []  # seven bytes say what the file is
+    paths = sorted(Path("wandb").glob("offline-run-*/*.wandb"))
+    assert len(paths) == runs
+    data, place, parts, steps = paths[0].read_bytes(), 7, b"", []  # seven bytes say what the file is
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:  # the end of a block that is too short for a header
             place += 32768 - place % 32768
@@ -70,3 +73,16 @@ def test_trainer_reports_statistics_to_wandb(tiny_gpt, sentences):
     assert [step["train/global_step"] for step in in_wandb] == [2, 4, 6]
     for name in optimizer.clipping_stats():
         assert [step[f"train/clipping/{name}"] for step in in_wandb] == [logs[f"clipping/{name}"] for logs in in_history]
+
+
+def test_comparison_logs_its_results(monkeypatch):
+    pytest.importorskip("sklearn", reason="needs scikit-learn (extra experiments)")
+    monkeypatch.setattr(run, "FEW", ("norm",))
+    options = ["--task", "text", "--quick", "--steps", "2", "--seeds", "1", "--wandb", "--out", "out"]
+    assert main(["compare", *options]) == 0
+    summary = json.loads(Path("out/compare_text.json").read_text())
+    steps = history(runs=len(summary["methods"]))
+    assert [step["_step"] for step in steps] == [0, 1, 2]
+    assert {"loss", "gradient norm", "clipped"} <= steps[1].keys()
+    metrics = [one["validation"]["mean"] for one in summary["methods"]]
+    assert steps[2]["validation accuracy of the next character"] in [pytest.approx(metric) for metric in metrics]

@@ -1,0 +1,61 @@
+"""Write sentences and their translations, with a tab between them, from message catalogues of gettext (files .mo).
+
+``python -m experiments.common.pairs FOLDER... --out FILE`` takes all catalogues in the folders. Debian's packages of translations
+have some: ``apt-get download libreoffice-l10n-fr && dpkg -x libreoffice-l10n-fr*.deb french`` leaves English and French ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SHORTEST, LONGEST = 3, 12  # words of a message
+ACCELERATOR = re.compile(r"[~_&](?=\w)")  # marks the letter that is underlined in a menu
+NO_SENTENCE = re.compile(r"[<>{}|\\%$#@=\t\n]")  # markup, placeholders, lists
+
+
+def read_catalogue(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the messages of a catalogue that are sentences, and their translations; raise ValueError where it is damaged."""
+    try:
+        from babel.messages.mofile import read_mo
+    except ImportError as error:
+        raise ValueError(f"catalogues need Babel: pip install 'torch-clipped[tasks]' ({error})") from None
+    try:
+        with path.open("rb") as file:
+            messages = list(read_mo(file))
+    except Exception as error:  # of struct, of a codec, OSError with the number of a format: whatever the file provokes
+        raise ValueError(f"FOLDER must hold catalogues of gettext, got {path.name} ({error})") from None
+    for message in messages:
+        if isinstance(message.id, str) and isinstance(message.string, str):
+            texts = message.id, message.string
+            source, target = (" ".join(ACCELERATOR.sub("", text).split()) for text in texts)
+            if source != target and all(_is_sentence(text) for text in texts):
+                yield source, target
+
+
+def _is_sentence(text: str) -> bool:
+    return SHORTEST <= len(text.split()) <= LONGEST and not NO_SENTENCE.search(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the pairs, each message once, and say how many they are."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.common.pairs", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="where to look for files .mo")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    options = parser.parse_args(arguments)
+    catalogues = sorted(path for folder in options.folders for path in folder.rglob("*.mo"))
+    try:
+        pairs = dict(pair for path in catalogues for pair in read_catalogue(path))
+        if not pairs:
+            raise ValueError(f"FOLDER must hold catalogues of gettext with sentences, got {len(catalogues)} files .mo")
+        options.out.write_text("".join(f"{source}\t{target}\n" for source, target in sorted(pairs.items())), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(f"{len(pairs)} pairs of {len(catalogues)} catalogues in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -42,7 +42,7 @@ COMMANDS = {
     "heavy_tails": ["heavy-tails"],
     **{f"toy_{problem}": ["toy", "--only", problem] for problem in PROBLEMS},
     **{f"compare_{task}": ["compare", "--task", task] for task in TASKS},
-    "compare_perceptron_fashion-mnist": ["compare", "--task", "perceptron", "--data", "fashion-mnist"],
+    **{f"compare_{task}_fashion-mnist": ["compare", "--task", task, "--data", "fashion-mnist"] for task in ("image", "perceptron")},
 }
 INSIDE = {  # where the settings are a part of what an interrupted run may go on with
     "restarts": itemgetter("problems"),

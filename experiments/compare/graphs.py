@@ -25,7 +25,7 @@ FILES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A graph in compressed rows: the neighbours of node i are ``neighbours[starts[i]:starts[i + 1]]``.
+    """Graph in compressed rows: the neighbours of node i are ``neighbours[starts[i]:starts[i + 1]]``.
 
     Attributes:
         starts: shape (nodes + 1,).
@@ -47,14 +47,14 @@ class Graph:
 
 
 def compressed(sources: Ints, targets: Ints, nodes: int) -> tuple[Ints, Ints]:
-    """``starts`` and ``neighbours`` of the edges from ``sources`` to ``targets``."""
+    """Return ``starts`` and ``neighbours`` of the edges from ``sources`` to ``targets``."""
     order = np.argsort(sources, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=nodes))])
     return starts.astype(np.int64), targets[order].astype(np.int64)
 
 
 def read_reddit(folder: Path) -> Graph:
-    """Reddit (Hamilton, Ying and Leskovec, 2017, https://arxiv.org/abs/1706.02216) as it comes in reddit.zip.
+    """Read Reddit (Hamilton, Ying and Leskovec, 2017, https://arxiv.org/abs/1706.02216) as it comes in reddit.zip.
 
     ``reddit_data.npz`` holds feature (nodes, features), label (nodes,) and node_types (nodes,): 1 training, 2 validation, 3 test;
     ``reddit_graph.npz`` is a scipy.sparse matrix of the format coo: row, col and shape.
@@ -91,7 +91,7 @@ def read_reddit(folder: Path) -> Graph:
 
 
 def _arrays(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    """Those arrays of a file; ValueError if it is missing or damaged."""
+    """Return the named arrays of a file; raise ValueError if it is missing or damaged."""
     wanted = f"expected a numpy archive with the arrays {', '.join(dimensions)}"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -107,7 +107,7 @@ def _arrays(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]
 
 
 def _checked(array: NDArray[Any], dimensions: int, name: str) -> NDArray[Any]:
-    """Finite numbers where there are two dimensions, else whole numbers from 0; ValueError if it holds others or none."""
+    """Return finite numbers of two dimensions, or whole numbers from 0; raise ValueError for others, or none."""
     if array.ndim != dimensions:
         raise ValueError(f"{name} must have {dimensions} dimensions, got shape {array.shape}")
     if not array.size:
@@ -170,7 +170,7 @@ def table_of_neighbours(graph: Graph) -> float:
 
 
 def sample_neighbourhood(graph: Graph, nodes: Ints, sizes: Sequence[int], random: np.random.Generator) -> tuple[Ints, Ints, Ints]:
-    """The sampled neighbourhood of some nodes, as in GraphSAGE (Hamilton et al., 2017).
+    """Sample the neighbourhood of some nodes, as in GraphSAGE (Hamilton et al., 2017).
 
     Args:
         graph: where from.
@@ -194,7 +194,7 @@ def sample_neighbourhood(graph: Graph, nodes: Ints, sizes: Sequence[int], random
 
 
 def _sample_edges(graph: Graph, nodes: Ints, size: int, random: np.random.Generator) -> Ints:
-    """Up to ``size`` edges to each node, shape (2, edges): neighbour, node.
+    """Draw up to ``size`` edges to each node, shape (2, edges): neighbour, node.
 
     Nodes with more are sampled as by J. Bentley and R. Floyd (1987, https://doi.org/10.1145/30401.315746), in time that does
     not grow with their neighbours, of which some posts of Reddit have 20,000.

@@ -1,4 +1,4 @@
-"""The methods that ``compare`` compares, and the levels among which each chooses."""
+"""Methods of ``compare``, and the levels among which each chooses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CHANGES: dict[type, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer without learning rate and level; ``baseline`` is the label of the unclipped one."""
+    """Optimizer without learning rate and level; ``baseline`` is the label of the unclipped one."""
 
     baseline: str
     clipping: str | None = None  # a key of CLIPPINGS

@@ -1,4 +1,4 @@
-"""The pictures of ``compare``, drawn from what it has written."""
+"""Draw the pictures of ``compare`` from the files it has written."""
 
 from __future__ import annotations
 

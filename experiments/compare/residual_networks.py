@@ -15,7 +15,7 @@ from torch.nn.functional import relu
 
 
 class Block(nn.Module):
-    """Two convolutions of 3 x 3 beside a shortcut, which is a convolution of 1 x 1 where the shapes differ."""
+    """Pair of convolutions of 3 x 3 beside a shortcut, which is a convolution of 1 x 1 where the shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ class Block(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
-    """With batch normalization behind it."""
+    """Return a convolution with batch normalization behind it."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
 def _blocks(inputs: int, widths: Sequence[int], depth: int) -> list[Block]:
-    """``depth`` blocks of each width; the first of each but the first width halves the image."""
+    """Return ``depth`` blocks of each width; the first of each but the first width halves the image."""
     blocks = []
     for stage, width in enumerate(widths):
         for place in range(depth):
@@ -45,13 +45,13 @@ def _blocks(inputs: int, widths: Sequence[int], depth: int) -> list[Block]:
 
 
 def resnet18(classes: int) -> nn.Sequential:
-    """Images (batch, 3, height, width) -> logits (batch, classes)."""
+    """Return ResNet-18: images (batch, 3, height, width) -> logits (batch, classes)."""
     stem = [_convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)]
     return nn.Sequential(*stem, *_blocks(64, (64, 128, 256, 512), 2), *head)
 
 
 def small_residual_network(classes: int = 10, stride: int = 1) -> nn.Sequential:
-    """Grey images of a few pixels (batch, 1, height, width) -> logits (batch, classes); the stem halves them with stride 2."""
+    """Return a network for grey images: (batch, 1, height, width) -> logits (batch, classes); stride 2 halves them at the start."""
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, classes)]
     return nn.Sequential(_convolution(1, 16, 3, stride), nn.ReLU(), *_blocks(16, (16, 32), 1), *head)

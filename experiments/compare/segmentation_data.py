@@ -25,7 +25,7 @@ Pictures = tuple[Tensor, Tensor]  # images, uint8 (count, 3, height, width), and
 
 
 def read_voc(folder: Path, split: str, size: int, most: int) -> Pictures:
-    """Images of a split of PascalVOC 2012 (Everingham et al., 2010, https://doi.org/10.1007/s11263-009-0275-4).
+    """Return the images of a split of PascalVOC 2012 (Everingham et al., 2010, https://doi.org/10.1007/s11263-009-0275-4).
 
     Args:
         folder: with VOCdevkit/VOC2012, as it lies in the archive VOCtrainval_11-May-2012.tar.
@@ -63,7 +63,7 @@ def read_voc(folder: Path, split: str, size: int, most: int) -> Pictures:
 
 
 def _open(path: Path, wanted: str) -> Image.Image:
-    """A whole image; ValueError if it is missing or damaged."""
+    """Return a whole image; raise ValueError if it is missing or damaged."""
     reader = needed("PIL.Image", "Pillow", "task segmentation with data")
     try:
         with reader.open(path) as file:
@@ -76,7 +76,7 @@ def _open(path: Path, wanted: str) -> Image.Image:
 
 
 def draw_shapes(count: int, seed: int) -> Pictures:
-    """Circles, upright squares and triangles of random light colours, one over the other, on a dark background, with noise.
+    """Draw circles, upright squares and triangles of random light colours, one over the other, on a dark background, with noise.
 
     Args:
         count: images.
@@ -101,7 +101,7 @@ def _draw_image(random: np.random.Generator) -> tuple[Any, Any]:
 
 
 def _inside(shape: str, centre: Any, radius: float) -> Any:
-    """Which pixels lie in a shape whose corners, or edge, are ``radius`` from its centre; polygons stand on a side."""
+    """Return which pixels lie in a shape whose corners, or edge, are ``radius`` from its centre; polygons stand on a side."""
     down, right = np.mgrid[:SHAPE_SIZE, :SHAPE_SIZE] - np.reshape(centre, (2, 1, 1))
     if shape == "circle":
         return np.hypot(down, right) <= radius

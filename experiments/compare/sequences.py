@@ -54,7 +54,7 @@ class Decoder(nn.Module):
 
 
 class EncoderDecoder(Grouped):
-    """An encoder and a decoder, which are clipped apart."""
+    """Encoder and decoder, which are clipped apart."""
 
     def __init__(self, sources: int, targets: int, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class EncoderDecoder(Grouped):
 
 
 class Sequences:
-    """A target sequence for each source sequence; see :class:`experiments.compare.task.Task`.
+    """Task of a target sequence for each source sequence; see :class:`experiments.compare.task.Task`.
 
     Args:
         name, metric, steps, learning_rates: of the task.

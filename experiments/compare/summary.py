@@ -1,4 +1,4 @@
-"""What ``compare`` writes of each method, and how it compares with the method without clipping."""
+"""Summarize each method of ``compare``, and compare it with the method without clipping."""
 
 from __future__ import annotations
 

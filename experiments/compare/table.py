@@ -1,4 +1,4 @@
-"""The summary of ``compare`` as lines of text."""
+"""Turn the summary of ``compare`` into lines of text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of a task of ``compare``, and where each task is found."""
+"""Interface of the tasks of ``compare``, and their modules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Grids = Mapping[str, tuple[float, ...]]
 
 
 class Task(Protocol):
-    """A model, its data and its measure of success; a larger metric is better.
+    """Model, its data and its measure of success; a larger metric is better.
 
     Attributes:
         name: a key of ``TASKS``.

@@ -1,4 +1,4 @@
-"""The task acrobot of ``compare``: see :mod:`experiments.compare.task_control`."""
+"""Task acrobot of ``compare``: see :mod:`experiments.compare.task_control`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task cartpole of ``compare``: see :mod:`experiments.compare.task_control`."""
+"""Task cartpole of ``compare``: see :mod:`experiments.compare.task_control`."""
 
 from __future__ import annotations
 

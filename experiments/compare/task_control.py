@@ -28,7 +28,7 @@ Episode = tuple[Tensor, Tensor, list[float]]  # observations, actions, rewards
 
 
 class Control:
-    """The sum of the rewards of an episode; see :class:`experiments.compare.task.Task`."""
+    """Task of the sum of the rewards of an episode; see :class:`experiments.compare.task.Task`."""
 
     metric = "mean return"
 

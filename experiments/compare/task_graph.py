@@ -1,4 +1,4 @@
-"""The task graph of ``compare``: classes of nodes by GraphConv layers on sampled neighbourhoods.
+"""Task graph of ``compare``: classes of nodes by GraphConv layers on sampled neighbourhoods.
 
 By default: five classes in a stochastic block model, of which three nodes in ten tell theirs. The model sees those and the edges.
 """
@@ -27,7 +27,7 @@ EVALUATION_BATCH = 512
 
 @dataclass(frozen=True)
 class Batch:
-    """A sampled neighbourhood; the labels are those of its first nodes."""
+    """Sampled neighbourhood; the labels are those of its first nodes."""
 
     features: Tensor
     edges: Tensor  # shape (2, edges): neighbour, node
@@ -35,7 +35,7 @@ class Batch:
 
 
 class GraphNet(nn.Module):
-    """A GraphConv layer (Morris et al., 2019, https://arxiv.org/abs/1810.02244) for each hop, then a linear one."""
+    """GraphConv layer (Morris et al., 2019, https://arxiv.org/abs/1810.02244) for each hop, then a linear one."""
 
     def __init__(self, features: int, width: int, classes: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class GraphNet(nn.Module):
         self.logits = nn.Linear(width, classes)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits of the nodes that have a label, shape (labels, classes)."""
+        """Return the logits of the nodes that have a label, shape (labels, classes)."""
         device = device_of(self)
         hidden, edges = batch.features.to(device), batch.edges.to(device)
         for layer in self.layers:
@@ -72,18 +72,18 @@ class GraphTask:
         self._parts = {name: _evaluation_batches(graph, nodes, evaluated) for name, nodes in parts.items()}
 
     def make_model(self, seed: int) -> nn.Module:
-        """The same for the same seed."""
+        """Return a model, the same for the same seed."""
         return seeded(lambda: GraphNet(self.graph.features.shape[1], self.width, self.classes), seed)
 
     def batches(self, seed: int) -> Iterator[Batch]:
-        """Training nodes with their neighbourhoods."""
+        """Yield training nodes with their neighbourhoods."""
         random = np.random.default_rng(seed)
         while True:
             chosen = random.choice(self.graph.training, self.batch, replace=False)
             yield _sampled(self.graph, chosen, random)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy, in nats."""
         logits: Tensor = model(batch)
         return cross_entropy(logits, batch.labels.to(logits.device))
 
@@ -103,7 +103,7 @@ def _sampled(graph: Graph, nodes: Ints, random: np.random.Generator) -> Batch:
 
 
 def _evaluation_batches(graph: Graph, nodes: Ints, most: int) -> list[Batch]:
-    """Of a fixed part of the nodes, the same in every run."""
+    """Return batches of a fixed part of the nodes, the same in every run."""
     random = np.random.default_rng(0)
     chosen = nodes[evenly(len(nodes), most)]
     return [_sampled(graph, chosen[i : i + EVALUATION_BATCH], random) for i in range(0, len(chosen), EVALUATION_BATCH)]
@@ -115,7 +115,7 @@ def _accuracy(model: nn.Module, batches: Sequence[Batch]) -> float:
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> GraphTask:
-    """Reddit from the folder ``data``, or the block model of ``seed``; ValueError names what is missing or damaged."""
+    """Return Reddit from the folder ``data``, or the block model of ``seed``; raise ValueError if files are missing or damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # parts of torch that it uses when it is imported
         needed("torch_geometric.nn", "torch_geometric", "task graph")

@@ -22,7 +22,7 @@ File = tuple[Path, int]  # and its class
 
 
 class ImageFolders:
-    """The files of both halves, and how they become tensors; ValueError where the layout is another."""
+    """Files of both halves, which become tensors; raises ValueError where the layout is another."""
 
     def __init__(self, data: Path) -> None:
         train, validation = data / "train", data / "val"
@@ -49,7 +49,7 @@ class ImageFolders:
         return found
 
     def batch(self, files: Sequence[File], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Images (batch, 3, SIZE, SIZE) and labels; cut and mirrored at random, or the middle where generator is None."""
+        """Return images (batch, 3, SIZE, SIZE) and labels; cut and mirrored at random, or the middle where generator is None."""
         if generator is None:
             images = self._threads.map(lambda file: _normalized(_middle(_read(file[0]))), files)
         else:
@@ -90,7 +90,7 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def _random_part(image: Image.Image, area: float, ratio: float, across: float, down: float, mirror: float) -> Image.Image:
-    """From five numbers between 0 and 1."""
+    """Return a part of the image, chosen by five numbers between 0 and 1."""
     part = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=random_box(*image.size, area, ratio, across, down))
     return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror < 0.5 else part
 
@@ -98,7 +98,7 @@ def _random_part(image: Image.Image, area: float, ratio: float, across: float, d
 def random_box(
     width: int, height: int, area: float, ratio: float, across: float, down: float
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a part of random area, shape and place, cut off where the shape does not fit.
+    """Return left, top, right and bottom of a part of random area, shape and place, cut off where the shape does not fit.
 
     Args:
         width: of the image, in pixels.

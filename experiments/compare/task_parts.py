@@ -1,4 +1,4 @@
-"""What several tasks of ``compare`` need."""
+"""Parts that several tasks of ``compare`` share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Grouped(nn.Module):
-    """A model whose parts are clipped apart."""
+    """Model whose parts are clipped apart."""
 
     def groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for the optimizer."""

@@ -1,4 +1,4 @@
-"""The perceptron of the beginners' exercise, on images in IDX files or on the digits of scikit-learn."""
+"""Perceptron of the beginners' exercise, on images in IDX files or on the digits of scikit-learn."""
 
 from __future__ import annotations
 

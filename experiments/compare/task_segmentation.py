@@ -1,4 +1,4 @@
-"""The task segmentation of ``compare``: the class of each pixel by a U-Net, on PascalVOC or on drawn shapes."""
+"""Task segmentation of ``compare``: the class of each pixel by a U-Net, on PascalVOC or on drawn shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALIDATION_SEED, TEST_SEED = 10**6, 2 * 10**6  # are added to the seed
 
 
 class SegmentationTask:
-    """The class of each pixel; see :class:`experiments.compare.task.Task`."""
+    """Task of the class of each pixel; see :class:`experiments.compare.task.Task`."""
 
     name = "segmentation"
     metric = "mean IoU"
@@ -39,16 +39,16 @@ class SegmentationTask:
         self.trivial = ("one class everywhere", mean_iou(count_pairs(everywhere, parts["test"][1], classes)))
 
     def make_model(self, seed: int) -> nn.Module:
-        """The same for the same seed."""
+        """Return a model, the same for the same seed."""
         return seeded(lambda: UNet(self.classes, self.width, self.depth), seed)
 
     def batches(self, seed: int) -> Iterator[Pictures]:
-        """Images and labels."""
+        """Return batches of images and labels."""
         images, labels = self.training
         return ((images[some], labels[some]) for some in shuffled(len(images), self.batch, seed))
 
     def loss(self, model: nn.Module, batch: Pictures) -> Tensor:
-        """Cross-entropy of the pixels, borders left out."""
+        """Return the cross-entropy of the pixels, borders left out."""
         logits, labels = _logits(model, batch)
         return cross_entropy(logits, labels.long(), ignore_index=BORDER)
 
@@ -63,20 +63,20 @@ class SegmentationTask:
 
 
 def _logits(model: nn.Module, batch: Pictures) -> Pictures:
-    """Logits and labels, on the device of the model."""
+    """Return logits and labels, on the device of the model."""
     device = device_of(model)
     images, labels = (tensor.to(device) for tensor in batch)
     return model(images.float() / 127.5 - 1), labels
 
 
 def count_pairs(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How many pixels of each class (row) were given each class (column); borders are left out."""
+    """Count how many pixels of each class (row) were given each class (column); borders are left out."""
     known = labels != BORDER
     return torch.bincount(classes * labels[known].long() + predictions[known], minlength=classes**2).view(classes, classes)
 
 
 def mean_iou(pairs: Tensor) -> float:
-    """The mean over the classes of intersection / union = right / (labelled + predicted - right).
+    """Return the mean over the classes of intersection / union = right / (labelled + predicted - right).
 
     Classes that neither occur nor are predicted are left out of the mean.
 
@@ -90,7 +90,7 @@ def mean_iou(pairs: Tensor) -> float:
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> SegmentationTask:
-    """PascalVOC from the folder ``data``, or shapes of ``seed``; ValueError names what is missing or damaged."""
+    """Return PascalVOC from the folder ``data``, or shapes of ``seed``; raise ValueError where files are missing or damaged."""
     if data is None:
         counts = {"train": SHAPES_TRAINED} | dict.fromkeys(("validation", "test"), 16 if quick else SHAPES_EVALUATED)
         seeds = {"train": seed, "validation": seed + VALIDATION_SEED, "test": seed + TEST_SEED}

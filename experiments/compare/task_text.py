@@ -19,12 +19,12 @@ LSTM_RATES: Grids = {"SGD": (0.5, 1.0, 2.0, 4.0), "Adam": (0.005, 0.01, 0.02, 0.
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
-    """CoLA in the folder ``data`` with BERT in the folder ``pretrained``, or the standard library where both are None."""
+    """Return CoLA in the folder ``data`` with BERT in the folder ``pretrained``, or the standard library where both are None."""
     return Characters("text", LSTM, 10 if quick else 250, LSTM_RATES, quick) if data is None else CoLA(data, pretrained, quick)
 
 
 class Characters:
-    """The next character of each in a window of text."""
+    """Task of the next character of each in a window of text."""
 
     metric, batch = "accuracy of the next character", BATCH
 

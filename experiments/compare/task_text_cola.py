@@ -66,7 +66,7 @@ class CoLA:
         return ValueError(f"pretrained must be a folder with {WEIGHTS}, got {str(self._pretrained)!r} ({reason})")
 
     def _check(self) -> None:
-        """What is missing is named before the first training; transformers puts random weights and no words in its place."""
+        """Raise ValueError where weights or words are missing, which transformers would make up."""
         model, found = self._load("AutoModelForSequenceClassification", num_labels=2, output_loading_info=True)
         body = f"{model.base_model_prefix}."  # the head is new, and the pooler of some that were trained to fill in words
         missing = sorted(name for name in found["missing_keys"] if name.startswith(body) and "pooler" not in name)
@@ -79,15 +79,15 @@ class CoLA:
             raise self._error(f"its tokenizer has {words} words, its weights {rows}")
 
     def make_model(self, seed: int) -> nn.Module:
-        """The weights on disk; the last layer is drawn from the seed."""
+        """Return a model with the weights on disk; the last layer is drawn from the seed."""
         return seeded(lambda: self._load("AutoModelForSequenceClassification", num_labels=2), seed)
 
     def batches(self, seed: int) -> Iterator[Sentences]:
-        """Sentences with labels."""
+        """Return batches of sentences with labels."""
         return ([self._training[i] for i in some.tolist()] for some in shuffled(len(self._training), self.batch, seed))
 
     def loss(self, model: nn.Module, batch: Sentences) -> Tensor:
-        """Cross-entropy, in nats."""
+        """Return the cross-entropy, in nats."""
         return cross_entropy(self._logits(model, batch), torch.tensor([label for _, label in batch], device=device_of(model)))
 
     def evaluate(self, model: nn.Module, part: str) -> float:
@@ -107,7 +107,7 @@ class CoLA:
 
 
 def read_corpus(data: Path) -> tuple[Sentences, Sentences]:
-    """The sentences for training and for validation, from either layout."""
+    """Return the sentences for training and for validation, from either layout."""
     for training, validation in LAYOUTS.items():
         if (data / training).is_file():
             return _read(data / training), _read(data / validation)
@@ -116,7 +116,7 @@ def read_corpus(data: Path) -> tuple[Sentences, Sentences]:
 
 
 def _read(path: Path) -> Sentences:
-    """Four columns with tabs between them and no header; quotation marks are parts of the sentences."""
+    """Read four columns with tabs between them and no header; quotation marks are parts of the sentences."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""One training of ``compare``."""
+"""Train one model for ``compare``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Block = tuple[int, float, float, float]  # last step, mean loss, median norm bef
 
 @dataclass(kw_only=True)
 class Training:
-    """What was recorded of a training."""
+    """Record of a training."""
 
     method: str
     lr: float

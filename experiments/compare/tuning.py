@@ -1,4 +1,4 @@
-"""The search for learning rates and levels, and which trainings ``compare`` takes."""
+"""Search learning rates and levels, and choose the trainings of ``compare``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Trained = Callable[[Method, float, float | None, int], Training]
 
 @dataclass
 class Outcome:
-    """The trainings of a method: the candidates of the first tuning seed, the finalists of the others, and the results."""
+    """Trainings of a method: the candidates of the first tuning seed, the finalists of the others, and the results."""
 
     method: Method
     candidates: list[Training]

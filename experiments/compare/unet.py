@@ -1,4 +1,4 @@
-"""A small U-Net."""
+"""Small U-Net."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UNet(nn.Module):
         self.logits = nn.Conv2d(width, classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, 3, height, width) -> logits (batch, classes, height, width)."""
+        """Map images (batch, 3, height, width) to logits (batch, classes, height, width)."""
         kept = [self.first(images)]
         for down in self.down:
             kept.append(down(kept[-1]))
@@ -43,7 +43,7 @@ class UNet(nn.Module):
 
 
 def _block(channels: int, width: int) -> nn.Sequential:
-    """Two convolutions, each followed by batch normalization and ReLU."""
+    """Return two convolutions, each followed by batch normalization and ReLU."""
     layers: list[nn.Module] = []
     for before in (channels, width):
         layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]

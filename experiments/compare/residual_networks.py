@@ -52,6 +52,6 @@ def resnet18(classes: int) -> nn.Sequential:
 
 
 def small_residual_network(classes: int = 10, stride: int = 1) -> nn.Sequential:
-    """Return a network for grey images: (batch, 1, height, width) -> logits (batch, classes); stride 2 halves them at the start."""
+    """Return a network for grey images: (batch, 1, height, width) -> logits (batch, classes); stride 2 halves the images."""
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, classes)]
     return nn.Sequential(_convolution(1, 16, 3, stride), nn.ReLU(), *_blocks(16, (16, 32), 1), *head)

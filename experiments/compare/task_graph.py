@@ -115,7 +115,7 @@ def _accuracy(model: nn.Module, batches: Sequence[Batch]) -> float:
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> GraphTask:
-    """Return Reddit from the folder ``data``, or the block model of ``seed``; raise ValueError if files are missing or damaged."""
+    """Return Reddit from the folder ``data``, or the block model of ``seed``; raise ValueError for missing or damaged files."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # parts of torch that it uses when it is imported
         needed("torch_geometric.nn", "torch_geometric", "task graph")

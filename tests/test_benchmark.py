@@ -20,7 +20,7 @@ from experiments.benchmark.contenders import COMPILED, FLOOR, NORM_DEFAULT, NORM
 from experiments.benchmark.levels import clipping_arguments
 from experiments.benchmark.problem import SIZES, Problem
 from experiments.benchmark.rows import Row, make_rows, read_rows, traffic, write_rows
-from experiments.benchmark.table import BEGIN, END, FOOTNOTE, readme_table, targets, targets_table, write_targets
+from experiments.benchmark.table import BEGIN, END, FOOTNOTE, guide_table, targets, targets_table, write_targets
 from experiments.benchmark.timing import Timings, peak_bytes, time_steps
 from torch_clipped.clipping import CLIPPING_TYPES
 
@@ -111,7 +111,7 @@ def test_ratios_are_those_of_the_medians(done):
 
 def test_files_are_written_and_tables_printed(done):
     assert (done.folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
-    assert readme_table(done.rows) in done.printed
+    assert guide_table(done.rows) in done.printed
     assert targets_table(targets(done.rows)) in done.printed
     assert len((done.folder / "benchmark_targets.csv").read_text().splitlines()) == 1 + len(targets(done.rows))
     assert done.summary["rows"] == len(done.rows)
@@ -212,7 +212,7 @@ def test_table_reads_unclipped_and_clipped_ratios_from_the_file(tmp_path):
         row("zclip (default)", "-", math.nan, note="skipped: not installed"),
     ]
     write_rows(rows, tmp_path / "rows.csv")
-    assert readme_table(read_rows(tmp_path / "rows.csv")).splitlines() == [
+    assert guide_table(read_rows(tmp_path / "rows.csv")).splitlines() == [
         BEGIN,
         "|  | ResNet-18, SGD | GPT-2, AdamW |",
         "|---|---|---|",

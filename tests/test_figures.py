@@ -1,4 +1,4 @@
-"""``figures/`` holds what the experiments give with their default settings, and README says what is in it."""
+"""``figures/`` holds what the experiments give with their default settings, and the guides say what is in it."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 from operator import itemgetter
 
 import pytest
-from pages import ROOT, page, sections
+from pages import ROOT, page
 from support.idx import write_idx
 
 from experiments.__main__ import main
@@ -42,7 +42,10 @@ COMMANDS = {
     "heavy_tails": ["heavy-tails"],
     **{f"toy_{problem}": ["toy", "--only", problem] for problem in PROBLEMS},
     **{f"compare_{task}": ["compare", "--task", task] for task in TASKS},
-    **{f"compare_{task}_fashion-mnist": ["compare", "--task", task, "--data", "fashion-mnist"] for task in ("image", "perceptron")},
+    **{
+        f"compare_{task}_fashion-mnist": ["compare", "--task", task, "--data", "fashion-mnist"]
+        for task in ("image", "perceptron")
+    },
 }
 INSIDE = {  # where the settings are a part of what an interrupted run may go on with
     "restarts": itemgetter("problems"),
@@ -106,7 +109,7 @@ def test_numbers_of_the_restarts_are_those_of_their_figure():
         means.append(f"{plain['mean_validation_loss']['median']:.2f}")
         at_highest = {row["contender"]: row["training_loss"] for row in one["grid"] if row["lr"] == max(one["config"]["lrs"])}
         assert min(loss for name, loss in at_highest.items() if "from the mean" in name) < at_highest["no restart"]
-    (paragraph,) = re.findall(r"^What restarts buy.*?\n\n", sections(page("README.md"))["Restarts and comparisons"], re.M | re.S)
+    (paragraph,) = re.findall(r"^What restarts buy.*?\n\n", page("docs/restarts.md"), re.M | re.S)
     words = " ".join(paragraph.split())
     assert f"{losses[0]} nats a character on the language model, {losses[1]} on the regression (validation losses)" in words
     assert "the mean of the last quarter of the iterates reaches {} and {}.".format(*means) in words

@@ -8,7 +8,7 @@ import torch
 
 from experiments.__main__ import main
 from experiments.launches.counting import CountedOperations, called_modules
-from experiments.launches.run import OPTIMIZERS, TORCHS_WAY, Row, aim, count, misses, readme_table
+from experiments.launches.run import OPTIMIZERS, TORCHS_WAY, Row, aim, count, guide_table, misses
 from torch_clipped import ClippedSGD
 from torch_clipped.clipping import CLIPPING_TYPES
 
@@ -137,6 +137,6 @@ def test_bad_numbers_of_tensors_are_refused(tmp_path, capsys):
 
 def test_table_of_readme_has_a_column_for_each_number_of_tensors():
     rows = [count("SGD", name, tensors) for tensors in (1, 2) for name in ("clip_grad_norm_", "norm")]
-    header, _, *lines = readme_table(rows).splitlines()
+    header, _, *lines = guide_table(rows).splitlines()
     assert header == "| SGD with momentum | 1 tensors | 2 tensors | Python calls |"
     assert [line.split("|")[1].strip() for line in lines] == ["`clip_grad_norm_`", "`norm`"]

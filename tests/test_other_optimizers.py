@@ -74,8 +74,8 @@ def test_optimizer_that_is_not_run_cannot_be_run_here(name):
     assert isinstance(got, type) or all(map(torch.equal, got, Net().parameters()))
 
 
-def test_readme_says_how_many_there_are():
-    words = " ".join(pages.page("README.md").split())
+def test_guide_says_how_many_there_are():
+    words = " ".join(pages.page("docs/other_ways.md").split())
     counts = {library: [name for name in NAMES if name.startswith(f"{library}.")] for library in LIBRARIES}
     if found := counts["pytorch_optimizer"]:
         refused = [name for name in found if name in others.REFUSED]

@@ -432,10 +432,10 @@ def test_committed_comparisons_are_those_of_the_committed_csv(committed):
             assert [other[name] for name in ("words", "lr", "level")] == [one[name] for name in ("words", "lr", "level")]
 
 
-def test_numbers_of_readme_are_those_of_the_committed_map(committed):
+def test_numbers_of_the_guide_are_those_of_the_committed_map(committed):
     """Every number of the paragraph, and what it calls shown."""
     sine, model = committed
-    (paragraph,) = re.findall(r"^\*\*Learning rate against level.*?\n\n", page("README.md"), re.M | re.S)
+    (paragraph,) = re.findall(r"^`python -m experiments thresholds`.*?\n\n", page("docs/results.md"), re.M | re.S)
     words = " ".join(paragraph.split())
     (clipped, normalized), (weak, strong) = model["comparisons"], sine["comparisons"]
     assert [one["words"] for one in (clipped, normalized, weak, strong)] == ["better"] * 2 + ["no difference shown"] * 2

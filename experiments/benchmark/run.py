@@ -27,7 +27,7 @@ from .packages import package_contenders
 from .picture import plot
 from .problem import DTYPES, LEARNING_RATE, SIZES, Problem
 from .rows import Row, make_rows, read_rows, write_rows
-from .table import readme_table, targets, targets_table, write_targets
+from .table import guide_table, targets, targets_table, write_targets
 from .timing import peak_bytes, time_steps
 
 # Seconds for the rounds of one optimizer in (float32, bfloat16).
@@ -102,7 +102,7 @@ def plan(**options: Any) -> Plan:
         write_targets(targets(rows), folder / "benchmark_targets.csv")
         write_json(summary, files[1])
         plot(*files)
-        return "\n".join([readme_table(rows), "", targets_table(targets(rows)), *summary["skipped"]])
+        return "\n".join([guide_table(rows), "", targets_table(targets(rows)), *summary["skipped"]])
 
     settings = config.settings() | {"machine": machine(config.device)}  # times of two machines are not to be mixed
     return Plan(name="benchmark", settings=settings, steps=len(places), train=time_all, write=write)

@@ -40,7 +40,7 @@ class Target(NamedTuple):
         return self.reached <= self.bound
 
 
-def readme_table(rows: Sequence[Row]) -> str:
+def guide_table(rows: Sequence[Row]) -> str:
     """A Markdown table of ratios to torch's fused step without clipping, "step not clipped / step clipped", between markers."""
     columns = [(size, optimizer) for size, dtype, optimizer in shown(rows) if dtype == "float32"]
     head = ["", *(f"{NAMES[size]}, {OPTIMIZER_NAMES[optimizer]}" for size, optimizer in columns)]

@@ -72,7 +72,7 @@ def spread(values: dict[str, Any], digits: int = 4) -> str:
     return "{:.{d}f} ({:.{d}f}, {:.{d}f})".format(*(values[name] for name in ("mean", "lowest", "highest")), d=digits)
 
 
-def readme_table(summaries: Sequence[dict[str, Any]]) -> str:
+def guide_table(summaries: Sequence[dict[str, Any]]) -> str:
     """Return a row for each task, in Markdown: the trivial method, both optimizers without clipping and with the best one."""
     head = (
         "task, test metric",

@@ -159,7 +159,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(aligned([header, *cells]))
 
 
-def readme_table(rows: Sequence[Row]) -> str:
+def guide_table(rows: Sequence[Row]) -> str:
     """Return the table of README: SGD, small operations by the number of tensors, and calls of Python."""
     chosen = [row for row in rows if row.optimizer == "SGD"]
     counts = sorted({row.tensors for row in chosen})

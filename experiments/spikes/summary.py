@@ -148,7 +148,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def readme_table(written: Summary) -> str:
+def guide_table(written: Summary) -> str:
     """Return a row for each contender, in Markdown: the final loss, and how many corrupted batches it did not recover from."""
     kinds = list(written["config"]["weights"])
     head = " | ".join(f"{kind}: final loss | not recovered" for kind in kinds)

@@ -60,7 +60,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([title, "", *aligned([header, *cells])])
 
 
-def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def guide_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows of :meth:`Expectation.against` in Markdown."""
     lines = ["| setting | method | quantity | expected | median | runs inside |", "|---|---|---|---|---|---|"]
     for row in rows:

@@ -43,7 +43,7 @@ def main(arguments=None):
         print(" ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
         for name in found["failed"]:
             print(f"    {name}")
-    print(readme_table(rows))
+    print(guide_table(rows))
     if options.out and not options.tests:
         write(Path(options.out), rows, details)
 
@@ -99,10 +99,10 @@ def write(folder, rows, details):
     (folder / "releases.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def readme_table(rows):
+def guide_table(rows):
     """Return the rows as README shows them.
 
-    >>> print(readme_table([dict(zip(COLUMNS, ("2.6.0+cu124", "1.26.4", "3.10.13", 12, 0, 3)))]))
+    >>> print(guide_table([dict(zip(COLUMNS, ("2.6.0+cu124", "1.26.4", "3.10.13", 12, 0, 3)))]))
     | torch | numpy | Python | passed | failed | skipped |
     |---|---|---|---|---|---|
     | 2.6.0+cu124 | 1.26.4 | 3.10.13 | 12 | 0 | 3 |

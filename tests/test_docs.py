@@ -144,7 +144,7 @@ def test_every_public_name_is_described_once(module):
 def test_documentation_builds_without_a_warning(tmp_path):
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason=f"needs {package} (extra docs)")
-    assert f".venv/bin/{BUILD}" in pages.page("CONTRIBUTING.md")
+    assert f"\t$(BIN)/{BUILD}\n" in (pages.ROOT / "Makefile").read_text()
     command = [sys.executable, *shlex.split(BUILD)[1:-1], str(tmp_path / "out"), "-d", str(tmp_path / "doctrees")]
     done = subprocess.run(command, cwd=pages.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -153,6 +153,18 @@ def test_documentation_builds_without_a_warning(tmp_path):
 
 
 # What else speaks of the project
+
+
+@pytest.mark.parametrize("tool", ["ruff", "mypy", "torch"])
+def test_every_check_runs_the_same_release_of_a_tool(tool):
+    files = [pages.ROOT / name for name in (".ci/run", "Makefile", ".pre-commit-config.yaml", "pyproject.toml", "README.md")]
+    texts = [file.read_text() for file in files if file.is_file()]  # a source archive has no hidden ones
+    assert len({release for text in texts for release in re.findall(rf'"{tool}==([\d.]+)"', text)}) == 1
+
+
+def test_commands_of_contributing_are_those_of_the_makefile():
+    targets = re.findall(r"^(\w+):$", (pages.ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert re.findall(r"^make (\w+)$", pages.page("CONTRIBUTING.md"), flags=re.MULTILINE) == targets
 
 
 def test_citation_names_this_version_and_license():

@@ -58,6 +58,11 @@ def test_commands_name_extras_and_experiments_that_exist(name):
         assert find_spec(module)
 
 
+def test_example_of_the_front_page_fits_a_phone():
+    (block,) = pages.python_blocks(pages.page("docs/index.md"))
+    assert max(map(len, block.splitlines())) <= 43  # of 400 pixels
+
+
 # Links
 
 

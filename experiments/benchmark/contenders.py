@@ -1,4 +1,4 @@
-"""The contenders of ``benchmark``: torch's own optimizers and clipping functions, and ours."""
+"""Make the contenders of ``benchmark``: torch's own optimizers and clipping functions, and ours."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TORCH = (FLOOR, DEFAULT, NORM_FUSED, NORM_DEFAULT, VALUE_FUSED, VALUE_DEFAULT)
 
 @dataclass
 class Contender:
-    """One way to take a step.
+    """Way to take a step.
 
-    ``clipped`` is "yes", "no" or "-" for those that cannot clip; ``verify`` raises RuntimeError where the steps since it was
-    made did not keep that promise. ``skipped`` says why there are no steps.
+    ``clipped`` is "yes", "no" or "-" for contenders that cannot clip. ``verify`` raises RuntimeError if the steps did not clip
+    as ``clipped`` says. ``skipped`` says why there are no steps.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Contender:
 
 
 def torch_contenders(problem: Problem) -> Iterator[Contender]:
-    """Torch's optimizer, fused and by default, alone and after torch's two clipping functions."""
+    """Yield torch's optimizer, fused and by default, alone and after each of torch's two clipping functions."""
     longest, largest = float(problem.lengths("global")) / 2, clipping_arguments("coord_wise", problem, True)["clipping_level"]
     parameters = problem.parameters
     for fused, alone, by_norm, by_value in ((True, *TORCH[::2]), (False, *TORCH[1::2])):
@@ -59,7 +59,7 @@ def torch_contenders(problem: Problem) -> Iterator[Contender]:
 
 
 def plain_optimizer(problem: Problem, fused: bool) -> Optimizer:
-    """Torch's optimizer with the shared state; not fused is what torch takes by default."""
+    """Return torch's optimizer with the shared state, fused or with the implementation that torch takes by default."""
     flags = {"fused": True} if fused else {}
     optimizer = problem.plain(problem.parameters, lr=LEARNING_RATE, **problem.arguments, **flags)
     problem.share_state(optimizer, fused)
@@ -67,7 +67,7 @@ def plain_optimizer(problem: Problem, fused: bool) -> Optimizer:
 
 
 def gradient_verification(problem: Problem, step: Callable[[], object], name: str) -> Callable[[], None]:
-    """Take one more step and look whether the gradients are shorter after it."""
+    """Return a function that takes one more step and raises RuntimeError if it leaves the gradients unchanged."""
 
     def verify() -> None:
         problem.restore_gradients()
@@ -79,7 +79,7 @@ def gradient_verification(problem: Problem, step: Callable[[], object], name: st
 
 
 def our_contenders(problem: Problem) -> Iterator[Contender]:
-    """Every clipping type, clipping in each step and in none, and one whose step is compiled."""
+    """Yield every clipping type, not clipping and clipping, and at last type norm with a compiled step."""
     for name, rule in CLIPPING_TYPES.items():
         for clipped in (False, True) if rule is not None else (False,):
             optimizer = clipped_optimizer(problem, name, clipped)
@@ -91,7 +91,7 @@ def our_contenders(problem: Problem) -> Iterator[Contender]:
 
 
 def clipped_optimizer(problem: Problem, name: str, clipped: bool) -> Clipped:
-    """Our optimizer with the shared state, and with a memory that makes it clip or not."""
+    """Return our optimizer with the shared state, and with a clipping state that makes it clip or not."""
     arguments = problem.arguments | clipping_arguments(name, problem, clipped)
     optimizer = problem.clipped(problem.parameters, lr=LEARNING_RATE, **arguments)
     assert isinstance(optimizer, Clipped)
@@ -103,7 +103,7 @@ def clipped_optimizer(problem: Problem, name: str, clipped: bool) -> Clipped:
 
 
 class Verification:
-    """Compares what an optimizer's statistics say about its steps with what was promised of them."""
+    """Compare an optimizer's clipping statistics since construction with ``clipped``; raise RuntimeError if they differ."""
 
     def __init__(self, optimizer: Clipped, name: str, clipped: bool) -> None:
         self.optimizer, self.name, self.clipped = optimizer, name, clipped

@@ -1,8 +1,8 @@
-"""How ``benchmark`` makes each clipping type clip in every step, or in none, although the gradients are always the same.
+"""Make each clipping type of ``benchmark`` clip in every step, or in none, although the gradients are always the same.
 
-Types without a memory get a level below or above the lengths that are there. Types with one get a memory of a full window
-of gradients that were half as long, or twice as long, so that the timings are those of a long training. It comes from a dwarf
-optimizer with parameters of one entry, one for each number of entries that the real ones have.
+Types without state get a level below or above the norms of the gradients. Types with state get that of a full window of
+gradients with half the norm, or with twice the norm, so that the timings are those of a long training. The state comes from a
+dwarf optimizer with parameters of one entry, one for each number of entries that the real ones have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch_clipped.thresholds import MeanStd, Quantile, RatioToWeights
 from .problem import GRADIENT_STD, Problem
 
 WINDOW = 1000
-# In this many steps the constant gradients do not fill half of the window, from where on they are what is usual.
+# Less than half of the window: in more steps the constant gradients would become the usual ones.
 LONGEST_RUN = 400
 SHORTER, LONGER = 0.5, 2.0
 BETA = 0.999  # at which the random types clip nearly always
@@ -32,12 +32,14 @@ ALMOST_ALWAYS = 0.9
 
 
 def clipping_arguments(name: str, problem: Problem, clipped: bool) -> dict[str, Any]:
-    """The arguments of an optimizer that clips each block of the problem's gradients, or none.
+    """Return the arguments of an optimizer that clips the problem's gradients in every block, or in none.
+
+    Clipping by coordinates changes some entries of every tensor.
 
     Args:
         name: a clipping type.
         problem: the gradients.
-        clipped: which of the two.
+        clipped: whether to clip.
     """
     rule = CLIPPING_TYPES[name]
     if rule is None:
@@ -52,7 +54,7 @@ def clipping_arguments(name: str, problem: Problem, clipped: bool) -> dict[str, 
 
 def _level(rule: Clipping, problem: Problem, clipped: bool) -> float:
     if rule.threshold.memory(1, WINDOW):
-        # The quantile, or number of standard deviations, that takes longest to get used to another length; all cost the same.
+        # The quantile, or number of standard deviations, that adapts most slowly to another norm; all cost the same.
         return 0.5 if isinstance(rule.threshold, (Quantile, MeanStd)) else rule.threshold.default_level
     lengths = problem.lengths(rule.measure)
     if isinstance(rule.threshold, RatioToWeights):
@@ -61,15 +63,15 @@ def _level(rule: Clipping, problem: Problem, clipped: bool) -> float:
 
 
 def is_random(name: str) -> bool:
-    """Whether this type may leave a long gradient as it is."""
+    """Return whether this type may leave a gradient above the threshold as it is."""
     rule = CLIPPING_TYPES[name]
     return rule is not None and not isinstance(rule.decision, Always)
 
 
 def full_memory(name: str, problem: Problem, clipped: bool) -> dict[str, Tensor]:
-    """What this type remembers after a full window of gradients that were shorter (then it clips the problem's) or longer.
+    """Return the state of this type after a full window of smaller gradients (then it clips the problem's) or larger ones.
 
-    Nothing for a type whose threshold remembers nothing: its steps cost the same from the first one on.
+    Return no entries for a type whose threshold has no state: its steps cost the same from the first one on.
     """
     rule = CLIPPING_TYPES[name]
     if rule is None or not rule.threshold.memory(1, WINDOW):
@@ -78,7 +80,7 @@ def full_memory(name: str, problem: Problem, clipped: bool) -> dict[str, Tensor]
     alike = (
         other for other, its in CLIPPING_TYPES.items() if its and (its.measure, its.threshold) == (rule.measure, rule.threshold)
     )
-    distinct = tuple(dict.fromkeys(numels))  # tensors of equal size remember the same
+    distinct = tuple(dict.fromkeys(numels))  # tensors of equal size have the same state
     memory = dict(_memory_of_dwarf(next(alike), distinct, SHORTER if clipped else LONGER, WINDOW))
     for key in rule.threshold.memory(1, WINDOW):
         memory[MEMORY + key] = memory[MEMORY + key][..., [distinct.index(numel) for numel in numels]]
@@ -87,7 +89,7 @@ def full_memory(name: str, problem: Problem, clipped: bool) -> dict[str, Tensor]
 
 @cache
 def _memory_of_dwarf(name: str, numels: tuple[int, ...], factor: float, window: int) -> dict[str, Tensor]:
-    """The memory after a window of gradients whose blocks are ``factor`` times as long as normal ones of these sizes."""
+    """Return the state after a window of gradients with about ``factor`` times the norms of normal blocks of these sizes."""
     rule = CLIPPING_TYPES[name]
     assert rule is not None
     never = 1.0 if isinstance(rule.threshold, Quantile) else 1e9  # AdaGC clips in its warm-up; only so it gets over that

@@ -1,4 +1,4 @@
-"""Other packages on PyPI that clip, called as their documentation says; where one is missing its row says so."""
+"""Call other packages on PyPI that clip, as their documentation says; the row of a missing one says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Made = tuple[Callable[[], object], Callable[[], None] | None]
 
 
 def package_contenders(problem: Problem) -> Iterator[Contender]:
-    """The packages of the extra ``benchmark``; all of them clip in every step."""
+    """Yield the packages of the extra ``benchmark``, clipping in every step; skip those that are missing or raise."""
     for package, kind, make in PACKAGES:
         try:
             name = f"{package} {version(package)} ({kind})"
@@ -36,12 +36,12 @@ def package_contenders(problem: Problem) -> Iterator[Contender]:
 
 
 def skipped(name: str, why: str) -> Contender:
-    """A row without numbers."""
+    """Return a contender without steps, whose row has no numbers."""
     return Contender(name, "-", lambda: None, lambda: None, why)
 
 
 def reason(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
@@ -87,7 +87,7 @@ def _zclip(problem: Problem) -> Made:
 
 
 def _history(problem: Problem, numel: int) -> Tensor:
-    """A full window of lengths that are shorter than those of the problem."""
+    """Return a full window of gradient norms, about half of the norm of ``numel`` entries of the problem."""
     noise = np.random.default_rng(0).uniform(0.9, 1.1, WINDOW)
     lengths = torch.tensor(SHORTER * GRADIENT_STD * numel**0.5 * noise, dtype=torch.float32)
     return lengths.to(problem.parameters[0].device)

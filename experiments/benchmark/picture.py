@@ -1,4 +1,4 @@
-"""The picture of ``benchmark``, drawn from what it has written."""
+"""Draw ``benchmark`` from what it has written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TICKS = (1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
 
 def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
-    """Ratios to torch's fused step without clipping: a line of dots for every contender, a panel for size and optimizer."""
+    """Draw ratios to torch's fused step without clipping: a line a contender, a panel a size, dtype and optimizer."""
     rows = [row for row in read_rows(rows_file) if not row.note]
     machine = json.loads(summary_file.read_text(encoding="utf-8"))["machine"]
     chosen = shown(rows)
@@ -48,7 +48,7 @@ def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """One panel: how long each contender takes, and the least that memory traffic allows."""
+    """Draw one panel: the time ratio of each contender, and the least that memory traffic allows."""
     optimizer = rows[0].optimizer
     for clipped, linestyle in ((False, ":"), (True, "--")):
         words = f"least memory traffic, step {'clipped' if clipped else 'not clipped'}"
@@ -73,7 +73,7 @@ def _draw(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
 
 
 def _look(row: Row) -> str:
-    """The key of ``LOOKS`` for a row."""
+    """Return the key of ``LOOKS`` for a row."""
     if row.contender in TORCH:
         return "torch, no clipping" if row.clipped == "-" else "torch, clipping"
     if row.contender not in (*CLIPPING_TYPES, COMPILED):

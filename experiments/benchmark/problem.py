@@ -1,4 +1,4 @@
-"""What ``benchmark`` times: parameters of known models, their gradients, and one optimizer state that all contenders share."""
+"""Make what ``benchmark`` times: parameters of known models, their gradients, and one optimizer state for all contenders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shapes = list[tuple[int, ...]]
 
 
 def resnet18_shapes() -> Shapes:
-    """The 62 parameters of ResNet-18: three for each convolution and its batch normalization, two of the last layer."""
+    """Return the 62 shapes of ResNet-18: three for each convolution and its batch normalization, two of the last layer."""
     shapes: Shapes = []
 
     def convolution(outputs: int, inputs: int, kernel: int) -> None:
@@ -36,7 +36,7 @@ def resnet18_shapes() -> Shapes:
 
 
 def gpt_shapes(layers: int, width: int) -> Shapes:
-    """The parameters of a GPT-2 of this size: two embeddings, twelve tensors a layer, the last normalization."""
+    """Return the shapes of a GPT-2 of this size: two embeddings, twelve tensors a layer, the last normalization."""
     layer: Shapes = [(width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,)]
     layer += [(width,), (width,), (4 * width, width), (4 * width,), (width, 4 * width), (width,)]
     return [(50257, width), (1024, width), *layer * layers, (width,), (width,)]
@@ -85,7 +85,7 @@ class Problem:
 
     @property
     def gradient_bytes(self) -> int:
-        """The memory of the gradients."""
+        """Return the size of the gradients in bytes."""
         return sum(self.numels) * DTYPES[self.dtype].itemsize
 
     def restore_gradients(self) -> None:
@@ -93,13 +93,13 @@ class Problem:
         torch._foreach_copy_([p.grad for p in reversed(self.parameters)], self._gradients[::-1])
 
     def gradients_are_clipped(self) -> bool:
-        """Whether somebody changed the gradients since they were restored."""
+        """Return whether the gradients have changed since they were restored."""
         return not all(
             torch.equal(p.grad, g) for p, g in zip(self.parameters, self._gradients, strict=True) if p.grad is not None
         )
 
     def share_state(self, optimizer: Optimizer, fused: bool = False) -> None:
-        """Make an optimizer use the state that all of them use.
+        """Make an optimizer use the state that all contenders share.
 
         Torch's fused kernels want the step counts on the device of the parameters, its other implementations on the host.
         """
@@ -109,7 +109,10 @@ class Problem:
                 optimizer.state[parameter]["step"] = entries["step"].to(parameter.device)
 
     def lengths(self, measure: str, of_weights: bool = False) -> Tensor:
-        """The length of each block of the gradients, or of the weights: float64 of shape (blocks,)."""
+        """Return the norm of each block of the gradients, or of the weights: float64 of shape (blocks,).
+
+        For coordinates it is the largest absolute entry of each tensor, of shape (tensors,).
+        """
         if (measure, of_weights) not in self._lengths:
             tensors = [p.detach() for p in self.parameters] if of_weights else self._gradients
             lengths = torch.cat([_lengths(tensor, measure) for tensor in tensors]).double().cpu()

@@ -1,4 +1,4 @@
-"""What ``benchmark`` writes: a row for every contender, with its ratios to what torch offers."""
+"""Make, write and read the rows of ``benchmark``: one for every contender, with its ratios to what torch offers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .contenders import FLOOR, NORM_DEFAULT, NORM_FUSED, TORCH, Contender
 from .problem import Problem
 from .timing import Timings
 
-# How often a step has to go through memory of the size of the weights, at least.
+# Fewest passes of a step over memory of the size of the weights.
 TRAFFIC = {"sgd": 5, "adam": 7, "adamw": 7}  # reads weights, gradients and state, writes weights and state
 
 
 class Row(NamedTuple):
-    """One contender at one size, dtype and optimizer.
+    """Measurements of one contender at one size, dtype and optimizer.
 
     Seconds are those of one optimizer step. ``traffic_share`` is the time that the bytes it must move would take at the
     bandwidth of a copy, as a share of its median time. ``peak_mb`` is the memory in use at the highest point of a step, above
-    that before it, in 10^6 bytes. Where ``note`` says why a contender was skipped all numbers are NaN.
+    that before it, in 10^6 bytes. Where ``note`` says why a contender was skipped, ``rounds`` is 0 and all else is NaN.
     """
 
     size: str
@@ -46,14 +46,14 @@ class Row(NamedTuple):
 
 
 def traffic(optimizer: str, measures: bool, clipped: bool) -> int:
-    """How often a step goes through memory of the size of the weights: one read more to measure, one write more to clip."""
+    """Return the passes of a step over memory of the size of the weights: one more read to measure, one more write to clip."""
     return TRAFFIC[optimizer] + measures + clipped
 
 
 def make_rows(
     problem: Problem, contenders: Sequence[Contender], timings: Timings, peaks: Sequence[float], skipped: Sequence[Contender]
 ) -> list[Row]:
-    """The rows of one size, dtype and optimizer; ``timings`` and ``peaks`` (bytes) in the order of the contenders."""
+    """Return the rows of one size, dtype and optimizer; ``timings`` and ``peaks`` (bytes) are in the order of the contenders."""
     medians = {c.name: float(np.median(steps)) for c, steps in zip(contenders, timings.steps, strict=True) if c.name in TORCH}
     bandwidth = timings.copied_bytes / float(np.median(timings.copies))
     where = (problem.size, problem.dtype, problem.optimizer)
@@ -84,12 +84,12 @@ def make_rows(
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """A csv file with a line for every row."""
+    """Write a csv file with a line for every row."""
     write_csv([row._asdict() for row in rows], path, digits=5)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of such a file."""
+    """Read the rows from a file of :func:`write_rows`."""
     texts = {"size", "dtype", "optimizer", "contender", "clipped", "note"}
     return [
         Row(**{name: x if name in texts else int(x) if name == "rounds" else float(x) for name, x in row.items()})
@@ -98,5 +98,5 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def find(rows: Sequence[Row], **wanted: str) -> Row | None:
-    """The first row whose fields are these, among those that were not skipped."""
+    """Return the first row with these fields that was not skipped; None if there is none."""
     return next((row for row in rows if not row.note and all(getattr(row, k) == v for k, v in wanted.items())), None)

@@ -1,4 +1,4 @@
-"""Time and memory of optimizer steps with clipping, as multiples of torch's fused step without.
+"""Time optimizer steps with clipping as multiples of torch's fused step without, and measure their memory.
 
 ``python -m experiments benchmark`` times torch's optimizers, torch's clipping functions, every clipping type, clipping and not,
 and other packages that are installed (extra ``benchmark``), all in turns on the same parameters, gradients and state.
@@ -46,7 +46,7 @@ Place = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is timed; ``budget`` is seconds for each size, dtype and optimizer, None the default of each."""
+    """Settings of the timings; ``budget`` is seconds for each size, dtype and optimizer, None the default of each."""
 
     sizes: tuple[str, ...] = tuple(size for size in SIZES if size not in ACCELERATOR_SIZES)
     dtypes: tuple[str, ...] = tuple(DTYPES)
@@ -70,15 +70,15 @@ class Config:
             raise ValueError("device 'cuda' cannot be used: torch finds none")
 
     def places(self) -> list[Place]:
-        """Every size, dtype and optimizer."""
+        """Return every combination of size, dtype and optimizer."""
         return [(size, dtype, optimizer) for size in self.sizes for dtype in self.dtypes for optimizer in self.optimizers]
 
     def settings(self) -> dict[str, Any]:
-        """All that the timings depend on, beside the machine and the versions of the packages."""
+        """Return all that the timings depend on, beside the machine and the versions of the packages."""
         return asdict(self) | {"lr": LEARNING_RATE, "sgd_momentum": OPTIMIZERS["sgd"][2]["momentum"]}
 
     def budget_of(self, size: str, dtype: str) -> float:
-        """Seconds for the rounds of each optimizer."""
+        """Return the seconds for the rounds of each optimizer."""
         return BUDGETS[size][dtype != "float32"] if self.budget is None else self.budget
 
 
@@ -113,10 +113,14 @@ def _rows_of(config: Config, *place: str) -> Result:
 
 
 def measure(config: Config, size: str, dtype: str, optimizer: str) -> list[Row]:
-    """The rows of one size, dtype and optimizer; RuntimeError if a contender clipped where it should not, or the reverse."""
+    """Return the rows of one size, dtype and optimizer.
+
+    Raises:
+        RuntimeError: a contender clipped where it should not, or the reverse.
+    """
     problem = Problem(size, dtype, optimizer, config.device, config.seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClippingWarning)  # gradients of one length, over and over: here by construction
+        warnings.simplefilter("ignore", ClippingWarning)  # of gradients that always have the same norm: here by construction
         everyone = [*torch_contenders(problem), *package_contenders(problem), *our_contenders(problem)]
         contenders = [contender for contender in everyone if not contender.skipped]
         timings = time_steps(problem, contenders, config.budget_of(size, dtype), config.seed)
@@ -127,7 +131,7 @@ def measure(config: Config, size: str, dtype: str, optimizer: str) -> list[Row]:
 
 
 def summarize(config: Config, rows: Sequence[Row], interrupted: bool) -> dict[str, Any]:
-    """The settings, the machine and the bandwidth that was there."""
+    """Return settings, versions, machine, skipped contenders, bandwidth of a copy and the number of targets met."""
     found = targets(rows)
     places = {(row.size, row.dtype, row.optimizer): row.copy_gb_per_second for row in rows if not row.note}
     return {

@@ -1,4 +1,4 @@
-"""The rows of ``benchmark`` as the table of README.md, and the targets that they reach or miss."""
+"""Format the rows of ``benchmark`` as the table of docs/speed.md, and find the targets that they reach or miss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOOTNOTE = (
 
 
 class Target(NamedTuple):
-    """One promise about speed or memory: ``reached`` is to be at most ``bound``."""
+    """Target for speed or memory: ``reached`` is to be at most ``bound``."""
 
     target: str
     size: str
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 
 def guide_table(rows: Sequence[Row]) -> str:
-    """A Markdown table of ratios to torch's fused step without clipping, "step not clipped / step clipped", between markers."""
+    """Return a Markdown table of ratios to torch's fused step: "step not clipped / step clipped", between markers."""
     columns = [(size, optimizer) for size, dtype, optimizer in shown(rows) if dtype == "float32"]
     head = ["", *(f"{NAMES[size]}, {OPTIMIZER_NAMES[optimizer]}" for size, optimizer in columns)]
     lines = [_line(head), "|---" * len(head) + "|"]
@@ -52,7 +52,7 @@ def guide_table(rows: Sequence[Row]) -> str:
 
 
 def shown(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """The sizes, dtypes and optimizers worth showing: two models in float32, or the first four of a smaller run."""
+    """Return the sizes, dtypes and optimizers to show: two models in float32, or the first four of a smaller run."""
     places = list(dict.fromkeys((row.size, row.dtype, row.optimizer) for row in rows))
     wanted = [(size, "float32", optimizer) for size, optimizer in COLUMNS]
     return [place for place in wanted if place in places] or places[:4]
@@ -75,7 +75,7 @@ def _cell(rows: Sequence[Row], size: str, optimizer: str, contender: str) -> str
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
-    """Every target that these rows can answer, with what they reach."""
+    """Return every target that these rows can answer, with the value reached."""
     by_place: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         by_place.setdefault((row.size, row.dtype, row.optimizer), []).append(row)
@@ -90,7 +90,7 @@ KINDS = {"global": 0, "layer": 1, "coordinate": 1, "unit": 2}
 
 
 def _targets_of(rows: Sequence[Row]) -> Iterator[Target]:
-    """The targets of one size, dtype and optimizer."""
+    """Yield the targets of one size, dtype and optimizer."""
     size, _, optimizer = rows[0][:3]
     for row in rows:
         rule = CLIPPING_TYPES.get(row.contender)
@@ -116,7 +116,7 @@ def _target(words: str, row: Row, bound: float, reached: float) -> Target:
 
 
 def write_targets(found: Sequence[Target], path: Path) -> None:
-    """A csv file with a line for every target, and whether it is met."""
+    """Write a csv file with a line for every target, and whether it is met."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*Target._fields, "met"))
@@ -125,7 +125,7 @@ def write_targets(found: Sequence[Target], path: Path) -> None:
 
 
 def targets_table(found: Sequence[Target]) -> str:
-    """How many targets of each kind, dtype and optimizer are met, and the worst of them; the file has every one."""
+    """Return how many targets of each kind, dtype and optimizer are met, and the worst of each; the file has all."""
     lines = []
     for kind in dict.fromkeys((target.target, target.dtype, target.optimizer) for target in found):
         alike = [target for target in found if (target.target, target.dtype, target.optimizer) == kind]

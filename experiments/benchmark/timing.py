@@ -1,4 +1,4 @@
-"""The clock of ``benchmark``: all contenders in each round, in an order that changes from round to round."""
+"""Time all contenders of ``benchmark`` in each round, in an order that changes from round to round."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COPY_BYTES = 1 << 28
 
 @dataclass
 class Timings:
-    """The seconds of each step, by contender, those of each copy, and how many bytes one copy moves."""
+    """Seconds of each step, by contender, seconds of each copy, and the bytes that one copy moves."""
 
     steps: list[list[float]]
     copies: list[float] = field(default_factory=list)
@@ -35,12 +35,12 @@ class Timings:
 def time_steps(problem: Problem, contenders: Sequence[Contender], budget: float, seed: int) -> Timings:
     """Time rounds of one step of each contender, shuffled, as many as the budget allows; gradients are restored before each.
 
-    In each round a large tensor is copied once too, for the bandwidth that there is.
+    In each round a tensor is copied once too, to measure the bandwidth.
 
     Args:
         problem: whose gradients the contenders clip.
         contenders: at least one.
-        budget: seconds for all rounds; at least seven are taken.
+        budget: seconds for all rounds; at least 7 and at most 400 are taken.
         seed: of the order in each round.
     """
     synchronize = synchronizer(problem)
@@ -77,12 +77,12 @@ def _timed(problem: Problem, task: Callable[[], object], synchronize: Callable[[
 
 
 def synchronizer(problem: Problem) -> Callable[[], None]:
-    """Waits for the device of the problem."""
+    """Return a function that waits for the device of the problem."""
     return torch.cuda.synchronize if problem.parameters[0].is_cuda else lambda: None
 
 
 def peak_bytes(problem: Problem, step: Callable[[], object]) -> float:
-    """How much more memory than before is in use at the highest point of one step; NaN where the system does not tell."""
+    """Return the bytes in use at the highest point of one step above those before; NaN where the system does not tell."""
     problem.restore_gradients()
     synchronize = synchronizer(problem)
     if problem.parameters[0].is_cuda:

@@ -25,7 +25,7 @@ RESULTS, FIGURES = Path("results"), Path("figures")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An experiment: its trainings, or other parts that are run one after another, and what they write.
+    """Trainings of an experiment, or other parts that are run one after another, and what they write.
 
     Attributes:
         name: what its files are called.
@@ -143,7 +143,7 @@ def out_folder(out: Path | None, changes: Sequence[str]) -> Path:
 
 
 def _kept(plan: Plan, journal: Journal, folder: Path) -> str:
-    """Return how to go on."""
+    """Return what was kept, and how to go on."""
     if not journal.results:
         return "nothing was finished"
     if not plan.resumes:
@@ -174,7 +174,7 @@ def made(folder: Path, option: str = "out") -> Path:
 
 
 def check_at_least(config: object, smallest: Mapping[str, int]) -> None:
-    """Raise ValueError if one of these attributes is smaller than that."""
+    """Raise ValueError if one of these attributes is smaller than its bound."""
     for name, least in smallest.items():
         value = getattr(config, name)
         if value < least:

@@ -13,9 +13,10 @@ Result = dict[str, Any]
 
 
 class Journal:
-    """A line of JSON with the settings, then one for each finished training; every digit of a float is kept, NaN and inf too.
+    """File with a line of JSON for the settings, then one for each finished training.
 
-    The file is there from the first finished training on, and always whole: a new one takes the place of the old.
+    Every digit of a float is kept, NaN and inf too. The file is there from the first finished training on, and always whole: a
+    new one takes the place of the old.
 
     Args:
         path: the file; its folder exists. None keeps the results in memory only.

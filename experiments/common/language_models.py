@@ -12,7 +12,7 @@ LARGEST_NORM = 0.25  # the level of clipping type norm
 
 
 class Recurrent(nn.Module):
-    """One recurrent layer: characters (batch, length) -> logits of the next ones (batch, length, alphabet)."""
+    """Model of one recurrent layer: characters (batch, length) -> logits of the next ones (batch, length, alphabet)."""
 
     layer: type[nn.RNNBase]
 
@@ -28,7 +28,7 @@ class Recurrent(nn.Module):
 
 
 class RNN(Recurrent):
-    """Plain recurrent layer, with tanh: the one whose gradients explode (Pascanu et al. 2013)."""
+    """Plain recurrent layer with tanh, whose gradients explode (Pascanu et al. 2013)."""
 
     layer = nn.RNN
 
@@ -40,7 +40,7 @@ class LSTM(Recurrent):
 
 
 class Transformer(nn.Module):
-    """Two causal layers of self-attention, of the same shapes as :class:`Recurrent`."""
+    """Model of two causal self-attention layers, with inputs and outputs of the same shapes as :class:`Recurrent`."""
 
     def __init__(self, alphabet: int, width: int = 64, longest: int = 64) -> None:
         super().__init__()

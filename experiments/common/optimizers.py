@@ -1,4 +1,4 @@
-"""Torch's optimizers beside their clipped twins."""
+"""Name torch's optimizers, their clipped classes, and the arguments of both."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 LEVY_SCALE, LARGEST_FACTOR = 0.5, 1e4
 LABEL_NOISE = 10.0  # the size that a factor of LARGEST_FACTOR has in the labels
-DISTANCE = 10.0  # the length of the start; that of the true weights is 1
+DISTANCE = 10.0  # the norm of the start; that of the true weights is 1
 
 
 @dataclass(frozen=True)

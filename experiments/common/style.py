@@ -1,4 +1,4 @@
-"""The colours of the pictures, which colour-blind readers tell apart (M. Okabe and K. Ito)."""
+"""Name the colours of the pictures, which colour-blind readers tell apart (M. Okabe and K. Ito)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables as lines of text."""
+"""Align tables as lines of text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to train on, as numbers: the source of Python's standard library, or the user's own file."""
+"""Read text to train on, as numbers: the source of Python's standard library, or the user's own file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNKNOWN = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Two texts as character numbers, shape (characters,); those not seen in training are ``UNKNOWN``."""
+    """Training and validation text as character numbers, shape (characters,); those not seen in training are ``UNKNOWN``."""
 
     source: str
     characters: str  # by their numbers
@@ -38,7 +38,7 @@ class Text:
 
 
 def load_text(data: Path | None) -> Text:
-    """The file ``data``, or the standard library's first files where it is None; ValueError if that cannot be used."""
+    """Return the file ``data``, or the standard library's first files for None; raise ValueError if it cannot be used."""
     if data is None:
         return _encode(*_standard_library())
     try:
@@ -50,9 +50,9 @@ def load_text(data: Path | None) -> Text:
 
 
 def _standard_library() -> tuple[str, str, str]:
-    """Its name, the training text and the validation text: whole files, in the order of their names.
+    """Return a name, the training text and the validation text: whole files but for the last, in the order of their names.
 
-    Names with an underscore are left out: some of these modules are generated and differ from machine to machine.
+    Names that start with an underscore are left out: some of these modules are generated and differ from machine to machine.
     """
     left, texts = LIBRARY_BYTES, []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[!_]*.py"), key=lambda path: path.name):
@@ -86,12 +86,12 @@ def _encode(source: str, training: str, validation: str) -> Text:
 
 
 def random_windows(text: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``count`` windows from anywhere in the text, and the characters that follow each; shapes (count, WINDOW)."""
+    """Return ``count`` windows from anywhere in the text, and the next character of each entry; shapes (count, WINDOW)."""
     return _windows(text, torch.randint(len(text) - WINDOW, (count,), generator=generator))
 
 
 def even_windows(text: Tensor, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """``count`` windows spread evenly over the text, ``batch`` at a time: the same in every run."""
+    """Yield ``count`` windows spread evenly over the text, ``batch`` at a time: the same in every run."""
     starts = torch.linspace(0, len(text) - WINDOW - 1, count, dtype=torch.float64).long()
     return (_windows(text, some) for some in starts.split(batch))
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a training on many processes, by ``torch.distributed.checkpoint``.
+"""Write and read checkpoints of a training on many processes, by ``torch.distributed.checkpoint``.
 
 Every process writes its part of the tensors. A folder gets its name, ``step-00000050``, when all of it is written: a run that
-is killed while it writes leaves a folder that nobody takes for a checkpoint, and the ones before it. Tensors are found by
+is killed while it writes leaves a folder that does not count as a checkpoint, and the ones before it. Tensors are found by
 the names of the parameters and cut anew, so that the number of processes and the strategy may change.
 """
 
@@ -24,7 +24,7 @@ RECORD = "record.json"  # beside torch's files: settings, losses and gradient no
 
 
 def newest(folder: Path) -> Path | None:
-    """The complete checkpoint of the latest step; None where there is none."""
+    """Return the complete checkpoint of the latest step; None where there is none."""
     found = [path for path in folder.glob("step-*") if COMPLETE.fullmatch(path.name)]
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
@@ -57,7 +57,7 @@ def load(checkpoint: Path, training: Training) -> None:
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """The settings of the training that wrote a checkpoint, and what it had measured."""
+    """Return the settings of the training that wrote a checkpoint, with its losses and gradient norms up to there."""
     record: dict[str, Any] = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
     return record
 

@@ -28,7 +28,7 @@ QUICK = {"steps": 20}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is trained, and how; the batch is that of all processes together."""
+    """Settings of the training; the batch is that of all processes together."""
 
     strategy: str = "ddp"
     optimizer: str = "sgd"
@@ -48,12 +48,12 @@ class Config:
         self.make_optimizer([nn.Parameter(torch.zeros(1))])  # raises where the type or the level is nonsense
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter]) -> Optimizer:
-        """The clipped optimizer."""
+        """Return the clipped optimizer."""
         _, clipped, arguments = OPTIMIZERS[self.optimizer]
         return clipped(parameters, lr=self.lr, clipping_type=self.clipping_type, clipping_level=self.level, **arguments)
 
     def settings(self, text: Text) -> dict[str, Any]:
-        """All that the losses depend on; not who computes them, and not how many of them."""
+        """Return all that the losses depend on: all settings but the strategy and the number of steps."""
         settings = asdict(self)
         del settings["strategy"], settings["steps"]
         read = {"data": text.source, "training_characters": len(text.training), "alphabet": text.alphabet}
@@ -62,7 +62,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A checked command line."""
+    """Checked command line."""
 
     config: Config
     text: Text
@@ -110,7 +110,12 @@ def _check_share(config: Config, count: int) -> None:
 
 
 def _start(settings: dict[str, Any], steps: int, folder: Path | None, resume: bool) -> Path | None:
-    """The checkpoint to go on from, which must be one of this very training; None for a training from the first step."""
+    """Return the checkpoint to go on from; None for a training from the first step.
+
+    Raises:
+        ValueError: the checkpoint has other settings, or more steps than are wanted; there is one and ``resume`` is not given; or
+            ``resume`` is given without a folder.
+    """
     if folder is None:
         if resume:
             raise ValueError("resume needs the folder of the checkpoints: --checkpoints FOLDER")

@@ -1,4 +1,4 @@
-"""The processes of one training: their group, their device, what they tell each other, and Ctrl-C."""
+"""Join the processes of one training: their group, their device, their messages to each other, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes train together, which of them this one is, and its device; as it stands: one, alone."""
+    """Number of processes that train together, and rank and device of this one; by default it is alone."""
 
     count: int = 1
     rank: int = 0
@@ -31,20 +31,20 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that speaks."""
+        """Return whether this process is the one that prints."""
         return self.rank == 0
 
     def alone(self) -> Processes:
-        """This process by itself, on the same device."""
+        """Return this process by itself, on the same device."""
         return Processes(device=self.device)
 
     def share(self, windows: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """This process' part of a batch, which their number divides."""
+        """Return this process' part of a batch, whose size is a multiple of the number of processes."""
         characters, following = (tensor.chunk(self.count)[self.rank] for tensor in windows)
         return characters, following
 
     def mean(self, *values: float) -> list[float]:
-        """The mean over the processes of each value, the same on all."""
+        """Return the mean over the processes of each value, the same on all."""
         if self.count == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -53,7 +53,7 @@ class Processes:
         return means
 
     def from_first(self, value: T) -> T:
-        """What the first process hands in, however long that takes."""
+        """Return the value of the first process; wait for it however long that takes."""
         if self.count == 1:
             return value
         box = [value]
@@ -63,7 +63,7 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun started, by nccl where there are GPUs and else by gloo; without torchrun this one alone."""
+    """Join the processes that torchrun started, by nccl where there are GPUs, else by gloo; without torchrun only this one."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
@@ -81,7 +81,7 @@ def joined() -> Iterator[Processes]:
 
 
 def enough_gpus() -> None:
-    """SystemExit where this machine was given more processes than it has GPUs: nccl would fail with a riddle."""
+    """Raise SystemExit if this machine has GPUs but more processes: nccl would fail with an unclear message."""
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if torch.cuda.is_available() and here > gpus:
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -91,7 +91,7 @@ def enough_gpus() -> None:
 
 
 def agreed(processes: Processes, read: Callable[[], T]) -> T:
-    """What ``read`` returns; where it exits in any process, all exit and the first prints the first message."""
+    """Return the result of ``read``; if it exits in any process, exit in all, and let the first one print the first message."""
     said, result, code = io.StringIO(), None, 0
     try:
         with redirect_stdout(said), redirect_stderr(said):
@@ -111,7 +111,7 @@ def agreed(processes: Processes, read: Callable[[], T]) -> T:
 
 
 class Interruption:
-    """Remembers Ctrl-C until all processes can stop after the same step."""
+    """Remember Ctrl-C until all processes can stop after the same step."""
 
     def __init__(self) -> None:
         self.happened = False

@@ -1,4 +1,4 @@
-"""What many processes trained beside what one trains alone: judged, in words, and as files."""
+"""Compare what many processes trained with what one trains alone, in words and as files."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TENFOLD = 25  # steps in which that grows to ten times as much
 
 
 def allowed(step: int) -> float:
-    """By how much the losses of a step may differ and be called equal, in nats a character.
+    """Return by how much the losses of a step may differ and be called equal, in nats a character.
 
-    Many processes add in another order than one, and training makes differences of rounding grow exponentially. What is
-    allowed grows a little faster than they do at the default learning rates; a wrong gradient is far beyond it after a few steps.
+    Many processes add in another order than one, and training makes differences of rounding grow exponentially. The bound grows
+    a little faster than they do at the default learning rates. A wrong gradient is far beyond the bound after a few steps.
     """
     return float(ROUNDING * 10 ** (step / TENFOLD))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Loss and gradient norm of every step, and the loss on held-out text if the training came to its end."""
+    """Loss and gradient norm of every step, and the loss on held-out text if the training was finished."""
 
     losses: Sequence[float]
     grad_norms: Sequence[float]
@@ -40,28 +40,28 @@ class Curve:
 
     @classmethod
     def of(cls, training: Training, finished: bool) -> Curve:
-        """The curve of a training; all its processes call this."""
+        """Return the curve of a training; all its processes call this."""
         loss = training.validation_loss() if finished else None
         return cls(losses=training.losses, grad_norms=training.grad_norms, validation_loss=loss)
 
     def measured(self) -> list[float]:
-        """All losses in the order of time, the validation loss at last."""
+        """Return all losses in the order of time, the validation loss at last."""
         return [*self.losses, *([] if self.validation_loss is None else [self.validation_loss])]
 
 
 def differences(together: Curve, alone: Curve) -> list[float]:
-    """Of the loss of each step, and at last of the validation loss; of an interrupted training, of the steps that it took."""
+    """Return the differences of the losses of all steps, and of the validation loss if ``together`` was not interrupted."""
     steps = slice(None) if together.validation_loss is not None else slice(len(together.losses))
     return [abs(a - b) for a, b in zip(together.measured(), alone.measured()[steps], strict=True)]
 
 
 def are_equal(together: Curve, alone: Curve) -> bool:
-    """Whether rounding explains all differences; it does not explain NaN."""
+    """Return whether rounding explains all differences; it does not explain NaN."""
     return all(difference <= allowed(step) for step, difference in enumerate(differences(together, alone)))
 
 
 def table(together: Curve, alone: Curve | None, processes: str) -> str:
-    """The ends of the loss curve and the validation loss, beside those of one process."""
+    """Return the ends of the loss curve and the validation loss, beside those of one process."""
     lines = [f"{'':16}{processes:>14}" + (f"{'1 process':>14}{'difference':>14}" if alone else "")]
     places = {"first loss": 0, "last loss": len(together.losses) - 1, "validation loss": len(together.losses)}
     for name, place in places.items():
@@ -73,7 +73,7 @@ def table(together: Curve, alone: Curve | None, processes: str) -> str:
 
 
 def verdict(together: Curve, alone: Curve) -> str:
-    """Whether they are equal, with the largest difference, or where they part."""
+    """Return in words whether the losses are equal, with the largest difference, or where they part."""
     found = differences(together, alone)
     for step, difference in enumerate(found):
         if not difference <= allowed(step):

@@ -1,4 +1,4 @@
-"""A small language model on many processes, with clipping, compared with the same training on one.
+"""Train a small language model on many processes, with clipping, and compare it with the same training on one.
 
 ``torchrun --nproc-per-node 2 -m experiments distributed --strategy fsdp2`` trains it on GPUs by nccl, or on the CPU by gloo.
 The batches are the same for every strategy and number of processes. Before that the first process trains alone, without any
@@ -23,7 +23,7 @@ from .training import Training
 
 
 def run(job: Job, processes: Processes, interruption: Interruption) -> int:
-    """Train alone, then together, print and write what came out; the exit code, which counts in the first process."""
+    """Train alone, then together, print and write the results; return the exit code, which counts in the first process."""
     alone = _train_alone(job, processes, interruption) if job.reference and processes.first else None
     if processes.first and job.checkpoints:
         checkpoints.clear(job.checkpoints)
@@ -46,7 +46,7 @@ def _train_alone(job: Job, processes: Processes, interruption: Interruption) -> 
 
 
 def _train_together(job: Job, processes: Processes, interruption: Interruption) -> Curve:
-    """To the last step, with a checkpoint now and then where they are asked for."""
+    """Train to the last step, with a checkpoint every ``job.every`` steps where they are asked for."""
     training = _training(job, STRATEGIES[job.config.strategy], processes)
     if job.start:
         checkpoints.load(job.start, training)
@@ -73,7 +73,7 @@ def _name(job: Job, processes: Processes) -> str:
 
 
 def _tell(job: Job, processes: Processes, together: Curve, alone: Curve | None) -> None:
-    """Print what came out, and write it."""
+    """Print the results, and write them."""
     if together.validation_loss is None:
         print(f"Interrupted: these are the {len(together.losses)} steps that were done.")
     print(table(together, alone, _name(job, processes)))
@@ -87,7 +87,7 @@ def _tell(job: Job, processes: Processes, together: Curve, alone: Curve | None) 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Join the other processes and train; returns 1 where the losses are not those of one process, 130 after Ctrl-C, else 0."""
+    """Join the other processes and train; return 1 where the losses are not those of one process, 130 after Ctrl-C, else 0."""
     enough_gpus()
     with Interruption() as interruption, joined() as processes:
         return run(agreed(processes, lambda: read_job(arguments, processes)), processes, interruption)

@@ -1,4 +1,4 @@
-"""Three ways to train the Transformer on many processes, all by torch: nothing here knows of clipping.
+"""Wrap the Transformer for many processes in three ways, all by torch: none of them knows of clipping.
 
 The LSTM is not among the models: torch has no tensor-parallel one, and ``fully_shard`` breaks up the flat weights that its
 kernels want.
@@ -22,7 +22,7 @@ from .processes import Processes
 
 
 class Strategy(NamedTuple):
-    """How a model becomes one of many processes, and whether each of them sees a part of the batch or all of it."""
+    """Function that wraps a model for many processes, and whether each of them gets a part of the batch or all of it."""
 
     wrap: Callable[[Transformer, Processes], nn.Module]
     shares_batch: bool
@@ -45,7 +45,7 @@ def _fully_sharded(model: Transformer, processes: Processes) -> nn.Module:
 
 
 def _tensor_parallel(model: Transformer, processes: Processes) -> nn.Module:
-    """The wide matrices are split; attention, embeddings and norms stay plain tensors, the same in all processes."""
+    """Split the wide matrices; attention, embeddings and norms stay plain tensors, the same in all processes."""
     plan = {
         "layers.layers.*.linear1": ColwiseParallel(),
         "layers.layers.*.linear2": RowwiseParallel(),

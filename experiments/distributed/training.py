@@ -1,4 +1,4 @@
-"""One training of the small language model, on one process or on many: every step is the same global batch."""
+"""Train the small language model on one process or on many: every step takes the same global batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .strategies import Strategy
 
 
 class Training:
-    """A model, its optimizer, its batches, and the loss and the norm of the gradient of every step so far."""
+    """Model with its optimizer, its batches, and the loss and gradient norm of every step so far."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """How many steps were taken."""
+        """Return how many steps were taken."""
         return len(self.losses)
 
     def take_steps(self, until: int, interruption: Interruption, progress: tqdm[Any]) -> bool:
-        """Go on to step ``until``; False where one of the processes was interrupted on the way."""
+        """Go on to step ``until``; return False where one of the processes was interrupted on the way."""
         while self.steps < until:
             interrupted = self.step(interruption.happened)
             words = f"loss {self.losses[-1]:.4g}, gradient norm {self.grad_norms[-1]:.3g}"
@@ -59,7 +59,7 @@ class Training:
         return True
 
     def step(self, interrupted: bool = False) -> bool:
-        """Take a step and note its loss; whether any of the processes was interrupted."""
+        """Take a step, note its loss and gradient norm, and return whether any of the processes was interrupted."""
         loss = self._loss(random_windows(self.text.training, self.batch, self.batches))
         self.optimizer.zero_grad()
         loss.backward()
@@ -72,14 +72,14 @@ class Training:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """The loss on the held-out text, in nats a character; the model has no dropout and stays as in training."""
+        """Return the loss on the held-out text, in nats a character; the model has no dropout and stays in training mode."""
         count = max(1, VALIDATION_WINDOWS // self.batch) * self.batch  # so that all batches can be shared
         windows = even_windows(self.text.validation, count, self.batch)
         loss = torch.stack([self._loss(some) for some in windows]).mean()
         return self.processes.mean(loss.item())[0]
 
     def _loss(self, windows: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy of the next characters of this process' part of the windows, in nats a character."""
+        """Return the cross-entropy of the next characters of this process' part of the windows, in nats a character."""
         characters, following = self.processes.share(windows) if self.shares_batch else windows
         logits = self.model(characters.to(self.processes.device))
         return cross_entropy(logits.flatten(0, 1), following.to(self.processes.device).flatten())

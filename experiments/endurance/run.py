@@ -1,6 +1,6 @@
-"""What a step with clipping costs over a long training: its time, its memory, its garbage and its state.
+"""Measure what a step with clipping costs over a long training: its time, its memory, its garbage and its state.
 
-``python -m experiments endurance`` takes a million steps with gradients of heavy-tailed lengths and most clipping types in one
+``python -m experiments endurance`` takes a million steps with heavy-tailed gradient norms and ten clipping types in one
 optimizer, each in a parameter group of its own, and writes one row for every hundredth of them.
 """
 
@@ -35,12 +35,12 @@ TYPES = (
 SHAPES = ((8, 8), (8,))  # of each group: a layer of a tiny model
 BLOCKS = 100
 QUICK = {"steps": 20_000}
-PARETO_EXPONENT = 1.5  # of the gradient lengths: their mean is finite and their variance is not
+PARETO_EXPONENT = 1.5  # of the gradient norms: their mean is finite and their variance is not
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How long, over which window, and with which random lengths."""
+    """Number of steps, clipping window, and seed of the random gradient norms."""
 
     steps: int = 1_000_000
     window: int = 1000
@@ -50,12 +50,12 @@ class Config:
         check_at_least(self, {"steps": BLOCKS, "window": 2, "seed": 0})
 
     def settings(self) -> dict[str, Any]:
-        """All that the numbers depend on, beside the machine and the versions of the packages."""
+        """Return all that the numbers depend on, beside the machine and the versions of the packages."""
         return asdict(self) | {"types": TYPES, "pareto_exponent": PARETO_EXPONENT, "sgd_momentum": 0.9}
 
 
 class Row(NamedTuple):
-    """One hundredth of the steps; what is counted is counted after the last of them."""
+    """Measurements of one hundredth of the steps; memory, objects and state are counted after the last of them."""
 
     block: int
     steps: int  # in this block
@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
 
 class Training:
-    """A tiny model under all types, and gradients of one direction whose lengths are drawn anew in each step."""
+    """Tiny model under all ``TYPES``, and gradients of one direction whose norm is drawn anew in each step."""
 
     def __init__(self, config: Config) -> None:
         generator = torch.Generator().manual_seed(config.seed)
@@ -85,7 +85,7 @@ class Training:
         self.optimizer = ClippedSGD(groups, lr=1e-9, momentum=0.9, clipping_window=config.window)
 
     def step(self) -> float:
-        """One step of the optimizer; its seconds."""
+        """Take one step of the optimizer; return its seconds."""
         torch._foreach_copy_(self.gradients, self.directions)
         torch._foreach_mul_(self.gradients, 1 + self.lengths.pareto(PARETO_EXPONENT))
         start = perf_counter_ns()
@@ -93,7 +93,7 @@ class Training:
         return (perf_counter_ns() - start) / 1e9
 
     def state_bytes(self) -> int:
-        """The memory of all tensors in the optimizer's state and parameter groups, weights excluded."""
+        """Return the bytes of all tensors in the optimizer's state and parameter groups, weights excluded."""
         entries = [*self.optimizer.state.values(), *self.optimizer.param_groups]
         tensors = [value for entry in entries for value in entry.values() if isinstance(value, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -131,7 +131,7 @@ def plan(**options: Any) -> Plan:
 
 
 def take_block(training: Training, block: int, steps: int) -> Row:
-    """Take some steps and look at what is there after them."""
+    """Take some steps; return their times, and the memory, objects and state after them."""
     seconds = [training.step() for _ in range(steps)]
     median, p90 = (float(np.quantile(seconds, q)) for q in (0.5, 0.9))
     del seconds
@@ -141,7 +141,7 @@ def take_block(training: Training, block: int, steps: int) -> Row:
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
-    """The last block as a multiple of the first, and of the second, which has full windows and warm memory."""
+    """Return the last block as a multiple of the first, and of the second, by default with full windows and warm memory."""
     found: dict[str, float | None] = {}
     for name in ("median_seconds", "p90_seconds", "resident_bytes", "objects", "state_bytes"):
         last = getattr(rows[-1], name)
@@ -152,7 +152,7 @@ def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def plot(rows_file: Path, picture: Path) -> None:
-    """Time, resident memory, objects and state over the steps."""
+    """Draw time, resident memory, objects and state over the steps."""
     rows = [{name: float(value) for name, value in row.items()} for row in read_csv(rows_file)]
     steps = np.cumsum([row["steps"] for row in rows])
     figure = Figure(figsize=(12, 5.4), layout="constrained")

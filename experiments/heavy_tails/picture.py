@@ -1,4 +1,4 @@
-"""The picture of ``heavy_tails``, drawn from what it has written."""
+"""Draw ``heavy_tails`` from what it has written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Run = dict[str, Any]
 
 
 def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
-    """Gradient lengths of the clipped and of the best unclipped run on the left, losses on the right."""
+    """Draw gradient norms of the clipped and of the best unclipped run on the left, losses on the right."""
     rows = read_rows(rows_file)
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
     figure = Figure(figsize=(12, 6.4), layout="constrained")
@@ -50,7 +50,7 @@ def _title(summary: Run) -> str:
 
 
 def _chosen(summary: Run) -> dict[str, Run]:
-    """The runs that are drawn, by their style; an interruption may have left only some."""
+    """Return the runs that are drawn, by their style; an interruption may have left only some."""
     lr, comparison = summary["settings"]["lr"], summary["comparison"]
     best_lr = comparison["best_unclipped_lr"] if comparison else lr
     chosen = {"clipped": by_lr(summary, True, lr), "same lr": by_lr(summary, False, lr)}
@@ -80,7 +80,7 @@ def _lengths(rows: list[Row]) -> list[float]:
 
 
 def _draw_histogram(axes: Axes, rows: list[Row], edges: NDArray[Any], run: Run, start_steps: int) -> None:
-    """The lengths of all steps, and in front of them what is left without the start, where lengths are large anyway."""
+    """Draw the norms of all steps, and in front of them those without the start, when norms are large anyway."""
     later = [row for row in rows if row.step >= start_steps]
     look: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
     counts, *_ = axes.hist(_lengths(rows), edges.tolist(), color="white", hatch="//////", label="all steps", **look)
@@ -106,7 +106,7 @@ def _tail(tail: Run) -> str:
 
 
 def _mark_threshold(axes: Axes, rows: list[Row], clipping_type: str) -> None:
-    """Only where the threshold is one of whole gradients: others cannot be compared with the lengths drawn here."""
+    """Mark the threshold if it is one of whole gradients: others cannot be compared with the norms drawn here."""
     rule = CLIPPING_TYPES[clipping_type]
     thresholds = [row.threshold for row in rows if math.isfinite(row.threshold)]
     if rule is None or rule.measure != "global" or not thresholds:
@@ -160,9 +160,9 @@ def _loss_label(style: str, run: Run, comparison: Run | None) -> str:
 
 
 def _by_seed(rows: list[Row], steps: int) -> NDArray[Any]:
-    """The losses, shape (seeds, steps): inf from where one is not finite, NaN after the end of an interrupted training.
+    """Return the losses, shape (seeds, steps): inf from where one is not finite, NaN after an interrupted training.
 
-    Steps at the end that no seed has come to are left out.
+    Steps that no seed has reached are left out.
     """
     seeds = list(dict.fromkeys(row.seed for row in rows))
     losses = np.full((len(seeds), steps), np.nan)

@@ -1,8 +1,8 @@
-"""Gradient lengths and losses of a small language model, with and without clipping.
+"""Record gradient norms and losses of a small language model, with and without clipping.
 
-``python -m experiments heavy-tails`` trains it on real text by torch's optimizer and by its clipped twin, from the same
+``python -m experiments heavy-tails`` trains it on real text by torch's optimizer and by the clipped one, from the same
 start and on the same batches. The unclipped optimizer also gets lower learning rates, so that clipping is compared with
-the best it can do, and not only with a learning rate that it cannot take.
+the best unclipped run, and not only with a learning rate that is too high without clipping.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LEARNING_RATES = {  # of the clipped runs
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is trained, and how; ``lr`` is that of the clipped run and the largest of the unclipped ones."""
+    """Settings of the trainings; ``lr`` is that of the clipped run and the largest of the unclipped ones."""
 
     model: str = "lstm"
     optimizer: str = "sgd"
@@ -71,25 +71,25 @@ class Config:
         self.clipping()  # raises where the type or the level is nonsense
 
     def runs(self) -> list[Run]:
-        """The clipped run, then the unclipped ones from the largest learning rate down."""
+        """Return the clipped run, then the unclipped ones from the largest learning rate down."""
         plain, clipped, _ = OPTIMIZERS[self.optimizer]
         rates = [float(f"{self.lr * share:.4g}") for share in self.unclipped_shares[1:]]
         return [Run(clipped.__name__, True, self.lr), *(Run(plain.__name__, False, lr) for lr in (self.lr, *rates))]
 
     def make_optimizer(self, run: Run, parameters: Sequence[nn.Parameter]) -> Optimizer:
-        """The optimizer of a run."""
+        """Return the optimizer of a run."""
         plain, clipped, arguments = OPTIMIZERS[self.optimizer]
         if run.clipped:
             arguments = arguments | {"clipping_type": self.clipping_type, "clipping_level": self.level}
         return (clipped if run.clipped else plain)(parameters, lr=run.lr, **arguments)
 
     def clipping(self) -> dict[str, Any]:
-        """The clipping type and level as the optimizer understands them; its ValueError if it does not."""
+        """Return the clipping type and level as the optimizer reads them; raise its ValueError if one is invalid."""
         group = self.make_optimizer(self.runs()[0], [nn.Parameter(torch.zeros(1))]).param_groups[0]
         return {name: group[name] for name in ("clipping_type", "clipping_level")}
 
     def settings(self, text: Text) -> dict[str, Any]:
-        """All that the numbers depend on, for the summary."""
+        """Return all that the numbers depend on, for the summary."""
         settings = asdict(self) | self.clipping() | OPTIMIZERS[self.optimizer][2]
         del settings["level"], settings["seed"], settings["unclipped_shares"]
         return settings | {
@@ -134,7 +134,7 @@ def plan(**options: Any) -> Plan:
 
 
 def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) -> Result:
-    """Train one model; return a row for every step, and the validation loss, which is NaN if a loss was not finite."""
+    """Train one model; return a row for every step, the validation loss (NaN if a loss was not finite), and texts by it."""
     rows: list[Row] = []
     model = _model(config, text, seed)
     optimizer = config.make_optimizer(one, list(model.parameters()))
@@ -161,7 +161,7 @@ def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) 
 
 
 def _model(config: Config, text: Text, seed: int) -> nn.Module:
-    """A new model, the same for the same seed."""
+    """Return a new model, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[config.model](text.alphabet).to(config.device)

@@ -1,4 +1,4 @@
-"""What ``heavy_tails`` writes beside its picture: a row for every step, a summary of them, and the summary as a table."""
+"""Write and read what ``heavy_tails`` measures, a row for every step, and summarize the rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BEYOND_3_STD = 0.5 * math.erfc(3 / math.sqrt(2))  # the share of a normal distri
 
 
 class Run(NamedTuple):
-    """One optimizer with one learning rate."""
+    """Optimizer, clipped or not, with one learning rate."""
 
     optimizer: str
     clipped: bool
@@ -30,7 +30,7 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One step of one run with one seed; ``grad_norm`` is the length before clipping."""
+    """Measurements of one step of one run with one seed; ``grad_norm`` is the gradient norm before clipping."""
 
     seed: int
     run: str
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A training that came to its end; the loss is NaN where it had to stop because its loss was not finite."""
+    """Result of a finished training; the loss is NaN where the training had to stop because its loss was not finite."""
 
     seed: int
     run: Run
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """A csv file with a line for every row; six digits are more than the picture and the summary show."""
+    """Write a csv file with a line for every row; six digits are more than the picture and the summary show."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
@@ -62,18 +62,18 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of such a file."""
+    """Read the rows from a file of :func:`write_rows`."""
     kinds = {"seed": int, "run": str, "step": int, "clipped": int}
     return [Row(**{name: kinds.get(name, float)(x) for name, x in row.items()}) for row in read_csv(path)]
 
 
 def select(rows: Sequence[Row], optimizer: str, lr: float) -> list[Row]:
-    """The rows of a run, of all its seeds."""
+    """Return the rows of a run, of all its seeds."""
     return [row for row in rows if (row.run, row.lr) == (optimizer, lr)]
 
 
 def summarize(settings: dict[str, Any], runs: Sequence[Run], rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Losses, clip rates and gradient lengths of every run, by seed and over all seeds, and who was better."""
+    """Return losses, clip rates and gradient norms of every run, by seed and over all seeds, and which was better."""
     longest = 1 + max(row.step for row in rows)  # less than was asked for if the first training was interrupted
     start_steps = max(1, longest // 10)
     summaries = [_of_run(run, select(rows, run.optimizer, run.lr), outcomes, start_steps) for run in runs]
@@ -130,18 +130,18 @@ def _of_seed(rows: list[Row], validation_loss: float | None) -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None if there is nothing to average, or if a run diverged so far that it has no value."""
+    """Return the mean; None if there is nothing to average, or if a run diverged so far that it has no value."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def lengths(norms: Sequence[float]) -> dict[str, Any]:
-    """Quantiles of gradient lengths, and how far their tail reaches in comparison with that of a normal distribution."""
+    """Return quantiles of gradient norms, and how far their tail reaches compared with that of a normal distribution."""
     finite = np.array([norm for norm in norms if math.isfinite(norm)])
     summary: dict[str, Any] = {"count": len(norms), "not_finite": len(norms) - len(finite)}
     if not len(finite):
@@ -158,10 +158,10 @@ def lengths(norms: Sequence[float]) -> dict[str, Any]:
 
 
 def compare(summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The clipped run against the unclipped one at its learning rate and at the best one, seed by seed.
+    """Compare the clipped run with the unclipped one at its learning rate and at the best one, seed by seed.
 
     The best one has the lowest mean validation loss: the choice is made on the very number that is compared, which can
-    only favour the unclipped side. None if an interruption left nothing to compare.
+    only favour the unclipped side. Return None if an interruption left nothing to compare.
     """
     losses = {(s["clipped"], s["lr"]): _validation_losses(s) for s in summaries}
     clipped = next((losses[key] for key in losses if key[0]), {})

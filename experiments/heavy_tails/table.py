@@ -1,4 +1,4 @@
-"""The summary of ``heavy_tails`` as lines of text."""
+"""Format the summary of ``heavy_tails`` as lines of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HEADER = ("", "train loss", "validation loss", "by seed", "clip rate", "median l
 
 
 def table(summary: dict[str, Any]) -> str:
-    """A line for every run, then who was better and how heavy the tail is."""
+    """Return a line for every run, then which was better, how heavy the tail is, and texts of the model."""
     settings = summary["settings"]
     title = f"{settings['model']} on {settings['data']}, {settings['steps']} steps, {clipping(settings)}"
     lines = [title, "", *_aligned([HEADER, *(_cells(run) for run in summary["runs"])]), ""]
@@ -19,18 +19,18 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def clipping(settings: dict[str, Any]) -> str:
-    """The clipping type and its level in words."""
+    """Return the clipping type and its level in words."""
     level = settings["clipping_level"]
     return f"clipping type {settings['clipping_type']}" + ("" if level is None else f" at level {level:g}")
 
 
 def label(run: dict[str, Any]) -> str:
-    """The name of a run: its optimizer and its learning rate."""
+    """Return the name of a run: its optimizer and its learning rate."""
     return f"{run['optimizer']}, lr {run['lr']:g}"
 
 
 def by_lr(summary: dict[str, Any], clipped: bool, lr: float) -> dict[str, Any] | None:
-    """The run with that learning rate; None if an interruption came before it."""
+    """Return the run with that learning rate; None if an interruption came before it."""
     return next((run for run in summary["runs"] if (run["clipped"], run["lr"]) == (clipped, lr)), None)
 
 
@@ -74,7 +74,7 @@ def _verdict(summary: dict[str, Any]) -> list[str]:
 
 
 def _texts(summary: dict[str, Any]) -> list[str]:
-    """What the model wrote before its training and after the clipped one."""
+    """Return what the model wrote before its training and after the clipped one."""
     clipped = by_lr(summary, True, summary["settings"]["lr"])
     names = ["untrained", *([label(clipped)] if clipped else [])]
     return [f"Written by the model, {name}: {summary['texts'][name]!r}" for name in names if name in summary["texts"]]

@@ -1,4 +1,4 @@
-"""Counts of what a step asks of an accelerator and of Python: operations of torch, and calls of functions of this package."""
+"""Count what a step asks of an accelerator and of Python: operations of torch, and calls of functions of this package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LISTS = ("_foreach", "_fused", "_amp_foreach")
 
 
 class CountedOperations(TorchDispatchMode):
-    """Counts the operations that are dispatched while it is active.
+    """Count the operations that are dispatched while this mode is active.
 
     An operation on lists that CUDA has no kernel for is counted among the small ones, as often as there are tensors: see
     :func:`takes_one_kernel`. One operation may launch more than one kernel, as a sort does, or lists of hundreds of tensors.
@@ -45,7 +45,7 @@ def takes_one_kernel(name: str, args: Sequence[Any]) -> bool:
     """Return whether CUDA does this to all tensors of the lists together; else torch takes them one by one.
 
     The conditions are those of ``check_fast_path_restrictions`` in torch's ForeachUtils.h, and of the operations that have more.
-    Torch's CPU has no such kernels, so that nothing else shows it there.
+    Torch has no such kernels on the CPU, where nothing but these conditions tells the two apart.
     """
     if name.startswith("_fused"):
         return True

@@ -1,4 +1,4 @@
-"""What a step asks of an accelerator and of Python, counted: operations of torch and calls of functions.
+"""Count what a step asks of an accelerator and of Python: operations of torch and calls of functions.
 
 ``python -m experiments launches`` counts, for every clipping type, the operations that a step on an accelerator dispatches: each
 one is launched by the host, which takes some microseconds, however small it is. They are counted on the CPU, with the arithmetic
@@ -45,7 +45,7 @@ WARM_UP = 3  # steps before the one that is counted
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How many tensors the models have."""
+    """Tensor counts of the models."""
 
     tensors: tuple[int, ...] = (10, 148, 1000)
 
@@ -54,13 +54,13 @@ class Config:
             raise ValueError(f"tensors must be integers >= 1, got {min(self.tensors)}")
 
     def settings(self) -> dict[str, Any]:
-        """All that the numbers depend on, beside the versions of the packages."""
+        """Return all that the numbers depend on, beside the versions of the packages."""
         optimizers = {name: options for name, (_, _, options) in OPTIMIZERS.items()}
         return asdict(self) | {"shape": SHAPE, "warm_up": WARM_UP, "optimizers": optimizers}
 
 
 class Row(NamedTuple):
-    """The counts of one step."""
+    """Counts of one step."""
 
     optimizer: str
     clipping_type: str  # or torch's function
@@ -160,7 +160,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def guide_table(rows: Sequence[Row]) -> str:
-    """Return the table of README: SGD, small operations by the number of tensors, and calls of Python."""
+    """Return the table of docs/speed.md: SGD, small operations by the number of tensors, and calls of Python."""
     chosen = [row for row in rows if row.optimizer == "SGD"]
     counts = sorted({row.tensors for row in chosen})
     header = ["SGD with momentum", *(f"{n} tensors" for n in counts), "Python calls"]

@@ -1,4 +1,4 @@
-"""The picture of ``restarts``, drawn from what it has written."""
+"""Draw ``restarts`` from what it has written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 
 
 def plot(curves: Path, results: Path, picture: Path) -> None:
-    """A column for each problem: the loss above, and below it the loss divided by that of no restart with the same seed."""
+    """Draw a column for each problem: the loss above, below it the loss divided by that of no restart with the same seed."""
     rows = read_csv(curves)
     written = json.loads(results.read_text(encoding="utf-8"))
     figure = Figure(figsize=(12, 9), layout="constrained")
@@ -65,7 +65,7 @@ def _draw(figure: SubFigure, rows: Sequence[dict[str, str]], result: dict[str, A
 
 
 def _mark_mean(upper: Axes, lower: Axes, result: dict[str, Any]) -> None:
-    """The loss at the mean of the iterates of the last quarter without restarts, at the last step."""
+    """Mark the loss at the mean of the iterates of the last quarter without restarts, at the last step."""
     plain, steps = result["contenders"][0], result["config"]["steps"]
     loss, ratio = plain["mean_training_loss"]["median"], plain["mean_training_loss_against_no_restart"]["ratio"]
     look: dict[str, Any] = {"marker": "D", "markersize": 9, "linestyle": "none", "color": ORANGE, "markeredgecolor": "black"}
@@ -75,7 +75,7 @@ def _mark_mean(upper: Axes, lower: Axes, result: dict[str, Any]) -> None:
 
 
 def _by_seed(rows: Sequence[dict[str, str]]) -> tuple[Array, Array]:
-    """The measured steps, and the losses of shape (seeds, steps)."""
+    """Return the measured steps, and the losses of shape (seeds, steps)."""
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     steps = np.array([float(row["step"]) for row in rows if row["seed"] == seeds[0]])
     return steps, np.array([[float(row["loss"]) for row in rows if row["seed"] == seed] for seed in seeds])

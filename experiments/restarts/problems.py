@@ -1,4 +1,4 @@
-"""The two problems of ``restarts``: the language model of ``heavy_tails`` and the regression of ``toy``."""
+"""Make the two problems of ``restarts``: the language model of ``heavy_tails`` and the regression of ``toy``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SIZES = Sizes()
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A problem with one seed; the batches of ``training`` are of one size, and so are those of ``validation``."""
+    """Problem with one seed; the batches of ``training`` are of one size, and so are those of ``validation``."""
 
     model: ModelProperties
     draw: Callable[[torch.Generator], Batch]
@@ -49,7 +49,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is trained, and how; None among the ``schedules`` is no restart, and comes first."""
+    """Settings of a problem; the first of the ``schedules`` is None, for no restart."""
 
     name: str
     data: str
@@ -66,20 +66,20 @@ class Problem:
     seed: int = 0
 
     def settings(self) -> dict[str, Any]:
-        """All that the numbers depend on."""
+        """Return all that the numbers depend on."""
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "task"}
         return settings | {"schedules": [None if s is None else vars(s) for s in self.schedules]}
 
 
 def contender(schedule: RestartProperties | None) -> str:
-    """What the table and the picture call it."""
+    """Return the name of a schedule in the table and in the picture."""
     if schedule is None:
         return "no restart"
     return f"restarts from the {schedule.average}, {schedule.first_restart_steps_cnt} x {schedule.restart_coeff:g}"
 
 
 def language_model(text: Text, seed: int = 0) -> Problem:
-    """The LSTM on characters; weights and batches of a seed are those of ``heavy_tails``."""
+    """Return the LSTM on characters; weights and batches of a seed are those of ``heavy_tails``."""
 
     def task(seed: int) -> Task:
         return Task(
@@ -118,7 +118,12 @@ class Point(nn.Module):
 
 
 def regression(seed: int = 0, sizes: Sizes = SIZES) -> Problem:
-    """The mean of |Ax - y|^p with heavy-tailed features; ``sizes`` gives samples, features, p, batch and clipping."""
+    """Return the mean of |Ax - y|^p with heavy-tailed features.
+
+    Args:
+        seed: the first seed.
+        sizes: samples, features, p, batch, momentum and clipping level.
+    """
 
     def task(seed: int) -> Task:
         data = make_data(sizes.samples + HELD_OUT, sizes.features, seed)
@@ -153,6 +158,6 @@ def regression(seed: int = 0, sizes: Sizes = SIZES) -> Problem:
 
 
 def _schedules(*windows: tuple[int, float]) -> tuple[RestartProperties | None, ...]:
-    """No restart, restarts from the mean with these windows, and restarts from the last iterate with the second ones."""
+    """Return no restart, restarts from the mean with these windows, and restarts from the last iterate with the second ones."""
     from_mean = [RestartProperties(first, coeff) for first, coeff in windows]
     return None, *from_mean, RestartProperties(*windows[1], average="last")

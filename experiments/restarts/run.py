@@ -1,4 +1,4 @@
-"""What restarts from the average of the iterates do to clipped SGD, on a language model and on a heavy-tailed regression.
+"""Measure what restarts from averaged iterates do to clipped SGD, on a language model and on a heavy-tailed regression.
 
 ``python -m experiments restarts`` trains without restarts, with restarts from the mean of the iterates in several windows, and
 with restarts from the last iterate, which only clear the momentum. Each gets its learning rate from one grid: the one with the
@@ -103,7 +103,7 @@ def _result(problem: Problem, trained: Sequence[Result]) -> dict[str, Any]:
 def train(
     problem: Problem, entrants: Sequence[Entrant], seed: int, measured_every: int | None, progress: tqdm[Any]
 ) -> tuple[Rows, Rows]:
-    """The points of the curves, if any are wanted, and the final losses of all entrants, trained side by side.
+    """Train all entrants side by side; return the points of the curves, if any are wanted, and the final losses.
 
     A step after which one of them has restarted is a point of the curves of all.
     """
@@ -134,7 +134,7 @@ def train(
 
 
 def _final_losses(task: Task, last: nn.Module, mean: nn.Module) -> dict[str, float]:
-    """Of the last iterate, and of the mean of the iterates of the last quarter."""
+    """Return the losses of the last iterate, and of the mean of the iterates of the last quarter."""
     return {
         f"{prefix}{kind}_loss": measure(task, model, batches)
         for prefix, model in (("", last), ("mean_", mean))
@@ -149,7 +149,7 @@ def _collector(problem: Problem, task: Task, entrants: Sequence[Entrant], seed: 
 
 
 def _recorded_restarts(restarter: Restarter | None) -> list[int]:
-    """A list that gets the step of each restart."""
+    """Return a list that gets the step of each restart."""
     steps: list[int] = []
     if restarter is not None:
         restarter.on_restart = lambda restarter: steps.append(restarter.steps)
@@ -165,7 +165,7 @@ def _take_in(means: dict[str, AveragedModel], models: dict[str, nn.Module]) -> N
 
 @torch.no_grad()
 def measure(task: Task, model: nn.Module, batches: Sequence[Batch]) -> float:
-    """The mean loss of these batches."""
+    """Return the mean loss of these batches."""
     return float(torch.stack([task.loss(model, batch) for batch in batches]).mean())
 
 

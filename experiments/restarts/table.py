@@ -1,4 +1,4 @@
-"""Who was better in ``restarts``: the final losses over the seeds, as numbers and as lines of text."""
+"""Compare the contenders of ``restarts``: the final losses over the seeds, as numbers and as lines of text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ End = dict[str, Any]
 
 
 def summarize(ends: Sequence[End]) -> list[dict[str, Any]]:
-    """The losses of each contender over the seeds, and seed by seed against those of the first one, which has no restarts."""
+    """Return the losses of each contender over the seeds, and seed by seed against the first one, which has no restarts."""
     by_contender = {
         name: [end for end in ends if end["contender"] == name] for name in dict.fromkeys(e["contender"] for e in ends)
     }
@@ -45,14 +45,14 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _duel(mine: Sequence[End], loss: str, others: Sequence[End], other_loss: str) -> dict[str, Any]:
-    """In how many seeds ``mine`` are lower, and the median of the ratios."""
+    """Return in how many seeds ``mine`` are lower, and the median of the ratios."""
     theirs = {end["seed"]: end[other_loss] for end in others}
     pairs = [(end[loss], theirs[end["seed"]]) for end in mine]
     return {"lower": sum(a < b for a, b in pairs), "ratio": float(np.median([a / b for a, b in pairs]))}
 
 
 def sentences(summary: Sequence[dict[str, Any]], grid: Sequence[dict[str, Any]]) -> list[str]:
-    """What the numbers say about each contender, then who is better than no restart, at last at each learning rate."""
+    """Return what the numbers say about each contender, then which beat no restart, at last at each learning rate."""
     plain, *restarted = summary
     words = [_sentence("no restart, mean of the last quarter in place of the last iterate", plain, MEAN, "no_restart")]
     words += [_sentence(one["contender"], one, LAST, "no_restart") for one in restarted]
@@ -62,7 +62,7 @@ def sentences(summary: Sequence[dict[str, Any]], grid: Sequence[dict[str, Any]])
 
 
 def _at_lr(grid: Sequence[dict[str, Any]], lr: float) -> str:
-    """Who has the lower training loss at the same learning rate, with the one seed of the grid."""
+    """Return which restarts have a lower training loss than none at this learning rate, with the one seed of the grid."""
     plain, *restarted = [row for row in grid if row["lr"] == lr]
     better = [
         f"{row['contender']} ({row['training_loss']:.4g})" for row in restarted if row["training_loss"] < plain["training_loss"]
@@ -85,7 +85,7 @@ def _verdict(words: str, restarted: Sequence[dict[str, Any]], other: str) -> str
 
 
 def table(result: dict[str, Any]) -> str:
-    """A line for each contender, and the sentences."""
+    """Return a line for each contender, and the sentences."""
     config, seeds = result["config"], result["contenders"][0]["seeds"]  # fewer than in the config after an interruption
     title = f"{result['problem']} ({config['data']}): {config['steps']} steps, {seeds} seeds, {config['loss']}"
     lines = aligned([HEADER, *(_cells(one, config["lrs"]) for one in result["contenders"])])

@@ -1,4 +1,4 @@
-"""The picture of ``spikes``, drawn from what it has written."""
+"""Draw ``spikes`` from what it has written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Array = NDArray[np.float64]
 
 
 def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
-    """A column for each kind of corrupted batches: the loss above, below it how much higher it is than without any."""
+    """Draw a column for each kind of corrupted batches: the loss above, below it how much higher it is than without any."""
     rows = read_csv(rows_file)
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
     config = summary["config"]
@@ -90,7 +90,7 @@ def _draw(column: Sequence[Axes], rows: list[dict[str, str]], kind: str, plain: 
 
 
 def _curves(rows: list[dict[str, str]], kind: str, name: str, smoothing: int) -> dict[str, Array]:
-    """Of each seed: the mean of the last ``smoothing`` losses at every step, NaN after the end of a training."""
+    """Return for each seed the mean of the last ``smoothing`` losses at every step, NaN after the end of a training."""
     curves = {}
     for seed in dict.fromkeys(row["seed"] for row in rows if row["batches"] == kind):
         losses = np.array([float(row[name]) for row in rows if (row["batches"], row["seed"]) == (kind, seed)])

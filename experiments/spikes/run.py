@@ -1,12 +1,13 @@
-"""What a few corrupted batches do to a language model, with and without clipping.
+"""Measure what a few corrupted batches do to a language model, with and without clipping.
 
 ``python -m experiments spikes`` trains an LSTM on characters with Adam, as language models are trained, and replaces some
 batches by corrupted ones at known steps. There are two kinds. "wrong targets": characters drawn at random in place of those
 that follow, as from a damaged file. "wrong targets, summed": the same with the loss summed over the 64 characters of a window
-and not averaged, which makes the gradient some hundred times as long as usual; up to a thousand times are reported from large
-language models (Huang et al. 2025). Start, batches and corrupted batches of a seed are the same for all, and so is the
-learning rate; each clipping type has its default level. "skip" is the best that could be done: the corrupted loss is infinite,
-as after an overflow, nonfinite="skip" leaves the step out, and nothing is clipped.
+and not averaged, which raises the gradient norm to several hundred times the usual; up to a thousand times are reported from
+large language models (Huang et al. 2025). Start, batches and corrupted batches of a seed are the same for all, and so is the
+learning rate. Each clipping type has its default level. "zclip, cap" adds the cap of its authors. "skip" is the rule of
+OLMo-core: zscore at level 6 leaves out steps whose gradient norm is too far above the usual. "left out" is the best that could
+be done: the corrupted loss is infinite, as after an overflow, nonfinite="skip" leaves the step out, and nothing is clipped.
 
 The loss is always that of the batch of the text, measured before the step, also where a corrupted batch takes its place: it
 shows the model and not the batch.
@@ -59,7 +60,7 @@ UNHARMED = "no corrupted batch"  # without clipping: what there was to lose
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is trained, and which steps get a corrupted batch."""
+    """Settings of the trainings, and the steps that get a corrupted batch."""
 
     lr: float = 0.01
     steps: int = 450
@@ -72,7 +73,7 @@ class Config:
         check_at_least(self, {"seed": 0, "seeds": 1})
 
     def settings(self, text: Text) -> dict[str, Any]:
-        """All that the numbers depend on."""
+        """Return all that the numbers depend on."""
         levels = {name: group_of(name)["clipping_level"] for name in self.contenders}
         return asdict(self) | {
             "optimizer": "adam",
@@ -91,7 +92,7 @@ QUICK = {"steps": 160, "corrupted": (140,), "contenders": ("none", "zclip", "ski
 
 
 def group_of(contender: str) -> dict[str, Any]:
-    """The clipping arguments of a contender, with the default level where it names none."""
+    """Return the clipping arguments of a contender in a parameter group, with the default level where it names none."""
     return dict(ClippedAdam([nn.Parameter(torch.zeros(1))], **CONTENDERS[contender]).param_groups[0])
 
 
@@ -118,13 +119,13 @@ def plan(**options: Any) -> Plan:
 
 
 def _trainings(config: Config) -> list[tuple[str, str, int]]:
-    """Kind, contender and seed, seed by seed, so that an interruption leaves something to compare."""
+    """Return kind, contender and seed of each training, seed by seed, so that an interruption leaves something to compare."""
     kinds = [(UNHARMED, "none"), *product(WEIGHTS, config.contenders)]
     return [(*kind, seed) for seed in range(config.seed, config.seed + config.seeds) for kind in kinds]
 
 
 def train(config: Config, text: Text, kind: str, contender: str, seed: int) -> Result:
-    """The losses of one training, and its gradient norms before clipping; the losses end where they are not finite."""
+    """Train once; return the losses, up to the first that is not finite, and the gradient norms before clipping."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LSTM(text.alphabet)
@@ -152,7 +153,7 @@ def train(config: Config, text: Text, kind: str, contender: str, seed: int) -> R
 
 
 def _rows(results: Sequence[Result], config: Config) -> list[dict[str, Any]]:
-    """A row for every step with a loss for each contender; NaN where there is none."""
+    """Return a row for every step, with a loss for each contender; NaN where there is none."""
     columns = {(r["kind"], r["seed"], r["contender"]): r["losses"] for r in results}
     return [
         {"batches": kind, "seed": seed, "step": step}

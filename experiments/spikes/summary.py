@@ -1,4 +1,4 @@
-"""What ``spikes`` measures: the loss at the end, the time to recover, and a spike score."""
+"""Summarize ``spikes``: the loss at the end, the time to recover, and a spike score."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Summary = dict[str, Any]
 
 
 def spike_score(losses: ArrayLike, window: int = SCORE_WINDOW, deviations: float = DEVIATIONS) -> float | None:
-    r"""The share of losses that lie far above or below the ones before them.
+    r"""Return the share of losses that lie far above or below the ones before them.
 
         score = #{t >= window : |loss_t - mean_t| > deviations * std_t} / #{t >= window}
 
@@ -49,7 +49,7 @@ def spike_score(losses: ArrayLike, window: int = SCORE_WINDOW, deviations: float
 
 
 def recovery(losses: Sequence[float], corrupted: int, end: int) -> int | None:
-    """How many steps after a corrupted batch the smoothed loss is back at what it was before it.
+    """Return how many steps after a corrupted batch the smoothed loss is back at its value before that batch.
 
     Args:
         losses: of all steps, each measured before its step.
@@ -70,7 +70,7 @@ def recovery(losses: Sequence[float], corrupted: int, end: int) -> int | None:
 
 
 def summarize(results: Sequence[dict[str, Any]], corrupted: Sequence[int]) -> Summary:
-    """The numbers of each training, and of each contender over its seeds."""
+    """Return the numbers of each training, and of each contender over its seeds."""
     trainings = [_of_training(result, corrupted) for result in results]
     contenders = []
     for kind, name in dict.fromkeys((one["batches"], one["contender"]) for one in trainings):
@@ -105,7 +105,7 @@ def _finite(value: float) -> float | None:
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    """None counts as more than all others; None also where there are no values."""
+    """Return the median, for which None counts as more than all others; None also where there are no values."""
     median = float(np.median([np.inf if value is None else value for value in values])) if values else np.inf
     return median if np.isfinite(median) else None
 
@@ -114,7 +114,7 @@ HEADER = ("corrupted batches", "contender", "final loss", "recovery", "not recov
 
 
 def table(summary: Summary) -> str:
-    """A line for each contender."""
+    """Return a line for each contender."""
     config = summary["config"]
     title = (
         f"{config['data']}, Adam, lr {config['lr']:g}: {config['steps']} steps, corrupted batches at {_list(config['corrupted'])}"

@@ -1,4 +1,4 @@
-"""The two problems of ``thresholds``: a forecaster of sine waves and the language model of ``heavy_tails``."""
+"""Make the two problems of ``thresholds``: a forecaster of sine waves and the language model of ``heavy_tails``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is trained, and the grid; the batches of ``validation`` are of one size."""
+    """Settings of a problem, and its grid; the batches of ``validation`` are of one size."""
 
     name: str
     data: str
@@ -42,7 +42,7 @@ class Problem:
     momentum: float = 0.9
 
     def settings(self) -> dict[str, Any]:
-        """All that the numbers depend on."""
+        """Return all that the numbers depend on."""
         names = ("name", "data", "loss_name", "lrs", "levels", "steps", "bar", "momentum")
         return {name: getattr(self, name) for name in names} | {"batch": BATCH}
 
@@ -53,7 +53,7 @@ def powers_of_2(first: int, last: int) -> tuple[float, ...]:
 
 
 class Forecaster(nn.Module):
-    """An LSTM that reads values (batch, length) and says which comes next (batch,)."""
+    """LSTM that reads values (batch, length) and predicts the next one of each row (batch,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Forecaster(nn.Module):
 
 
 def waves(count: int, generator: torch.Generator) -> Batch:
-    """Sine waves of random period, phase and amplitude: ``SEQUENCE`` values of each, and the value that follows."""
+    """Draw sine waves of random period, phase and amplitude: ``SEQUENCE`` values of each, and the value that follows."""
     phase, period, amplitude = torch.rand(3, count, 1, generator=generator)
     period = PERIODS[0] + (PERIODS[1] - PERIODS[0]) * period
     amplitude = AMPLITUDES[0] + (AMPLITUDES[1] - AMPLITUDES[0]) * amplitude
@@ -75,7 +75,7 @@ def waves(count: int, generator: torch.Generator) -> Batch:
 
 
 def sine_waves() -> Problem:
-    """The forecaster, trained on new waves in every step."""
+    """Return the forecaster, trained on new waves in every step."""
     return Problem(
         name="sine waves",
         data=f"LSTM, {HIDDEN} hidden units, on sine waves: {SEQUENCE} values, then the next one",
@@ -92,7 +92,7 @@ def sine_waves() -> Problem:
 
 
 def language_model(text: Text) -> Problem:
-    """The LSTM on characters; weights and batches of a seed are those of ``heavy_tails``."""
+    """Return the LSTM on characters; weights and batches of a seed are those of ``heavy_tails``."""
     return Problem(
         name="language model",
         data=f"LSTM, 128 hidden units, on the characters of {text.source}",

@@ -38,7 +38,7 @@ LAST = 10  # losses at the end of a training, of which the mean is kept
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How much of the grids is trained."""
+    """Seeds, and the share of the grids and of the steps that is trained."""
 
     seed: int = 0
     seeds: int = 5
@@ -82,7 +82,7 @@ def _reduced(problem: Problem, config: Config) -> Problem:
 
 
 def _trainings(config: Config, problems: Sequence[Problem]) -> list[tuple[Problem, float, float | None, int]]:
-    """Problem, learning rate, level and seed, seed by seed, so that an interruption leaves whole maps."""
+    """Return problem, learning rate, level and seed of each training, seed by seed, so that an interruption leaves whole maps."""
     return [
         (problem, lr, level, seed)
         for seed in range(config.seed, config.seed + config.seeds)

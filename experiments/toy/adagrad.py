@@ -1,8 +1,8 @@
-"""AdaGrad on x^2 / 2 under noise without a variance, with and without clipping.
+"""Run AdaGrad on x^2 / 2 under noise without a variance, with and without clipping.
 
 The setting of Savelii Chezhegov, Yaroslav Klyukin, Andrei Semenov, Aleksandr Beznosikov, Alexander Gasnikov, Samuel Horvath,
 Martin Takac, Eduard Gorbunov, Gradient Clipping Improves AdaGrad when the Noise Is Heavy-Tailed, 2024, https://arxiv.org/abs/2406.04443.
-Every repeat is an entry of one vector, of which AdaGrad and clipping by coordinates treat every entry on its own.
+Every repeat is an entry of one vector: AdaGrad and clipping by coordinates treat each entry on its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WINDOW = 100  # steps between the points of the curves
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The setting of the paper."""
+    """Settings of the paper."""
 
     start: float = 2.0
     b0: float = 3.0  # the square root of the accumulator's start
@@ -54,7 +54,7 @@ def run(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def descend(config: Config, clipped: bool) -> NDArray[np.float64]:
-    """f after each step, of shape (steps, repeats); the noise is the same with and without clipping."""
+    """Return f after each step, of shape (steps, repeats); the noise is the same with and without clipping."""
     generator = np.random.default_rng(config.seed)
     x = torch.full((config.repeats,), config.start, dtype=torch.float64)
     arguments: dict[str, Any] = {"lr": config.lr, "initial_accumulator_value": config.b0**2}

@@ -1,4 +1,4 @@
-"""Noise for the toy problems: distributions from light to heavy tails, with their exact means and standard deviations."""
+"""Draw noise for the toy problems: distributions from light to heavy tails, with exact means and standard deviations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HALF_TAIL = 1.5  # P(|X| > x) = (1 + x)^-1.5 for the density 3/4 (1 + |x|)^-2.5
 
 @dataclass(frozen=True)
 class Noise:
-    """A distribution; ``draw`` takes a generator and a shape."""
+    """Distribution with the mean and standard deviation of ``raw``; ``draw`` takes a generator and a shape, too."""
 
     name: str
     raw: Callable[[np.random.Generator, tuple[int, ...]], Array]
@@ -25,7 +25,7 @@ class Noise:
     std: float
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        """Independent numbers with mean 0 and standard deviation 1."""
+        """Return independent numbers with mean 0 and standard deviation 1."""
         values = self.raw(generator, shape)
         values -= self.mean
         values /= self.std
@@ -54,6 +54,6 @@ NOISES = [
 
 
 def infinite_variance(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Independent numbers of density 3/4 (1 + |x|)^-2.5: their mean is 0 and they have no variance."""
+    """Return independent numbers of density 3/4 (1 + |x|)^-2.5: their mean is 0 and they have no variance."""
     moduli = np.expm1(generator.standard_exponential(shape) / HALF_TAIL)
     return np.asarray(np.where(generator.random(shape) < 0.5, -moduli, moduli))

@@ -1,4 +1,4 @@
-"""The pictures of ``toy``, drawn from what it has written."""
+"""Draw the pictures of ``toy`` from what it has written."""
 
 from __future__ import annotations
 

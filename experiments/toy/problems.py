@@ -1,4 +1,4 @@
-"""Run the three toy problems, and write their files and tables."""
+"""Run the four toy problems, and write their files and tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A toy problem.
+    """Toy problem.
 
     Attributes:
         settings: all that its numbers depend on.

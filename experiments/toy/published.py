@@ -1,4 +1,4 @@
-"""The regression of ``regression`` as its authors ran it: their split, batches and settings, without a search of ours.
+"""Run the regression of ``regression`` as its authors did: their split, batches and settings, without a search of ours.
 
 Half of the 10,000 samples are trained on, with noise in the labels; the other half measures, without noise. Each method has the
 batch size and the settings that the authors chose, those of synthetic.ipynb in the code of Gorbunov et al., 2021,
@@ -28,7 +28,7 @@ from .table import ORDER, Expectation
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Sizes, and how many draws of the data there are; ``power`` is the p of the loss."""
+    """Sizes, and the number of draws of the data; ``power`` is the p of the loss."""
 
     samples: int = 10_000
     features: int = 200
@@ -40,7 +40,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer with its batch size."""
+    """Optimizer with its batch size."""
 
     name: str
     batch: int

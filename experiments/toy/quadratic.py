@@ -1,4 +1,4 @@
-"""SGD and clipped SGD on ||x||^2 / 2 under noise of unit variance, from light to heavy tails.
+"""Run SGD and clipped SGD on ||x||^2 / 2 under noise of unit variance, from light to heavy tails.
 
 The setting of Eduard Gorbunov, Marina Danilova, Alexander Gasnikov, Stochastic Optimization with Heavy-Tailed Noise via
 Accelerated Gradient Clipping, 2020, https://arxiv.org/abs/2005.10785. All repeats under all noises are rows of one matrix, and
@@ -32,7 +32,7 @@ METHODS = ("SGD", "clipped SGD")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The setting of the paper."""
+    """Settings of the paper."""
 
     dimension: int = 100
     start: float = 0.01  # x_i = start * i
@@ -75,7 +75,10 @@ class Descent:
             self.optimizer = ClippedSGD([self.weights], lr=config.lr, **arguments)
 
     def through(self, noise: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Step through noise (steps, rows, n), write f (steps, rows) into ``values``, count gradients over the level."""
+        """Step through noise (steps, rows, n), and write f (steps, rows) into ``values``.
+
+        Return for each row how many of its gradients exceed the level.
+        """
         weights, grad = self.weights.numpy(), self.weights.grad
         assert grad is not None
         gradient, over = grad.numpy(), np.zeros(len(weights), dtype=np.int64)
@@ -89,7 +92,7 @@ class Descent:
 
 
 def row_wise() -> str:
-    """The clipping type whose block is a row of a matrix; it is registered by the first call."""
+    """Return the name of the clipping type whose block is a row of a matrix; the first call registers it."""
     if ROW_WISE not in CLIPPING_TYPES:
         register_clipping(ROW_WISE, Clipping("unit", Constant(100.0)))
     return ROW_WISE

@@ -1,4 +1,4 @@
-"""Five methods on mean |Ax - y|^1.75 with heavy-tailed features and labels.
+"""Run five methods on mean |Ax - y|^1.75 with heavy-tailed features and labels.
 
 The setting of Eduard Gorbunov, Marina Danilova, Innokentiy Shibaev, Pavel Dvurechensky, Alexander Gasnikov, Near-Optimal High
 Probability Complexity Bounds for Non-Smooth Stochastic Optimization with Heavy-Tailed Noise, 2021, https://arxiv.org/abs/2106.05958.
@@ -53,7 +53,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Method:
-    """A contender: how it is made from a learning rate, and the middle of its grid."""
+    """Contender: a function that makes its optimizer from a learning rate, and the middle of its grid."""
 
     name: str
     make: Callable[[Config, Tensor, float], Optimizer]
@@ -61,7 +61,7 @@ class Method:
     restarts: bool = False
 
     def grid(self) -> list[float]:
-        """Its learning rates."""
+        """Return the learning rates of its grid."""
         return [float(f"{self.middle * 10 ** (half / 2):.3g}") for half in HALF_DECADES]
 
 
@@ -87,18 +87,18 @@ EXPECTED = [  # of the final loss divided by that of SGD with the same seed: the
 
 
 def loss(data: Data, x: Tensor, power: float) -> float:
-    """The mean of |Ax - y|^p over all samples."""
+    """Return the mean of |Ax - y|^p over all samples."""
     return float((data.features @ x - data.labels).abs().pow(power).mean())
 
 
 def gradient(features: Tensor, labels: Tensor, x: Tensor, power: float) -> Tensor:
-    """The gradient of the mean of |Ax - y|^p over a batch."""
+    """Return the gradient of the mean of |Ax - y|^p over a batch."""
     residuals = features @ x - labels
     return (residuals.sign() * residuals.abs().pow(power - 1)) @ features * (power / len(labels))
 
 
 def train(config: Config, method: Method, lr: float, data: Data, seed: int) -> list[float]:
-    """The loss of all samples before training and after each epoch; inf from where it is not finite."""
+    """Train; return the loss of all samples before training and after each epoch, inf from where it is not finite."""
     parameter = nn.Parameter(data.start.clone())
     x, optimizer = parameter.detach(), method.make(config, parameter, lr)
     restarter = Restarter(optimizer, first_restart_steps_cnt=config.first_restart) if method.restarts else None
@@ -175,7 +175,7 @@ def expected(config: Config, curves: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def summarize(config: Config, grids: list[dict[str, Any]], curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each method: its learning rate, whether that is an end of the grid, and its final losses."""
+    """Return a row for each method: its learning rate, whether that is an end of the grid, and its final losses."""
     rows = []
     for method in dict.fromkeys(row["method"] for row in curves):
         grid = [row["lr"] for row in grids if row["method"] == method]
@@ -190,6 +190,6 @@ def summarize(config: Config, grids: list[dict[str, Any]], curves: list[dict[str
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of :func:`summarize` as text."""
+    """Return a row of :func:`summarize` as text."""
     losses = f"{row['final_loss']:.4g} ({row['lowest']:.4g}, {row['highest']:.4g})"
     return row["method"], f"{row['lr']:g}", losses, "lr is an end of its grid" if row["at_end_of_grid"] else ""

@@ -1,4 +1,4 @@
-"""Clipping against heavy-tailed noise where the answer is known: small problems from the literature.
+"""Test clipping against heavy-tailed noise where the answer is known: on small problems from the literature.
 
 ``python -m experiments toy`` writes, for each problem, its runs and curves (csv), its config with a table of expected and
 measured numbers (json), and a picture (png).

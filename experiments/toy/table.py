@@ -1,4 +1,4 @@
-"""What was expected of the toy problems and what was measured, as lines of text."""
+"""Compare what was expected of the toy problems with what was measured, as lines of text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PICTURE, THEORY, ORDER = "read off the picture", "theory", "order only"  # where
 
 @dataclass(frozen=True)
 class Expectation:
-    """A range in which a number was expected; ``setting`` and ``method`` say of which runs, ``source`` where it comes from."""
+    """Range in which a number was expected; ``setting`` and ``method`` name the runs, ``source`` where the range comes from."""
 
     setting: str
     method: str
@@ -43,7 +43,7 @@ class Expectation:
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of :meth:`Expectation.against` as text."""
+    """Return the rows of :meth:`Expectation.against` as text."""
     header = ("", "", "", "expected", "", "median (10 %, 90 % of the runs)", "runs inside")
     cells = [
         (

@@ -153,7 +153,7 @@ def test_documentation_builds_without_a_warning(tmp_path):
     command = [sys.executable, *shlex.split(BUILD)[1:-1], str(tmp_path / "out"), "-d", str(tmp_path / "doctrees")]
     done = subprocess.run(command, cwd=pages.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    clipped = (tmp_path / "out" / "api" / "optimizers.html").read_text()
+    clipped = (tmp_path / "out" / "api" / "Clipped.html").read_text()
     assert re.search(r"<pre><span></span>alpha = threshold / length +g &lt;- g \* min\(1, alpha\)", clipped)
 
 

@@ -60,3 +60,12 @@ def test_folders_without_catalogues_are_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), "--out", str(tmp_path / "pairs.txt")])
     assert "got 0 files .mo" in capsys.readouterr().err
+
+
+def test_a_file_that_exists_is_not_replaced(french, capsys):
+    (catalogue, *_) = french.rglob("*.mo")
+    before = catalogue.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main([str(french), "--out", str(catalogue)])
+    assert "out must be a new file" in capsys.readouterr().err
+    assert catalogue.read_bytes() == before

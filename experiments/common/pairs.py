@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
     options = parser.parse_args(arguments)
     catalogues = sorted(path for folder in options.folders for path in folder.rglob("*.mo"))
+    if options.out.exists():
+        parser.error(f"out must be a new file, got {str(options.out)!r}, which exists")
     try:
         pairs = dict(pair for path in catalogues for pair in read_catalogue(path))
         if not pairs:

@@ -10,14 +10,29 @@ VERBS = {
     *("Convert", "Copy", "Count", "Decide", "Divide", "Do", "Draw", "Estimate", "Evaluate", "Fill", "Find", "Forget", "Give"),
     *("Go", "Join", "Keep", "Label", "Leave", "Let", "Load", "Log", "Make", "Map", "Mark", "Measure", "Move", "Multiply"),
     *("Normalize", "Observe", "Perform", "Play", "Print", "Put", "Raise", "Read", "Record", "Refuse", "Remove", "Replace"),
-    *("Report", "Restart", "Restore", "Return", "Run", "Sample", "Scale", "Set", "Show", "Sort", "Split", "Start", "Step"),
+    *(
+        "Report",
+        "Restart",
+        "Restore",
+        "Return",
+        "Run",
+        "Sample",
+        "Scale",
+        "Scatter",
+        "Set",
+        "Show",
+        "Sort",
+        "Split",
+        "Start",
+        "Step",
+    ),
     *("Stop", "Store", "Summarize", "Take", "Tell", "Time", "Train", "Turn", "Undo", "Update", "Warn", "Write", "Yield"),
 }
 NO_BEGINNING = {  # of a class or a module
     *("A", "All", "An", "Each", "Every", "How", "If", "In", "It", "Its", "Of", "One", "That", "The", "These", "This", "What"),
     *("When", "Where", "Whether", "Which", "Who"),
 }
-FILES = [path for folder in ("experiments",) for path in sorted((pages.ROOT / folder).rglob("*.py"))]
+FILES = [path for folder in ("torch_clipped", "experiments") for path in sorted((pages.ROOT / folder).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(pages.ROOT)))

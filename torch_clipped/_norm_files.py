@@ -20,7 +20,7 @@ _OWN = ("steps", "clipped_steps", "skipped_steps", "grad_norm")  # the first col
 
 
 class RecordedNorms(NamedTuple):
-    """The norms of a run, oldest first."""
+    """Norms of a run that are positive and finite, oldest first."""
 
     name: str  # of the column
     norms: npt.NDArray[np.float64]

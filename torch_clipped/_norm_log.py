@@ -1,4 +1,4 @@
-"""The csv file of a :class:`torch_clipped.NormRecorder`."""
+"""Csv file of a :class:`torch_clipped.NormRecorder`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = tuple[float, ...]
 
 
 class NormLog:
-    """A csv file that only grows. A last line that a kill has cut off is not read.
+    """Csv file to which rows are appended. A last line that a kill has cut off is not read.
 
     Args:
         path: where the file is, or is made. Its folder exists.

@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, bands, ticks, and where the legend stands."""
+"""Common parts of the pictures: colours, bands, ticks, and the place of the legend."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FEW = 40  # points that a marker each does not hide
 
 
 def axes_of(ax: Axes | None) -> Axes:
-    """These axes, in a figure that makes room for the legend, or those of a new one that pyplot does not know."""
+    """Return these axes, in a figure that makes room for the legend, or those of a new figure that pyplot does not know."""
     if ax is not None:
         figure = ax.figure.figure  # also if the axes are in a part of it
         if figure.get_layout_engine() is None:
@@ -50,14 +50,14 @@ def axes_of(ax: Axes | None) -> Axes:
 
 
 def draw_band(ax: Axes, curve: Curve, words: str, interval: str) -> None:
-    """A line in the band of its confidence intervals."""
+    """Draw a curve in the band of its confidence intervals."""
     look: dict[str, Any] = {"marker": "o", "markersize": 4} if len(curve.samples) <= _FEW else {}
     ax.fill_between(curve.samples, curve.low, curve.high, color=SKY, alpha=0.4, linewidth=0, label=interval)
     ax.plot(curve.samples, curve.values, color=BLUE, linewidth=1.8, label=words, **look)
 
 
 def draw_normal_law(ax: Axes, values: Array, edges: Array) -> float:
-    """That of the same mean and variance; returns its highest point."""
+    """Draw the normal law with the mean and the variance of the values; return its highest point."""
     scaled = relative(values)  # no square overflows
     unit = values.max() / scaled.max()
     mean, std = unit * scaled.mean(), unit * scaled.std()
@@ -70,12 +70,12 @@ def draw_normal_law(ax: Axes, values: Array, edges: Array) -> float:
 
 
 def scale_of(values: Array) -> str:
-    """Logarithmic, if it can show any of them."""
+    """Return the name of the axis scale: logarithmic if any value is positive and finite, else linear."""
     return "log" if (np.isfinite(values) & (values > 0)).any() else "linear"
 
 
 def finished(ax: Axes, *others: Axes) -> Axes:
-    """The axes with a grid, ticks, and a legend below them, at a distance that does not depend on their size."""
+    """Add a grid, ticks and a legend below the axes, at a distance that does not depend on their size; return the axes."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
     from matplotlib.transforms import ScaledTranslation
 

@@ -1,4 +1,4 @@
-"""What recorded gradient norms say: tails, levels, what each clipping type would have done, and a picture of them."""
+"""Report on recorded gradient norms: tails, levels, what each clipping type would have done, and a picture of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROWS = {  # of the table of tails
 
 
 class Replay(NamedTuple):
-    """What a clipping type does to recorded norms."""
+    """Effect of a clipping type on recorded norms."""
 
     clipping_type: str
     level: float

@@ -15,7 +15,7 @@ __all__ = ["RunningMeans"]
 
 
 class RunningMeans:
-    """The means of parameters over time, updated in place: mean_k = mean_(k-1) + (x_k - mean_(k-1)) / k."""
+    """Means of parameters over time, updated in place: mean_k = mean_(k-1) + (x_k - mean_(k-1)) / k."""
 
     def __init__(self) -> None:
         self._means: dict[Tensor, Tensor] = {}
@@ -23,7 +23,7 @@ class RunningMeans:
 
     @torch.no_grad()
     def add(self, params: Iterable[Tensor]) -> None:
-        """Take in the present values; parameters that are not given or do not require gradients lose their mean."""
+        """Add the present values; parameters that are not given or do not require gradients lose their mean."""
         alike: defaultdict[tuple[int, object, object, object], list[Tensor]] = defaultdict(list)
         averaged = [p for p in params if p.requires_grad]
         for p in self._means.keys() - set(averaged):
@@ -45,7 +45,7 @@ class RunningMeans:
             torch._foreach_lerp_([self._means[p] for p in members], members, 1 / count)
 
     def _as_it_is_now(self, p: Tensor) -> Tensor | None:
-        """The mean of a parameter, converted to the device and type of today; None if it has none of its present shape."""
+        """Return the mean of a parameter, converted to its present device and type; None if none has its present shape."""
         mean, dtype = self._means.get(p), _mean_type(p)
         if mean is None or (mean.dtype is dtype and mean.shape == p.shape and mean.device == p.device):
             return mean
@@ -64,7 +64,7 @@ class RunningMeans:
         self._counts.clear()
 
     def state_dict(self, params: Sequence[Tensor]) -> StateDict:
-        """The counts and copies of the means of these parameters, by position; None where there is no mean."""
+        """Return the counts and copies of the means of these parameters, by position; None where there is no mean."""
         known = [p in self._counts and fits(self._means[p], p) for p in params]
         return {
             "counts": [self._counts[p] if is_known else 0 for p, is_known in zip(params, known, strict=True)],
@@ -74,7 +74,7 @@ class RunningMeans:
     @classmethod
     @torch.no_grad()
     def from_state_dict(cls, state_dict: Entries, params: Sequence[Tensor], largest: int) -> RunningMeans:
-        """Copies of the means for these parameters, of at most ``largest`` values each; ValueError if they are of others."""
+        """Copy the means of these parameters, of at most ``largest`` values each; raise ValueError if they are of others."""
         counts, means = state_dict["counts"], state_dict["means"]
         for name, values in (("counts", counts), ("means", means)):
             if not isinstance(values, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What may stand in the parameter groups and the state of the similar triangles method."""
+"""Checks of the parameter groups and the state of the similar triangles method."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def checked_state_dict(optimizer: Optimizer, state_dict: StateDict) -> StateDict
 
 
 def _checked_state(name: str, state: StateDict, param: Tensor) -> StateDict:
-    """The state of one parameter, with copies of its tensors; empty before its first step."""
+    """Check the state of one parameter; return it with copies of its tensors, empty before the first step."""
     check_keys(name, state, (), OWNER, exact=False)
     if not state:
         return {}

@@ -1,4 +1,4 @@
-"""The rule of clipping and the table of its named types (``_engine/step.py`` carries it out).
+"""Rule of clipping and the table of its named types (``_engine/step.py`` applies the rule).
 
     alpha = threshold / length          g <- g * min(1, alpha)   where the decision says so
 
@@ -40,7 +40,7 @@ ClippingType = Literal[
 
 @dataclass(frozen=True)
 class Clipping:
-    """A clipping type: what is measured, how long is too long, and whether that is clipped.
+    """Clipping type: the blocks that are measured, their threshold, and the decision to clip.
 
     Args:
         measure (str): the blocks, a key of ``MEASURES``. ``"global"``: the whole gradient; ``"layer"``: each tensor; ``"unit"``:
@@ -69,7 +69,7 @@ class Clipping:
 
     @property
     def measured(self) -> Measure:
-        """The measure that its name stands for."""
+        """Return the measure of the blocks, the row ``measure`` of ``MEASURES``."""
         return MEASURES[self.measure]
 
 
@@ -93,7 +93,7 @@ CLIPPING_TYPES: dict[str, Clipping | None] = {
 
 
 def register_clipping(name: str, clipping: Clipping) -> None:
-    """Add a clipping type of one's own, to be named by ``clipping_type`` like the others.
+    """Add a clipping type, to be named by ``clipping_type`` like the built-in ones.
 
     Parameter groups and checkpoints hold the name only: register it in every process, before the optimizer is made.
 

@@ -1,4 +1,4 @@
-"""Decisions: clip this time?
+"""Decisions which blocks are clipped in a step.
 
 A decision looks at ``alpha = threshold / length`` and says which blocks are clipped. Its random numbers come from a
 counter-based stream: the same on every rank, the same after a resume, and the global random state is never touched.
@@ -54,7 +54,7 @@ def _mix(word: Any) -> Any:
 
 
 def uniform(seed: int, stream: int, step: Any) -> Any:
-    """The number in [0, 1) that belongs to (seed, stream, step).
+    """Return the number in [0, 1) that belongs to (seed, stream, step).
 
     Every word is mixed on its own before the next one enters, so neighbouring seeds give unrelated streams. ``step`` is
     an int or an int64 tensor: the arithmetic is modulo 2**32 and gives the same number for both, so that an accelerator

@@ -1,4 +1,4 @@
-"""Clipping by hand, for loops without an optimizer of ours: the same engine, called between backward and step."""
+"""Clipping by hand, for loops without an optimizer that clips: the same engine, called between backward and step."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["GradientClipper", "clip_gradients_"]
 
 
 class GradientClipper:
-    """Clips the gradients of some parameters each time :meth:`step` is called, and remembers what its type needs.
+    """Clip the gradients of some parameters in each call of :meth:`step`, and keep the state that the type needs.
 
-    Call it after ``backward()`` (and, under a gradient scaler, after ``scaler.unscale_(optimizer)``) and before
+    Call :meth:`step` after ``backward()`` (and, under a gradient scaler, after ``scaler.unscale_(optimizer)``) and before
     ``optimizer.step()``.
 
     Args:
@@ -84,25 +84,25 @@ class GradientClipper:
         self._current_sets, self.skip = CurrentSets(), state.get("skip", torch.zeros((), dtype=torch.bool, device="cpu"))
 
     def step(self) -> Tensor:
-        """Clip the gradients in place; returns their norm before clipping, a tensor without dimensions."""
+        """Clip the gradients in place; return their norm before clipping, a tensor without dimensions."""
         norm, self.skip = _clip(self._group, *self._current_sets.of([self._group]))
         return norm
 
     def clipping_stats(self) -> dict[str, float]:
-        """What clipping did: see :meth:`torch_clipped.Clipped.clipping_stats`."""
+        """Return the clipping statistics: see :meth:`torch_clipped.Clipped.clipping_stats`."""
         return self._current_sets.of([self._group])[1].statistics()
 
     def grad_norms(self) -> Tensor:
-        """The norms before clipping, oldest first: see :meth:`torch_clipped.Clipped.grad_norms`."""
+        """Return the norms before clipping, oldest first: see :meth:`torch_clipped.Clipped.grad_norms`."""
         return self._current_sets.of([self._group])[1].grad_norms()
 
     def state_dict(self) -> StateDict:
-        """The arguments and the memory of this clipper: plain names, numbers and tensors."""
+        """Return the arguments and the state of this clipper: plain names, numbers and tensors."""
         self._current_sets.put_back()
         return {key: value for key, value in copied(self._group).items() if key != "params"}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Take over arguments and memory from :meth:`state_dict` of a clipper with the same parameters.
+        """Load arguments and state from :meth:`state_dict` of a clipper with the same parameters.
 
         Raises:
             ValueError: the state is of another kind, or of other parameters.
@@ -138,14 +138,14 @@ def clip_gradients_(
     norm_type: float = 2.0,
     nonfinite: str = "skip",
 ) -> Tensor:
-    """Clip the gradients of some parameters in place, by a type that remembers nothing.
+    """Clip the gradients of some parameters in place, by a type without state.
 
         alpha = threshold / length          g <- g * min(1, alpha)
 
     Args:
         parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped.
         clipping_type: ``"none"``, ``"norm"``, ``"layer_wise"``, ``"coord_wise"``, ``"adaptive"``, or one of your own that always
-            decides to clip and has no memory. For the others there is :class:`GradientClipper`.
+            decides to clip and has no state. For the others there is :class:`GradientClipper`.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
         clipping_action: only ``"clip"``. There is no step to leave out: compare the returned norm with a threshold, or use a
             :class:`GradientClipper`. Default: ``"clip"``.
@@ -158,7 +158,7 @@ def clip_gradients_(
         The norm of all gradients before clipping, a tensor without dimensions.
 
     Raises:
-        ValueError: an argument is not what it has to be, the type has a memory, or there are no parameters.
+        ValueError: an argument is not what it has to be, the type has state, or there are no parameters.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Histories, for thresholds of one's own: rings of the last values of each block, which functions here fill and read.
+"""Histories, for thresholds that users write: rings of the last values of each block, which functions here fill and read.
 
 A history is a pair of arrays: ``lengths`` (window, blocks) and ``count`` (blocks,), the number of values ever recorded; of a clip
 set that is one block, values have no dimension. On the host they are numpy arrays; on an accelerator they are tensors, and no

@@ -29,10 +29,10 @@ Schedule = Callable[[int], float]
 
 
 class LevelScheduler:
-    """Writes ``clipping_level = schedule(step)`` into the parameter groups of an optimizer.
+    """Write ``clipping_level = schedule(step)`` into the parameter groups of an optimizer.
 
-    Like torch's learning rate schedulers it sets the level of step 0 when it is made, and the next one each time :meth:`step` is
-    called, after ``optimizer.step()``.
+    Like torch's learning rate schedulers, the constructor sets the level of step 0. Each call of :meth:`step`, after
+    ``optimizer.step()``, sets the next one.
 
     Args:
         optimizer: an optimizer that clips.
@@ -81,11 +81,11 @@ class LevelScheduler:
         self.optimizer._current_sets.refill_levels()
 
     def get_last_level(self) -> list[float]:
-        """The level of each parameter group as it was last written."""
+        """Return the current level of each parameter group."""
         return [group["clipping_level"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> StateDict:
-        """The step count; the schedule itself is code and is not saved."""
+        """Return the step count; the schedule itself is code and is not saved."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -99,7 +99,7 @@ class LevelScheduler:
 
 
 def linear_warmup(start: float, end: float, steps: int) -> Schedule:
-    """The schedule from ``start`` at step 0 to ``end`` at step ``steps`` in a straight line, then ``end``.
+    """Return the schedule from ``start`` at step 0 to ``end`` at step ``steps`` in a straight line, then ``end``.
 
     Example:
         >>> schedule = linear_warmup(1.0, 3.0, steps=4)
@@ -111,7 +111,7 @@ def linear_warmup(start: float, end: float, steps: int) -> Schedule:
 
 
 def multiple_at_start(level: float, multiple: float, steps: int) -> Schedule:
-    """The schedule ``multiple * level`` in the first ``steps`` steps, then ``level``.
+    """Return the schedule ``multiple * level`` in the first ``steps`` steps, then ``level``.
 
     Example:
         >>> schedule = multiple_at_start(0.5, 10, steps=2)
@@ -128,18 +128,18 @@ def _check_steps(steps: int) -> None:
 
 
 def suggest_level(norms: npt.ArrayLike | Sequence[Tensor] | Tensor, clip_rate: float = 0.1) -> float:
-    """The level of ``clipping_type="norm"`` at which a given share of these gradients would have been clipped.
+    """Return the level of ``clipping_type="norm"`` at which a given share of these gradients would have been clipped.
 
     Of the N norms in ascending order n_1 <= ... <= n_N
 
         level = n_(N - floor(clip_rate * N))
 
-    the smallest of them that at most ``clip_rate * N`` of them exceed: of norms that differ, floor(clip_rate * N) are longer.
-    It describes the steps that were recorded; clipping changes those that follow. Leave out the warm-up, whose norms are of
+    the smallest of them that at most ``clip_rate * N`` of them exceed: of norms that differ, floor(clip_rate * N) are larger.
+    The level fits the steps that were recorded; clipping changes those that follow. Leave out the warm-up, whose norms are of
     another size, by slicing: ``norms[100:]``.
 
     Args:
-        norms: the lengths of whole gradients, in steps of one training, of shape (steps,): what ``optimizer.grad_norms()``
+        norms: the norms of whole gradients, in steps of one training, of shape (steps,): what ``optimizer.grad_norms()``
             returns, or a list, array or tensor of positive numbers in the unit of the gradient. Their order plays no part.
         clip_rate: the share of the steps to be clipped, in [0, 1). 0 gives the largest norm, which clips none. The 10th
             percentile that AutoClip recommends is something else: it clips nine steps of ten, ``clip_rate=0.9``. Default: 0.1.

@@ -1,4 +1,4 @@
-"""How curved is a loss? An estimate for the constants that accelerated methods ask for."""
+"""Estimate of the curvature of a loss, for the constants that accelerated methods ask for."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _TOLERANCE = 1e-4  # residual of the eigenvector, relative to the eigenvalue, at
 
 
 def estimate_lipschitz(model: nn.Module, loss: Loss[Target], loader: Iterable[tuple[object, Target]]) -> float:
-    """The local Lipschitz constant of the gradient: the largest absolute eigenvalue of the Hessian of the mean loss.
+    """Estimate the local Lipschitz constant of the gradient: the largest absolute eigenvalue of the Hessian of the mean loss.
 
         beta_{k+1} v_{k+1} = H v_k - alpha_k v_k - beta_k v_{k-1}          alpha_k = <H v_k, v_k>, all v of length 1
         L = the largest absolute eigenvalue of the tridiagonal matrix with alpha on its diagonal and beta beside it
 
     Lanczos iteration on products of the Hessian H with a vector, each of them one pass over ``loader``, until the residual
-    ||H u - L u|| of the eigenvector u that belongs to L is at most L / 10,000, at most 100 passes. It holds for the
-    present weights: elsewhere the loss may be more curved, and gradients of single batches are. The estimate comes from below.
-    The start is random from a fixed seed, and torch's random state is not touched by it.
+    ||H u - L u|| of the eigenvector u that belongs to L is at most L / 10,000, at most 100 passes. The estimate holds for the
+    present weights: elsewhere the loss may be more curved, and gradients of single batches are. It comes from below.
+    The start is random from a fixed seed; torch's random state is not touched.
 
     Args:
         model: called with the inputs; use ``model.eval()`` first if it has dropout or batch norms. Gradients in ``p.grad`` stay.
@@ -86,7 +86,7 @@ def estimate_lipschitz(model: nn.Module, loss: Loss[Target], loader: Iterable[tu
 
 
 def _largest_eigenvalue(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[float, float]:
-    """That of the symmetric tridiagonal matrix, and the last entry of its eigenvector, both without sign."""
+    """Return the largest absolute eigenvalue of the symmetric tridiagonal matrix and its eigenvector's last entry, unsigned."""
     matrix = torch.tensor(diagonal, dtype=torch.float64, device="cpu").diag()
     matrix += torch.tensor(beside, dtype=torch.float64, device="cpu").diag(-1)  # the lower triangle is all that is read
     values, vectors = torch.linalg.eigh(matrix)

@@ -15,7 +15,7 @@ __all__ = ["MEASURES", "Measure"]
 
 @dataclass(frozen=True)
 class Measure:
-    """How one kind of block is measured and shortened.
+    """Kind of block: how its gradient is measured and scaled.
 
     Args:
         blocks: takes a parameter and returns how many blocks it has: 1, or one for each of its rows. None: all parameters of a

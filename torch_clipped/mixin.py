@@ -1,4 +1,4 @@
-"""The mixin that puts clipping into an optimizer class, between the closure and the update."""
+"""Mixin that puts clipping into an optimizer class, between the closure and the update."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ __all__ = ["Clipped"]
 
 
 class Clipped(Optimizer):
-    """The clipping part of every optimizer here: a mixin in front of an optimizer class of torch.
+    """Clipping part of every optimizer here: a mixin in front of an optimizer class of torch.
 
     Between the closure and the update, the gradient g of each block is shortened in place:
 
         alpha = threshold / length          g <- g * min(1, alpha)   where the decision says so
 
     ``clipping_type`` names what a block is (the whole gradient, one tensor, one entry), where the threshold comes from, and
-    when it is obeyed; README.md has the table of types. Weight decay, momentum and moments only ever see the clipped
+    when it is obeyed; docs/types.md has the table of types. Weight decay, momentum and moments only ever see the clipped
     gradient, and ``p.grad`` holds it after the step. Parameter groups with equal clipping arguments form one clip set: the
     global length is the length of the whole set, by default of the whole model.
 
@@ -60,14 +60,14 @@ class Clipped(Optimizer):
             is counted in ``steps``, ``clipped_steps`` and ``skipped_steps``, its norms enter the history as clipped ones would,
             and there is a warning with the 1st, 10th, 100th, ... in a row. Default: ``"clip"``.
         clipping_cap (float): the largest norm of a block, whatever its threshold, also in a warm-up and with
-            ``clipping_action="skip"``. What a type remembers does not know of it. Default: None, no cap.
+            ``clipping_action="skip"``. The type's own state leaves the cap out of account. Default: None, no cap.
         clipping_warmup (int): how many norms of a block a type with a history must have seen before it clips; for ``zclip`` and
             ``adagc`` the length of their own warm-ups. Until then there is only the cap, and in the warm-up of ``adagc``, which
             counts steps, its own limit of norm 1. Default: None, the type's own.
         clipping_set (str): a label. Parameter groups are measured together where all clipping arguments are equal, this one
             included. Default: None.
         clipping_beta (float): base of the clipping probability of the random types, in (0, 1). Default: 0.85.
-        clipping_window (int): how many lengths are remembered, at least 2. Default: 1000 (steps).
+        clipping_window (int): how many norms are recorded, at least 2. Default: 1000 (steps).
         norm_type (float): the p of the p-norm, from 1 to inf. Default: 2.
         nonfinite (str): what to do with a gradient that has entries that are inf or NaN. ``"skip"``: leave weights, state
             and history as they are, count the step, and warn of the 1st, 10th, 100th, ... such step in a row; ``"error"``:
@@ -219,7 +219,7 @@ class Clipped(Optimizer):
             warn_of_loaded_arguments(known, groups, levels=not vars(self).get("_level_is_scheduled", False))
 
     def state_dict(self) -> StateDict:
-        """Return the state as torch does; what clipping remembers is in it as copies, which later steps do not change."""
+        """Return the state as torch does; the clipping state in it is a copy, which later steps do not change."""
         self._settle()
         state_dict: StateDict = super().state_dict()
         if "param_groups" in state_dict:
@@ -227,7 +227,7 @@ class Clipped(Optimizer):
         return state_dict
 
     def _settle(self) -> None:
-        """Make the state that of the groups as they are now, so that what is saved is what the next step would start from."""
+        """Bring the state up to date with the groups, so that the next step would start from what is saved."""
         with suppress(ValueError, TypeError):  # the next step names what is wrong; a last checkpoint can still be written
             self._clip_sets()
         self._current_sets.put_back()
@@ -264,7 +264,7 @@ class Clipped(Optimizer):
         """
         parent_step = undecorated(super().step)
         if all(group["clipping_type"] == "none" for group in self.param_groups):  # torch.compile looks into this, not further
-            self._clip_sets()  # checks the other arguments, and forgets what is not kept up
+            self._clip_sets()  # checks the other arguments and drops outdated state
             return with_arguments(parent_step, closure, args, kwargs)(self)
         return self._clipped_step(parent_step, closure, args, kwargs)
 
@@ -321,7 +321,7 @@ class Clipped(Optimizer):
     def clipping_stats(self, per_set: Literal[True]) -> list[dict[str, float]]: ...
 
     def clipping_stats(self, per_set: bool = False) -> dict[str, float] | list[dict[str, float]]:
-        """What clipping did, as plain floats for any logger. Reading waits for an accelerator; stepping does not.
+        """Return the clipping statistics as plain floats for any logger. Reading waits for an accelerator; stepping does not.
 
         Args:
             per_set: a list with one dict a clip set, instead of one dict for the whole gradient.
@@ -347,10 +347,10 @@ class Clipped(Optimizer):
         return [clip_set.record.statistics() for clip_set in sets] if per_set else totals.statistics()
 
     def grad_norms(self) -> Tensor:
-        """The norms of the whole gradient before clipping, oldest first: float64 of shape (at most ``clipping_window``,).
+        """Return the norms of the whole gradient before clipping, oldest first: float64 of shape (at most ``clipping_window``,).
 
-        Zero gradients and gradients that are not finite are not recorded. It stays empty where the norm of the whole gradient
-        is not known: with types that do not measure it (``none``, ``coord_wise``) or norm types that differ between groups.
+        Zero gradients and gradients that are not finite are not recorded. The result is empty where the norm of the whole
+        gradient is not known: with types that do not measure it (``none``, ``coord_wise``), or with several norm types.
         """
         return self._clip_sets()[1].grad_norms()
 

@@ -35,7 +35,7 @@ class ClippedSGD(Clipped, SGD):
         clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
         clipping_set: a label; groups with different labels are measured apart. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
-        clipping_window: how many norms are remembered, at least 2. Default: 1000.
+        clipping_window: how many norms are recorded, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
         nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
             or ``"propagate"`` them. Default: ``"skip"``.
@@ -114,7 +114,7 @@ class ClippedAdam(Clipped, Adam):
         clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
         clipping_set: a label; groups with different labels are measured apart. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
-        clipping_window: how many norms are remembered, at least 2. Default: 1000.
+        clipping_window: how many norms are recorded, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
         nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
             or ``"propagate"`` them. Default: ``"skip"``.
@@ -197,7 +197,7 @@ class ClippedAdamW(Clipped, AdamW):
         clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
         clipping_set: a label; groups with different labels are measured apart. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
-        clipping_window: how many norms are remembered, at least 2. Default: 1000.
+        clipping_window: how many norms are recorded, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
         nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
             or ``"propagate"`` them. Default: ``"skip"``.
@@ -415,6 +415,6 @@ def _clipped_class(cls: type) -> type[Clipped]:
 
 
 def _remake(cls: type) -> Clipped:
-    """An empty object of the clipped class, for copy and pickle, which know importable classes only."""
+    """Make an empty object of the clipped class, for copy and pickle, which know importable classes only."""
     clipped = _clipped_class(cls)
     return clipped.__new__(clipped)

@@ -28,7 +28,7 @@ Contender = OptimizerProperties | tuple[OptimizerProperties, RestartProperties]
 
 
 class Point(NamedTuple):
-    """A value of a curve."""
+    """Value of a curve."""
 
     label: str  # of the optimizer
     phase: str  # "train" or "validation"
@@ -38,12 +38,12 @@ class Point(NamedTuple):
 
 
 class OptimizersCollector:
-    """Trains one model with several optimizers, each from the same weights and buffers, on the same batches.
+    """Train one model with several optimizers, each from the same weights and buffers, on the same batches.
 
     Each optimizer has a deep copy of the one model made under ``seed``. The random numbers of a step (dropout) are drawn from
     torch's generators, seeded by ``seed`` and the step count before each evaluation of the loss: every optimizer meets the same
-    ones, and none notices which others there are. Afterwards the generators are put back to where they were. Random numbers of
-    Python and numpy are not looked after.
+    ones, whichever others there are. Afterwards the generators are put back to where they were. Random numbers of Python and
+    numpy are not controlled.
 
     Args:
         model_properties: the model to train.

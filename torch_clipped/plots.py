@@ -1,4 +1,4 @@
-"""Pictures of gradient lengths; they need matplotlib, and the Hill plot scipy.
+"""Pictures of gradient norms. All need matplotlib, the Hill plot needs scipy too.
 
 Every function draws into ``ax``, or into the axes of a new figure, and returns those axes:
 ``plot_hill(lengths).figure.savefig("hill.png")``. The legend stands below the axes; a figure without a layout engine gets the
@@ -42,7 +42,7 @@ _EQUAL = 1e-9  # relative to the longest: lengths that do not differ by more are
 
 
 def plot_histogram(lengths: Samples, ax: Axes | None = None) -> Axes:
-    """How many gradients are how long, counts on a logarithmic scale, beside a normal law of the same mean and variance.
+    """Draw a histogram of gradient norms, counts on a logarithmic scale, beside a normal law of the same mean and variance.
 
     Args:
         lengths: 1-D, finite, at least 0, two or more of them.
@@ -74,7 +74,7 @@ def plot_histogram(lengths: Samples, ax: Axes | None = None) -> Axes:
 
 
 def plot_survival(lengths: Samples, share: float = 0.05, ax: Axes | None = None) -> Axes:
-    """The share of gradients of length x or more, over x, on logarithmic scales: a tail that is a power is a straight line.
+    """Draw the share of gradients of norm x or more, over x, on logarithmic scales: a tail that is a power is a straight line.
 
     The Hill fit (k + 1) / n (x / x_{k+1})^-a is drawn over the longest k: see :func:`torch_clipped.heavy_tails.hill_index`.
 
@@ -111,7 +111,7 @@ def plot_survival(lengths: Samples, share: float = 0.05, ax: Axes | None = None)
 
 
 def plot_hill(lengths: Samples, share: float = 0.05, ax: Axes | None = None) -> Axes:
-    """The Hill index over the number k of samples that count as the tail, with its 95 % band and the k of ``share``.
+    """Draw the Hill index over the number k of samples that count as the tail, with its 95 % band and the k of ``share``.
 
     Args:
         lengths: 1-D, finite, at least 0, two or more positive.
@@ -140,9 +140,9 @@ def plot_hill(lengths: Samples, share: float = 0.05, ax: Axes | None = None) -> 
 
 
 def plot_variance(lengths: Samples, ax: Axes | None = None) -> Axes:
-    """The empirical variance of the first n lengths over n, with its 95 % band.
+    """Draw the empirical variance of the first n norms over n, with its 95 % band.
 
-    Numbers are those of :func:`torch_clipped.heavy_tails.variance_curve`, and so is the warning about the band.
+    The numbers are those of :func:`torch_clipped.heavy_tails.variance_curve`, and its warning about the band holds here.
 
     Args:
         lengths: 1-D, finite, at least 0, two or more of them, in the order of measuring.
@@ -168,7 +168,7 @@ def plot_variance(lengths: Samples, ax: Axes | None = None) -> Axes:
 
 
 def plot_norms(history: Clipped | Samples | Sequence[Mapping[str, float]], ax: Axes | None = None) -> Axes:
-    """Gradient norms over time; with the threshold, the coefficient and the clipped steps if the statistics were collected.
+    """Draw gradient norms over time; with threshold, coefficient and clipped steps if ``history`` holds the statistics.
 
     Args:
         history: a list of what ``optimizer.clipping_stats()`` returned after each step; or an optimizer that clips, or lengths,
@@ -215,7 +215,7 @@ def plot_norms(history: Clipped | Samples | Sequence[Mapping[str, float]], ax: A
 
 
 def _draw_coefficient(ax: Axes, steps: Array, coefficients: Array) -> Axes:
-    """In the upper part of the axes, where room is made for it; returns axes of their own."""
+    """Draw the coefficient in the upper part of the axes, where room is made for it; return its own axes."""
     place = ax.transScale + ax.transLimits  # to shares of the height
     ax.set_ylim(top=place.inverted().transform((0, 1 / (0.95 - _STRIP)))[1])
     right = ax.twinx()
@@ -227,7 +227,7 @@ def _draw_coefficient(ax: Axes, steps: Array, coefficients: Array) -> Axes:
 
 
 def _columns(history: object) -> dict[str, Array]:
-    """Arrays of one length: steps and norms, and what else is known."""
+    """Return steps and norms, and the other statistics that are known, as arrays of the same size."""
     if isinstance(history, Clipped):
         norms = checked("history", history.grad_norms(), smallest=1)
         last = int(history.clipping_stats()["steps"])

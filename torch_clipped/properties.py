@@ -1,4 +1,4 @@
-"""What optimizers, models and restarts are made of: classes and their arguments, to be made as often as needed."""
+"""Classes and arguments of optimizers, models and restarts, to make them as often as needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AVERAGES = ("mean", "last")
 
 @dataclass(frozen=True, init=False)
 class OptimizerProperties:
-    """An optimizer class and its arguments, without the parameters.
+    """Optimizer class and its arguments, without the parameters.
 
     Args:
         optimizer_class: an optimizer class, or a function that takes the parameters first and returns an optimizer.
@@ -49,12 +49,12 @@ class OptimizerProperties:
         object.__setattr__(self, "optimizer_kwargs", optimizer_kwargs)
 
     def make(self, parameters: ParamsT) -> Optimizer:
-        """An optimizer of these parameters, with copies of arguments that are tensors: schedulers write into learning rates."""
+        """Make an optimizer of these parameters, with copies of tensor arguments: schedulers write into learning rates."""
         kwargs = {key: value.clone() if isinstance(value, Tensor) else value for key, value in self.optimizer_kwargs.items()}
         return self.optimizer_class(parameters, **kwargs)
 
     def label(self) -> str:
-        """The class and its arguments in words, clipping first, for legends."""
+        """Return the class and its arguments in words, clipping first, for legends."""
         kwargs = dict(self.optimizer_kwargs)
         clipping = []
         if "clipping_level" in kwargs and "clipping_type" not in kwargs:
@@ -70,7 +70,7 @@ class OptimizerProperties:
 
 @dataclass(frozen=True, init=False)
 class ModelProperties:
-    """A model class and its arguments.
+    """Model class and its arguments.
 
     Args:
         model_class: a class of modules, or a function that returns a module (a pretrained one, one on an accelerator).
@@ -98,13 +98,13 @@ class ModelProperties:
         object.__setattr__(self, "model_kwargs", model_kwargs)
 
     def make(self) -> Module:
-        """A new model."""
+        """Make a new model."""
         return self.model_class(*self.model_args, **self.model_kwargs)
 
 
 @dataclass(frozen=True)
 class RestartSchedule:
-    """The windows between restarts, and what the weights become: checked arguments of a restarter."""
+    """Validated arguments of a restarter: the windows between restarts, and the average that the weights become."""
 
     first_restart_steps_cnt: int = 50
     restart_coeff: float = 1.25
@@ -124,7 +124,7 @@ class RestartSchedule:
             raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {self.average!r}")
 
     def label(self) -> str:
-        """The windows in words, for legends."""
+        """Return the windows, and an average other than the mean, in words for legends."""
         windows = f"{self.first_restart_steps_cnt} x {_in_words(self.restart_coeff)} to {self.max_steps_cnt}"
         return f"restarts {windows}" + ("" if self.average == "mean" else f", average {self.average}")
 

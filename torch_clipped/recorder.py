@@ -1,4 +1,4 @@
-"""The gradient norms of a whole run, in memory or in a file that grows with it."""
+"""Recorder of the gradient norms of a whole run, in memory or in a file that grows with the run."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class NormRecorder:
 
 
 class _Rows:
-    """The rows on their way from the optimizer's device into memory or a file. An error of the file costs no training step."""
+    """Rows on their way from the optimizer's device into memory or a file. An error of the file costs no training step."""
 
     EVERY = 100  # steps
 

@@ -1,4 +1,4 @@
-"""Restarts: now and then the weights become the average of the last iterates, and the optimizer begins anew from there."""
+"""Restarts of an optimizer from the average of its last iterates."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ COUNTS = {"steps": 0, "restarts": 0, "window": 1, "window_steps": 0}  # what is 
 
 
 class Restarter:
-    """Restarts an optimizer from the average of its iterates, in windows that become longer.
+    """Restart an optimizer from the average of its iterates, in windows that become longer.
 
         mean_k = mean_(k-1) + (x_k - mean_(k-1)) / k          x_k: the weights after step k of the window
 
-    After the last step of a window the weights become that mean, the optimizer forgets its state (momentum, moments, step
+    After the last step of a window the weights become that mean, the optimizer's state is cleared (momentum, moments, step
     counts), as if it had just been made with these weights, and the next window is ``int(window * restart_coeff)`` steps long.
     Once a window is longer than ``max_steps_cnt`` there are no more restarts. Parameters and optimizer stay the same objects,
-    so that schedulers, gradient scalers and hooks go on; so does all that stands in ``param_groups``: learning rates and what
-    clipping remembers.
+    so that schedulers, gradient scalers and hooks go on; so does all that stands in ``param_groups``: learning rates and
+    the state of clipping.
 
     Call :meth:`step` after each ``optimizer.step()``. It counts its calls: after a step that a gradient scaler has left out,
     the weights as they are count once more.
@@ -124,11 +124,11 @@ class Restarter:
 
     @property
     def finished(self) -> bool:
-        """Whether the window is longer than ``max_steps_cnt``, so that there are no more restarts."""
+        """Return whether the window is longer than ``max_steps_cnt``, so that there are no more restarts."""
         return self.window > self.max_steps_cnt
 
     def step(self) -> None:
-        """Take notice of a step of the optimizer, and restart if it was the last one of the window.
+        """Count a step of the optimizer, and restart if it was the last one of the window.
 
         Raises:
             ValueError: there is no optimizer yet.
@@ -137,7 +137,7 @@ class Restarter:
         self._restart_if_due()
 
     def add_coords(self, parameters: Iterable[Tensor]) -> None:
-        """The first half of :meth:`step` for loops of older code: add the weights to the mean.
+        """Count a step and add the weights to the mean: the first half of :meth:`step`, for loops of older code.
 
         Args:
             parameters: all the weights, such as ``model.parameters()``; the means of others are dropped.
@@ -157,7 +157,7 @@ class Restarter:
         self.steps += 1
 
     def make_restart(self, model: Module, optimizer: Optimizer) -> Optimizer:
-        """The second half of :meth:`step` for loops of older code: restart if the window is over.
+        """Restart if the window is over: the second half of :meth:`step`, for loops of older code.
 
         Args:
             model: the module that is trained, for :meth:`recalibrate`.
@@ -198,17 +198,17 @@ class Restarter:
         update_bn(chain(first, batches), self.model, device)  # type: ignore[arg-type]
 
     def state_dict(self) -> StateDict:
-        """Return where this restarter stands: numbers and tensors, the latter by the position of the parameter in the optimizer.
+        """Return the state: numbers, and the means as tensors by the position of the parameter in the optimizer.
 
-        What the constructor was given is not in it, ``average`` apart. The tensors are copies, so that it stays the state of this
-        step while training goes on.
+        Of the constructor's arguments only ``average`` is saved. The tensors are copies, so that the result stays the state of
+        this step while training goes on.
         """
         params = self._parameters("state_dict()")
         numbers = {key: getattr(self, key) for key in COUNTS}
         return {"average": self.average} | numbers | self._means.state_dict(params)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Take over where another restarter stood; its optimizer's state is loaded by the optimizer.
+        """Load the state of another restarter; the optimizer's own state is loaded by the optimizer.
 
         Raises:
             ValueError: the state is of another kind, or of other parameters; the restarter is as it was.
@@ -250,7 +250,7 @@ class Restarter:
 
 @dataclass(frozen=True)
 class RestartProperties(RestartSchedule):
-    """The arguments of a :class:`torch_clipped.Restarter`, without the optimizer.
+    """Window and average arguments of a :class:`torch_clipped.Restarter`, without the optimizer.
 
     Args:
         first_restart_steps_cnt, restart_coeff, max_steps_cnt, average: as there.

@@ -1,4 +1,4 @@
-"""The clipped stochastic similar triangles method: accelerated steps whose gradients are clipped."""
+"""Clipped stochastic similar triangles method: accelerated steps whose gradients are clipped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class _SimilarTriangles(Optimizer):
-    """The method without clipping. Each parameter counts its own iterations, as torch's Adam does."""
+    """Similar triangles method without clipping. Each parameter counts its own iterations, as torch's Adam does."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class _SimilarTriangles(Optimizer):
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load a state, as torch does; ValueError, before anything has changed, names what is wrong in it."""
+        """Load a state, as torch does; raise ValueError, before anything has changed, if something in it is invalid."""
         check_keys("state_dict", state_dict, (), "ClippedSSTM", exact=False)
         check = self.register_load_state_dict_pre_hook(checked_state_dict)  # the last one: it sees what the user's hooks return
         try:
@@ -98,14 +98,14 @@ class _SimilarTriangles(Optimizer):
             p.copy_(state["y"]).lerp_(state["z"], state["share"])
 
     def _turn(self, train_mode: bool) -> Iterator[Tensor]:
-        """Turn the groups to this mode; gives the parameters whose weights differ between the modes."""
+        """Turn the groups to this mode; yield the parameters whose weights differ between the modes."""
         self._follow([group["params"] for group in self.param_groups])
         for group in self.param_groups:
             group["train_mode"] = train_mode
             yield from (p for p in group["params"] if self.state.get(p))
 
     def _follow(self, params: Sequence[Sequence[Tensor]]) -> None:
-        """Convert y and z to the type and device that each group's parameters have now; ValueError if the shape is another."""
+        """Convert y and z to the type and device that each group's parameters have now; raise ValueError if a shape differs."""
         moved = [
             (i, p, state, name)
             for i, members in enumerate(params)
@@ -121,7 +121,7 @@ class _SimilarTriangles(Optimizer):
 
 
 class ClippedSSTM(Clipped, _SimilarTriangles):
-    """The clipped stochastic similar triangles method: accelerated SGD for convex problems with heavy-tailed noise.
+    """Clipped stochastic similar triangles method: accelerated SGD for convex problems with heavy-tailed noise.
 
     With k = 0, 1, ..., A_0 = 0, y_0 = z_0 = x_0 the first weights, and a = 1 / lr:
 
@@ -144,7 +144,7 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         nu: Hoelder exponent of the gradient, from 0 to 1. Default: 1, a smooth function.
         a_k_ratio_upper_bound: bound r of A_k / A_{k+1}, in (0, 1]: A_k is kept at or below alpha_{k+1} r / (1 - r), so that the
             share of new iterates in y does not sink below 1 - r, unless lr is 0. Default: 1.0, no bound.
-        clipping_iter_start: the first iteration, counted from 1, that is clipped; lengths are remembered before it. It stands in
+        clipping_iter_start: the first iteration, counted from 1, that is clipped; norms are recorded before it. It stands in
             ``param_groups`` as ``first_clipped_iteration``. (The authors' experiments use a number of this name to choose the
             level.) Default: None, the first.
         clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set: as in :class:`Clipped`.
@@ -216,13 +216,13 @@ def _with_gradient(group: Group) -> list[Tensor]:
 
 
 def _step_size(group: Group, k: int) -> float:
-    """alpha_{k+1}."""
+    """Return alpha_{k+1}."""
     nu, lr = group["nu"], max(group["lr"], 0.0)  # schedulers that end at 0 may end at -1e-18
     return float(lr / (2 * group["L"]) * (k + 1) ** (2 * nu / (1 + nu)))
 
 
 def _weight_and_total(group: Group, k: int, total: float) -> tuple[float, float]:
-    """alpha_{k+1} / A_{k+1} and A_{k+1}, from A_k."""
+    """Return alpha_{k+1} / A_{k+1} and A_{k+1}, from A_k."""
     alpha, ratio = _step_size(group, k), group["a_k_ratio_upper_bound"]
     if ratio < 1 and alpha > 0:  # an lr of 0 leaves y where it is
         total = min(total, alpha * ratio / (1 - ratio))

@@ -1,9 +1,9 @@
-"""Thresholds: how long is too long?
+"""Thresholds: the length of a block above which it is clipped.
 
-A threshold is frozen; what it remembers is an argument. ``memory`` names the tensors it wants kept in the parameter group, by
-block; in a step these come back as numpy arrays on the host and as tensors on an accelerator, to be written
-in place. Where the whole clip set is one block, its values have no dimension where others have (blocks,). Blocks that are not
-``valid`` (zero or not finite) must leave no trace in the memory.
+A threshold is frozen; its state is an argument. ``memory`` names the tensors of the state, kept in the parameter group by
+block; in a step they are numpy arrays on the host and tensors on an accelerator, to be written in place. Where the whole
+clip set is one block, its values have no dimension where others have (blocks,). Blocks that are not ``valid`` (zero or not
+finite) must not change the state.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 
 
 def history_shapes(window: int, blocks: int) -> dict[str, Shape]:
-    """Return what a history keeps in a parameter group, for ``Threshold.memory``; it starts with zeros."""
+    """Return the state of a history of lengths in a parameter group, for ``Threshold.memory``; it starts with zeros."""
     return {"lengths": ((window, blocks), torch.float64), "count": ((blocks,), torch.int64)}
 
 
 class Blocks(NamedTuple):
-    """What a threshold may look at.
+    """Values from which a threshold is computed.
 
     Attributes:
         lengths: of each block, (blocks,).
@@ -48,7 +48,7 @@ class Blocks(NamedTuple):
     arrays: Arrays = HOST
 
     def part(self, blocks: slice) -> Blocks:
-        """Return some of them."""
+        """Return the values of some blocks, with the norm of the whole clip set."""
         weights = self.weight_lengths
         lengths, valid = self.lengths[blocks], self.valid[blocks]
         return self._replace(lengths=lengths, valid=valid, weight_lengths=lambda: weights()[blocks])
@@ -56,7 +56,7 @@ class Blocks(NamedTuple):
 
 @dataclass(frozen=True)
 class Threshold:
-    """The longest length that is left alone, for each block.
+    """Threshold of each block: the largest length that is not clipped.
 
     Args:
         default_level (float): the ``clipping_level`` of an optimizer or a parameter group that names none.
@@ -74,15 +74,15 @@ class Threshold:
             raise ValueError(f"clipping_level must be > 0, got {level}")
 
     def memory(self, blocks: int, window: int) -> dict[str, Shape]:
-        """The shapes and types of the tensors to be kept in the parameter group, by name; they start with zeros."""
+        """Return the shapes and types of the state's tensors in the parameter group, by name; they start with zeros."""
         return {}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
-        """The thresholds (blocks,); inf where nothing is to be clipped."""
+        """Return the thresholds (blocks,); inf where nothing is to be clipped."""
         raise NotImplementedError
 
     def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
-        """Take notice of the step after the decision."""
+        """Update the state after the decision."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The engine: how a step is measured, clipped and remembered. Private: import nothing from here."""
+"""Engine that measures, clips and records a step. Private: import nothing from here."""

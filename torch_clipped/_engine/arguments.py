@@ -1,4 +1,4 @@
-"""The clipping arguments of a parameter group: their names, their defaults, and what may stand there."""
+"""Clipping arguments of a parameter group: their names, their defaults and the checks of their values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OF_THE_TYPE = ("clipping_level", "clipping_cap", "clipping_warmup")  # what mean
 
 @dataclass(frozen=True)
 class Arguments:
-    """The validated clipping arguments of one parameter group, as plain names and numbers."""
+    """Validated clipping arguments of one parameter group, as plain names and numbers."""
 
     clipping_type: str = "norm"
     clipping_level: float | None = None  # None: a type without a level
@@ -49,7 +49,7 @@ class Arguments:
 
     @classmethod
     def of(cls, group: Entries) -> Arguments:
-        """The arguments that stand in a parameter group; ValueError names the first one that is nonsense."""
+        """Return the validated arguments of a parameter group; raise ValueError for the first invalid one."""
         name = _clipping_type(group["clipping_type"])
         beta = number("clipping_beta", group["clipping_beta"], "a number between 0 and 1")
         if not 0 < beta < 1:
@@ -80,7 +80,10 @@ class Arguments:
 
     @property
     def rule(self) -> Clipping | None:
-        """The clipping type, with the warm-up that these arguments ask for; None leaves gradients alone."""
+        """Return the rule of the clipping type with the warm-up of these arguments; None leaves gradients alone.
+
+        ``clipping_action="skip"`` lifts the norm to which a warm-up clips: no step is skipped for exceeding it.
+        """
         rule = CLIPPING_TYPES[self.clipping_type]
         changes: StateDict = {} if self.clipping_warmup is None else {"warm_up": self.clipping_warmup}
         if rule is not None and self.clipping_action == "skip" and "warm_up_norm" in _fields(rule.threshold):
@@ -88,7 +91,7 @@ class Arguments:
         return replace(rule, threshold=replace(rule.threshold, **changes)) if rule is not None and changes else rule
 
     def as_dict(self) -> StateDict:
-        """The entries of a parameter group."""
+        """Return the arguments as entries of a parameter group."""
         return asdict(self)
 
 
@@ -99,14 +102,14 @@ ELSEWHERE = {  # what other libraries call a clipping type
     **dict.fromkeys(("percentile", "quantile", "autoclip"), "auto"),
 }
 ARGUMENT_NAMES = tuple(Arguments().as_dict())
-MEMORY = "clipping_memory_"  # what the keys of a parameter group begin with under which clipping remembers
+MEMORY = "clipping_memory_"  # prefix of the keys under which a parameter group holds the state of clipping
 
 
 def group_arguments(group: Entries, source: Entries, index: int, own: Container[str]) -> Arguments:
-    """The checked arguments of the parameter group with this index; what it does not name comes from ``source``.
+    """Return the validated arguments of parameter group ``index``; those that it does not name are taken from ``source``.
 
     A group that names its type takes that type's default level, no cap and that type's own warm-up unless it names them too.
-    The keys ``own`` are the optimizer's, whatever they look like.
+    The keys ``own`` are the optimizer's, even if they look like clipping arguments.
     """
     for key in group:
         if key not in ARGUMENT_NAMES and key not in own and _is_meant_for_clipping(key):

@@ -1,4 +1,4 @@
-"""The arithmetic of a step's few numbers: numpy's on the host, torch's on an accelerator, where the host must not look.
+"""Arithmetic for the few numbers of a step: numpy's on the host, torch's on an accelerator, where the host must not look.
 
 A clip set has one :class:`Arrays` for all its numbers. On the host these are arrays of numpy, or its scalars where the clip set
 is one block; on an accelerator they are tensors, and no operation here makes the host wait for them.
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Numbers(Protocol):
-    """Numbers or truth values: an array or a scalar of numpy, or a tensor."""
+    """Array or scalar of numpy, or a tensor, that holds numbers or truth values."""
 
     @property
     def ndim(self) -> int: ...

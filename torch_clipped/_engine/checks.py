@@ -97,7 +97,7 @@ def refuse_optimizer_inside(optimizer: Optimizer) -> None:
             )
 
 
-_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # is imported by those who use it, not by us: it takes a second
+_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # not imported here: it takes a second
 _DEEPSPEED = tuple(f"deepspeed.runtime.{name}" for name in ("zero.stage", "bf16_optimizer", "superoffload", "zenflow"))
 _OTHER_WAY = 'Set "gradient_clipping" in the DeepSpeed config instead, which clips by the norm of the whole gradient'
 

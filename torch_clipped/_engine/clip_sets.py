@@ -34,14 +34,14 @@ Source = tuple[object, ...]
 
 
 class Gradients(NamedTuple):
-    """The gradients of a clip set in one step, in the order of its parameters: of sharded ones the rank's own part."""
+    """Gradients of a clip set in one step, in the order of its parameters; of sharded ones only the rank's own part."""
 
     tensors: Sequence[Tensor | None]
     are_plain: bool  # all are there, contiguous and of torch's own class
 
 
 class Decided(NamedTuple):
-    """What is to be done to the blocks of a clip set."""
+    """Decision about the blocks of a clip set: thresholds, coefficients, limits, and whether to skip the step."""
 
     blocks: Blocks
     thresholds: Numbers
@@ -51,7 +51,7 @@ class Decided(NamedTuple):
 
 
 class StatePart(NamedTuple):
-    """The blocks of a clip set whose state stands in one parameter group."""
+    """Blocks of a clip set whose state stands in one parameter group."""
 
     blocks: slice
     memory: SimpleNamespace
@@ -60,7 +60,7 @@ class StatePart(NamedTuple):
 
 
 class ClipSet:
-    """The parameter groups that are clipped together, and their state."""
+    """Parameter groups that are clipped together, and their state."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class ClipSet:
 
     @property
     def is_dry_run(self) -> bool:
-        """Whether there are gradients without numbers, on the meta device or in FakeTensorMode: they cannot be clipped."""
+        """Return whether there are gradients without numbers, on the meta device or in FakeTensorMode, that cannot be clipped."""
         return any(p.grad is not None for p in self.without_numbers)
 
     def has_grown(self) -> bool:
@@ -127,7 +127,7 @@ class ClipSet:
     def gradients(self) -> Gradients:
         """Return the gradients, ready to be changed in place.
 
-        Sparse ones are coalesced. One whose entries share memory, as those of ``torch.autograd.grad`` may, becomes dense.
+        Sparse gradients are coalesced. Where entries share memory, as ``torch.autograd.grad`` may return them, they are copied.
         """
         if self.shards:
             lay_out_gradients(self.params)

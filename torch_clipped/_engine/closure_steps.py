@@ -114,12 +114,12 @@ def step_with_clipping_closure(
 
 
 def _gradients(params: Sequence[Tensor]) -> list[tuple[int, _Kept, int] | None]:
-    """Return what tells whether gradients are new ones; the tensors are kept, so that no other one gets the address."""
+    """Return marks that differ if a gradient is replaced or changed; keep the tensors, so that no new one gets their address."""
     return [None if p.grad is None else (id(p.grad), _Kept(p.grad), p.grad._version) for p in params]
 
 
 class _Kept:
-    """A tensor that is equal to any other: it is kept, not compared."""
+    """Reference to a tensor that keeps it alive and compares equal to everything."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -141,7 +141,7 @@ def _refuse_if(is_wrong: bool, optimizer: Optimizer, before: _Before | None) -> 
 
 
 class _Before:
-    """The weights, the state and the numbers in the parameter groups of an optimizer, as they were before a step."""
+    """Copy of an optimizer's weights, its state and the numbers in its parameter groups, made before a step."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -152,7 +152,7 @@ class _Before:
 
     @torch.no_grad()
     def is_unchanged(self) -> bool:
-        """Return whether nothing has changed since; False where tensors have no values to compare."""
+        """Return whether weights, state and numbers are as copied; False where tensors have no values to compare."""
         try:
             return (
                 all(_same(p, weight) for p, weight in zip(self.params, self.weights, strict=True))

@@ -1,4 +1,4 @@
-"""What differs between releases of torch, each with the release from which it can go."""
+"""Functions with workarounds for older releases of torch; comments say how those releases differ."""
 
 from __future__ import annotations
 

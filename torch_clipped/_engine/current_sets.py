@@ -1,4 +1,4 @@
-"""The clip sets of an optimizer's parameter groups, made anew where something was edited or moved."""
+"""Clip sets of an optimizer's parameter groups, rebuilt after an edit or a move."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["CurrentSets"]
 
 
 class CurrentSets:
-    """The clip sets of parameter groups as these are now, made anew only where something was edited or moved.
+    """Clip sets of the parameter groups, rebuilt only after an edit or a move.
 
     Args:
-        is_accelerated: whether their numbers are tensors, at which the host does not look. Default: None, where norms are
-            combined on another device than the CPU.
+        is_accelerated: whether the numbers of the clip sets are tensors, at which the host does not look. Default: None, true
+            if norms are combined on another device than the CPU.
     """
 
     def __init__(self, is_accelerated: bool | None = None) -> None:
@@ -64,7 +64,7 @@ class CurrentSets:
             level.fill_(group["clipping_level"])
 
     def put_back(self) -> None:
-        """Make the groups hold the state as it is, also where torch has moved their tensors."""
+        """Write the current state into the groups, also where torch has moved their tensors."""
         for record in [self._totals, *(clip_set.record for clip_set in self._sets)]:
             if record is not None:
                 record.write_down()
@@ -124,13 +124,13 @@ class CurrentSets:
         return level.fill_(cast(float, arguments.clipping_level))
 
     def _move_counts(self, groups: Sequence[Group]) -> None:
-        """Find the counts of a clip set whose groups stand in another order."""
+        """Move the counts of a clip set whose groups stand in another order now."""
         for former in self._sets:
             if {id(group) for group in former.groups} == {id(group) for group in groups}:
                 _move_state(former.groups[0], groups[0], ("set_steps", "set_last"))
 
     def _move_or_forget(self, rule: Clipping, arguments: Arguments, groups: Sequence[Group]) -> None:
-        """Find the state of a clip set where it was, or start it anew where its norms would be those of another gradient."""
+        """Move the state of a clip set from where it was, or drop it where its norms would be those of another gradient."""
         known = [known_part for clip_set in self._sets for known_part in clip_set.parts]
         names = rule.threshold.memory(1, 2)
         for part in parts_of(rule, groups) if names else ():
@@ -157,7 +157,7 @@ def _home() -> Group:
 
 
 def _written(groups: Sequence[Group]) -> tuple[list[object], list[object]]:
-    """Return what decides about clip sets: groups, clipping arguments and parameters, and how many there are and where."""
+    """Return what clip sets are made of: groups, clipping arguments and parameters; and the groups' sizes and devices."""
     written: list[object] = [*groups]
     shape: list[object] = []
     for group in groups:

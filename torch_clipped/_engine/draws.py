@@ -11,7 +11,7 @@ __all__ = ["DrawTable", "is_capturing"]
 
 
 class DrawTable:
-    """The draws of ``decisions.uniform`` for the next steps: one by one they would take some fifty operations each."""
+    """Draws of ``decisions.uniform`` for the next steps, made at once: one by one they would take some fifty operations each."""
 
     LENGTH = 1000  # steps
 

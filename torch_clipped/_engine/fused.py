@@ -39,7 +39,7 @@ _WITHOUT_GRAD = {step: torch.no_grad()(vars(step)["__wrapped__"]) for step in _S
 
 
 def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Factor, Truth]:
-    """What a gradient scaler hands to a fused optimizer: the factor in the gradients, and whether it found an infinity."""
+    """Return what a gradient scaler hands to a fused optimizer: the factor in the gradients and whether it found an infinity."""
     grad_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     if clip_set.arrays.is_host:
         return 1.0 if grad_scale is None else float(grad_scale), found_inf is not None and bool(found_inf)
@@ -50,7 +50,7 @@ def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Factor, Tru
 
 
 class KnownState:
-    """The state of an optimizer that was found to lie in memory as its parameters do: to look in each step would be slow."""
+    """Record of the optimizer state found to lie in memory as the parameters do; to check it in each step would be slow."""
 
     def __init__(self) -> None:
         self._sets: Sequence[ClipSet] | None = None
@@ -108,10 +108,10 @@ class KnownState:
 
 
 class FusedPlan:
-    """Which groups take torch's fused kernel in this step.
+    """Plan of one step: which groups take torch's fused kernel.
 
-    ``can_scale_in_kernel`` says that all groups do: only then may the kernel be told to scale or to skip, for it is told so for
-    the whole optimizer.
+    ``can_scale_in_kernel`` is true if all groups do, on one type of device, with a kernel that scales. Only then may the kernel
+    be told to scale or to skip, because this holds for the whole optimizer.
     """
 
     def __init__(
@@ -154,13 +154,13 @@ class FusedPlan:
             self.parent_step = _WITHOUT_GRAD[parent_step]
 
     def takes_over_unscaling(self, found_inf: Truth) -> bool:
-        """Return whether a gradient scaler has left its factor to fused kernels that are refused; other ones ignore it."""
+        """Return whether a gradient scaler has left its factor to fused kernels that are not used; other kernels ignore it."""
         handed = vars(self.optimizer)
         left = handed.get("grad_scale") is not None or handed.get("found_inf") is not None
-        return left and not bool(found_inf)  # looks at an accelerator only where the step goes wrong without
+        return left and not bool(found_inf)  # waits for an accelerator only if a factor is left to take over
 
     def unscale_(self, grad_scale: Factor) -> float:
-        """Take the scaler's factor out of all gradients; returns the factor that is left in them."""
+        """Divide all gradients by the scaler's factor, if there is one; return the factor that is left in them, 1."""
         self.is_unscaled = True
         if vars(self.optimizer).get("grad_scale") is not None:
             for p in (p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None):
@@ -197,7 +197,7 @@ class FusedPlan:
 
 
 class _Members:
-    """The parameters of a group that have a gradient, and what the optimizer keeps for them."""
+    """Parameters of a group that have a gradient, and their optimizer state."""
 
     def __init__(self, group: Group, state: State) -> None:
         self.group, self.state = group, state
@@ -217,7 +217,7 @@ class _Members:
         return not _is_unsupported(self.group) and not is_dampening and self._are_laid_out_alike()
 
     def _are_laid_out_alike(self) -> bool:
-        """Return whether parameter, gradient and state lie in memory alike and without holes: the kernels walk through it."""
+        """Return whether parameter, gradient and state lie in memory alike and without holes, as the kernels assume."""
         if self._are_plain():
             return True
         kinds = {*map(is_sharded, self.params)}

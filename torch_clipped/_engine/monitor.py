@@ -62,7 +62,7 @@ def warn_of_loaded_arguments(former: Sequence[Entries], loaded: Sequence[Entries
 
 
 class SkipReason(NamedTuple):
-    """Why a step is skipped, in the words of a warning."""
+    """Reason for which a step is skipped, in the words of a warning."""
 
     gradient: str
     gradients: str
@@ -83,7 +83,7 @@ def _is_power_of_ten(count: int) -> bool:
 
 
 class DelayedCounts:
-    """The counts of steps on an accelerator, copied every 50 steps and read when they have arrived: nothing waits for them."""
+    """Counts of steps on an accelerator, copied every 50 steps and read when the copy has arrived: nothing waits for it."""
 
     STEPS = 50
 
@@ -128,11 +128,11 @@ class DelayedCounts:
 
 
 class StepMonitor:
-    """Observes the steps of one optimizer, 200 at a time, and warns once of each thing that looks wrong."""
+    """Observe the steps of one optimizer, 200 at a time, and warn once of each thing that looks wrong."""
 
     STEPS = 200
     TINY = 1e-3  # a coefficient as small as this is the wrong unit, not clipping
-    SAME = 2e-6  # lengths as close as this were made so: relative to them, or, as clip_grad_norm_ adds 1e-6 to a norm, absolute
+    SAME = 2e-6  # norms that differ by less were clipped: relative to them, or absolute, as clip_grad_norm_ adds 1e-6
 
     def __init__(self) -> None:
         self._warned: set[str] = set()

@@ -99,7 +99,7 @@ class _Chunk(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """In which order tensors of some shapes are measured."""
+    """Order in which tensors of some shapes are measured, and the buffers for the small ones."""
 
     large: list[int]
     starts: Places  # of the blocks of large tensors among the norms of their rows

@@ -1,8 +1,8 @@
-"""Sharded parameters (DTensor): from the parts that a rank holds to lengths on which all ranks agree.
+"""Sharded parameters (DTensor): from the parts that a rank holds to norms on which all ranks agree.
 
-Everything elementwise is done to the rank's own part of a gradient. Its lengths to the power p are summed over the process
-group of every mesh dimension, in one all-reduce for all tensors. A block of which each rank of the group has a copy enters
-with the share 1 / ranks: so all ranks come to the same lengths to the last bit, whatever only one of them has seen.
+Everything elementwise is done to the rank's own part of a gradient. The norms of its blocks to the power p are summed over the
+process group of every mesh dimension, in one all-reduce for all tensors. A block of which each rank of the group has a copy
+enters with the share 1 / ranks: so all ranks come to the same norms to the last bit, whatever only one of them has seen.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _SMALLEST = 1e-290  # powers from here down have lost digits
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether this is a DTensor. (To import the class would cost more time than all of this library.)"""
+    """Return whether a tensor is a DTensor. (To import the class would cost more time than all of this library.)"""
     return hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds, to be changed in place."""
+    """Return the part of a tensor that this rank holds, to be changed in place."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def lay_out_gradients(params: Sequence[Tensor]) -> None:
-    """Give each gradient the placements of its parameter, where it stands: partial sums are summed up, and so on."""
+    """Give each gradient the placements of its parameter, in ``p.grad``: partial sums are summed up, for example."""
     for p in filter(is_sharded, params):
         grad: Any = p.grad  # a DTensor, too
         if grad is not None and grad.placements != p.placements:
@@ -46,9 +46,9 @@ def lay_out_gradients(params: Sequence[Tensor]) -> None:
 
 
 def process_groups(params: Sequence[Tensor]) -> list[ProcessGroup] | None:
-    """The process groups of all mesh dimensions over which these parameters are spread, in an order common to all ranks.
+    """Return the process groups of all mesh dimensions over which these parameters are spread, in the same order on all ranks.
 
-    None if no parameter is a DTensor.
+    Dimensions of one rank are left out. Return None if no parameter is a DTensor.
     """
     meshes = [p.device_mesh for p in params if is_sharded(p)]
     groups = [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim) if mesh.size(dim) > 1]
@@ -56,14 +56,14 @@ def process_groups(params: Sequence[Tensor]) -> list[ProcessGroup] | None:
 
 
 class Shards:
-    """How the blocks of some parameters are spread over the ranks of some process groups.
+    """Distribution of the blocks of some parameters over the ranks of some process groups.
 
     Args:
         params: the parameters, sharded or not.
-        counts: how many blocks each has: one, or one for each entry of its first dimension.
+        counts: how many blocks each parameter has: one, or one for each entry of its first dimension.
         groups: the process groups of the ranks that have to agree.
         device: where norms are kept.
-        arrays: the arithmetic for them there.
+        arrays: the arithmetic for norms on that device.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class Shards:
         device: torch.device,
         arrays: Arrays,
     ) -> bool:
-        """Return whether this object matches the arguments; to make one takes longer than a step, and schedules edit levels."""
+        """Return whether this object matches the arguments: a new one takes longer than a step, and schedules edit levels."""
         same_params = len(params) == len(self._params) and all(map(is_, params, self._params))
         return same_params and self._rest == ([*counts], [*groups], device, arrays)
 
     def local(self, by_block: Numbers) -> Numbers:
-        """The values of the blocks that this rank holds, of values of all blocks."""
+        """Return the values of the blocks that this rank holds, from the values of all blocks."""
         return by_block[self._places]
 
     def lengths(self, norms: Numbers, norm_type: float) -> Numbers:
-        """The p-norms of all blocks (blocks,), the same on every rank, from those of the parts that the ranks hold."""
+        """Return the p-norms of all blocks (blocks,), the same on every rank, from the norms of the parts that the ranks hold."""
         zeros = numpy.zeros(self._size) if self._is_host else cast(Tensor, norms).new_zeros(self._size)
         values = cast(Numbers, zeros)
         values[self._places] = norms
@@ -120,7 +120,7 @@ class Shards:
         return lengths
 
     def _combined(self, values: Numbers, norm_type: float) -> tuple[Numbers, bool]:
-        """The p-norms of values on several ranks, and whether all powers were within the range of float64 (on the host)."""
+        """Return the p-norms of values on several ranks, and whether float64 held all powers (on an accelerator True)."""
         powers = values**norm_type
         if not self._is_host:
             for group, shares in self._reductions:
@@ -141,7 +141,7 @@ class Shards:
 
 
 def _held_blocks(param: Tensor, count: int) -> Tensor:
-    """Which of a parameter's blocks this rank holds or holds a part of."""
+    """Return the indices of the parameter's blocks of which this rank holds all or a part."""
     if count == 1 or not is_sharded(param):
         return torch.arange(count, device="cpu")
     from torch.distributed.tensor import DTensor, Replicate

@@ -1,5 +1,6 @@
-"""What clipping remembers, and where: as plain tensors in the parameter groups, under keys that begin with
-``clipping_memory_`` and that every group has from the start.
+"""State of clipping: plain tensors in the parameter groups, under keys that begin with ``clipping_memory_``.
+
+Every group has all keys from the start.
 
     set_steps, set_last                     counts and last values of the clip set, in its first group
     steps, last, norms, norms_count         the same of the whole gradient, and its norms, in the optimizer's first group
@@ -7,9 +8,9 @@
                                             each parameter in the parameter's own group; without entries where the type has
                                             another threshold, because torch's ways of loading drop what the target has no key for
 
-On the CPU the engine works on numpy arrays, so that remembering costs no tensor operation. They own the memory, and the tensors
-in the groups are views of them: torch may move a tensor's memory and free the old one at any time, as when it is sent to another
-process, but never that of an array.
+On the CPU the engine works on numpy arrays, so that writing the state costs no tensor operation. The arrays own the
+memory, and the tensors in the groups are views of them: torch may move a tensor's memory and free the old one at any time, as
+when the tensor is sent to another process, but never the memory of an array.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def _check_threshold_memory(group: Entries, rule: Clipping) -> None:
 
 
 def forget(group: Group, former: Entries, now: Arguments) -> None:
-    """Take out of a group the state of norms that other clipping arguments would measure otherwise."""
+    """Remove from a group the state of norms that its present clipping arguments would measure differently."""
     kept = set(COMMON) | ({"norms"} if former.get("norm_type") == now.norm_type else set())
     if former.get("norm_type") != now.norm_type:
         kept -= {"norms_count"}
@@ -198,7 +199,7 @@ def forget(group: Group, former: Entries, now: Arguments) -> None:
 
 
 class _Kept(NamedTuple):
-    """A tensor of the state, where it stands, and what the engine works on instead."""
+    """Tensor of the state, its place in a parameter group, and the array that the engine works on for it."""
 
     group: Group
     key: str
@@ -208,11 +209,11 @@ class _Kept(NamedTuple):
 
 
 class StateArrays:
-    """What the engine works on, for the tensors of the state in the parameter groups.
+    """Arrays that the engine works on, for the tensors of the state in the parameter groups.
 
     Args:
-        is_host: whether these are arrays of numpy; on an accelerator they are the tensors themselves.
-        before: those in use so far, which are used again for the tensors that are still there.
+        is_host: whether the arrays are numpy's; on an accelerator they are the tensors themselves.
+        before: the arrays in use so far, which are used again for the tensors that are still there.
     """
 
     def __init__(self, is_host: bool = True, before: StateArrays | None = None) -> None:
@@ -221,7 +222,7 @@ class StateArrays:
         self._before = before._kept if before is not None else {}
 
     def of(self, group: Group, name: str) -> StateArray:
-        """Return what the engine works on for a tensor of the state."""
+        """Return the array that the engine works on for a tensor of the state."""
         key = MEMORY + name
         tensor: Tensor = group[key]
         kept = self._before.get(id(tensor))

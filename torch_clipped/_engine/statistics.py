@@ -1,4 +1,4 @@
-"""What is recorded of the steps: counts and last values, of each clip set and of the whole gradient."""
+"""Statistics of the steps: counts and last values, of each clip set and of the whole gradient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["SetStatistics", "StepValues", "TotalStatistics"]
 
 
 class StepValues(NamedTuple):
-    """What a step has made of a clip set."""
+    """Results of a step for one clip set."""
 
     norm: Numbers  # before clipping
     lengths: Numbers  # of the blocks
@@ -47,7 +47,7 @@ class StepValues(NamedTuple):
 class SetStatistics:
     """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they stand in a parameter group.
 
-    Of many blocks the values of the last step are kept as they are, and summed up when somebody reads them.
+    The last values of many blocks are kept block by block, and summed up when they are read.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class SetStatistics:
 class TotalStatistics(SetStatistics):
     """Counts and norms of the whole gradient, kept in the optimizer's first parameter group.
 
-    ``is_complete`` says whether the clip sets measure the norm of all there is to optimize, in one norm type.
+    ``is_complete`` says whether the clip sets measure the norm of all parameter groups, in one norm type.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class TotalStatistics(SetStatistics):
             arrays.push(self.norms, norm, recorded if is_finite else arrays.isfinite(norm) & recorded)
 
     def _remember_only(self, record: SetStatistics, values: StepValues) -> None:
-        """Do the same on an accelerator for the only clip set, by as few operations as possible."""
+        """Count a step of the only clip set on an accelerator and keep its values, by as few operations as possible."""
         arrays, both = self.arrays, (record, self)
         counts = cast(Tensor, self._truths(values.recorded, values.clipped, values.skipped))
         torch._foreach_add_([r.counts for r in both], [counts.to(record.counts.dtype)] * 2)  # of one type: by one kernel

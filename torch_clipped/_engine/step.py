@@ -1,4 +1,4 @@
-"""A step: measure, threshold, decide, scale, remember, for every clip set of an optimizer.
+"""Clipping in one step: measure, threshold, decide, scale and record, for every clip set of an optimizer.
 
 The host never looks at a number that lives on an accelerator: what is a float or a bool on the host is a tensor there.
 """
@@ -23,7 +23,7 @@ __all__ = ["ClipResult", "clip_"]
 
 
 class ClipResult(NamedTuple):
-    """What is left for the optimizer to do."""
+    """Result of clipping: whether to skip the step, the norms, and the coefficient that is still to be applied."""
 
     skip: Truth  # leave this step out
     norms: Sequence[Numbers] = ()  # of the clip sets, before clipping
@@ -31,7 +31,7 @@ class ClipResult(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The gradients of a clip set and the lengths of its blocks (blocks,), without the gradient scaler's factor."""
+    """Gradients of a clip set as they are, and the lengths of its blocks (blocks,) without the gradient scaler's factor."""
 
     grads: Gradients
     lengths: Numbers
@@ -48,7 +48,7 @@ def clip_(
     found_inf: Truth = False,
     in_kernel: bool = False,
 ) -> ClipResult:
-    """Clip the gradients of all clip sets in place and remember what was seen.
+    """Clip the gradients of all clip sets in place and record the step.
 
     ``grad_scale`` is the factor by which a gradient scaler has multiplied them, ``found_inf`` what it found: true means
     that it leaves this step out by itself. With ``in_kernel`` the coefficient of the only set is returned for the optimizer's
@@ -131,7 +131,7 @@ def _obey_nonfinite(
 ) -> tuple[Truth, Truth]:
     """Do what the sets' policies say about gradients that are not finite; return whether to skip the step, and to take it."""
     for clip_set, m in zip(sets, measured, strict=True):
-        if clip_set.arguments.nonfinite == "error" and not m.all_finite:  # has to look, also on an accelerator
+        if clip_set.arguments.nonfinite == "error" and not m.all_finite:  # waits for an accelerator, too
             raise RuntimeError(
                 f"the gradient of parameter group {_first_nonfinite(clip_set, m.grads)} is not finite; nothing was changed. "
                 "nonfinite='skip' leaves such a step out, nonfinite='zero' replaces its entries that are not finite by 0"

@@ -16,7 +16,7 @@ __all__ = ["undecorated", "with_quick_hooks"]
 
 
 def undecorated(step: StepFunction) -> StepFunction:
-    """Return the step function without torch's wrapper that runs the step hooks: our own step has run them already."""
+    """Return the step function without torch's wrapper that runs the step hooks: ``Clipped.step`` has run them already."""
     function = getattr(step, "__func__", step)
     return cast(StepFunction, vars(function)["__wrapped__"] if getattr(function, "hooked", False) else function)
 

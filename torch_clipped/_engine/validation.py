@@ -137,7 +137,7 @@ def _described(tensor: Tensor) -> str:
 
 
 def number(argument: str, value: object, wanted: str) -> float:
-    """A real number as a float: also numpy's, and tensors and arrays without dimensions."""
+    """Return a real number, or a tensor or array without dimensions, as a float; raise ValueError for others and for NaN."""
     plain = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
     if not isinstance(plain, numbers.Real) or isinstance(plain, (bool, np.bool_)):
         raise ValueError(f"{argument} must be {wanted}, got {value!r}")
@@ -151,7 +151,7 @@ def number(argument: str, value: object, wanted: str) -> float:
 
 
 def integer(argument: str, value: object, smallest: int) -> int:
-    """An integer that fits 64 bits and is not smaller than ``smallest``; True and False are none."""
+    """Return an integer from ``smallest`` that fits 64 bits, as an int; raise ValueError for others and for True and False."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) < 2**63:
         raise ValueError(f"{argument} must be an integer >= {smallest}, got {value!r}")
     return int(value)

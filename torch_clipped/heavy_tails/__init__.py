@@ -1,11 +1,11 @@
-"""How heavy are the tails? Statistics of gradient lengths, each with a confidence interval.
+"""Statistics of the tails of gradient norms, each with a confidence interval.
 
-Lengths come from ``optimizer.grad_norms()``, :func:`gradient_lengths` or :func:`noise_lengths`. The intervals are percentiles of
-the statistic in samples drawn from the lengths with replacement (the bootstrap: Bradley Efron, Bootstrap Methods:
-Another Look at the Jackknife, 1979, https://doi.org/10.1214/aos/1176344552). They take the lengths to be independent and of one
-law, which those of a training are not quite. For variance, skewness and kurtosis they are unreliable, mostly far too narrow,
-where the law has no such moment: K. B. Athreya, Bootstrap of the Mean in the Infinite Variance Case, 1987,
-https://doi.org/10.1214/aos/1176350371. Quantiles, shares and indices do not suffer from that.
+The norms, here called lengths, come from ``optimizer.grad_norms()``, :func:`gradient_lengths` or :func:`noise_lengths`. The
+intervals are percentiles of the statistic in samples drawn from the lengths with replacement (the bootstrap: Bradley Efron,
+Bootstrap Methods: Another Look at the Jackknife, 1979, https://doi.org/10.1214/aos/1176344552). They take the lengths to be
+independent and of one law, which those of a training are not quite. For variance, skewness and kurtosis they are unreliable,
+mostly far too narrow, where the law has no such moment: K. B. Athreya, Bootstrap of the Mean in the Infinite Variance Case, 1987,
+https://doi.org/10.1214/aos/1176350371. The intervals of quantiles, shares and indices are reliable there, too.
 
 Up to 20,000 lengths are drawn one by one, as scipy.stats.bootstrap draws them. More are sorted and cut into a few thousand
 blocks of neighbours, and each resample draws how many lengths it holds of each block. The 500 smallest and the 500 largest

@@ -1,4 +1,4 @@
-"""Lengths of gradients, and of the noise in them, at weights that stay where they are."""
+"""Norms of gradients, and of the noise in them, at constant weights."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SAME = 1e-4  # relative drift of a batch's loss and gradient norm between passe
 
 
 def gradient_lengths(model: nn.Module, loss: Loss[Batch], loader: Iterable[Batch], batches: int | None = None) -> Tensor:
-    """The lengths ||g_i|| of the gradients of single batches, all at the present weights.
+    """Measure the norms ||g_i|| of the gradients of single batches, all at the present weights.
 
     Weights, ``p.grad``, buffers (running statistics), the training mode and the random states of torch, numpy and Python are
     afterwards what they were before, also after an exception; hooks that wait for ``p.grad`` are not called. Frozen
-    parameters do not count. A loader with batches of one sample gives the lengths of the gradients of single samples.
+    parameters do not count. A loader with batches of one sample gives the norms of the gradients of single samples.
 
     Args:
         model: the model, in the mode it is in: ``model.eval()`` first if dropout shall not count as noise.
@@ -60,13 +60,13 @@ def gradient_lengths(model: nn.Module, loss: Loss[Batch], loader: Iterable[Batch
 
 
 def noise_lengths(model: nn.Module, loss: Loss[Batch], loader: Iterable[Batch], batches: int | None = None) -> Tensor:
-    """The lengths ||g_i - g|| of the noise in the gradients of single batches, where g is their mean, at the present weights.
+    """Measure the norms ||g_i - g|| of the noise in the gradients of single batches, g their mean, at the present weights.
 
     Two passes over the same batches: the first finds the mean, the second the distances from it, and both draw the same random
-    numbers (dropout). Beside the mean one gradient is held at a time. A batch whose loss or gradient length is not the same in
-    both passes ends it. A loader that shuffles by the global random state gives the same batches twice, one that has
-    a generator of its own or persistent workers does not.
-    What is said of :func:`gradient_lengths` about model and loss holds here too.
+    numbers (dropout). Beside the mean one gradient is held at a time. A batch whose loss or gradient norm differs
+    between the passes raises ValueError. A loader that shuffles by the global random state gives the same batches twice, a
+    loader with a generator of its own or persistent workers does not. All notes of :func:`gradient_lengths` on model and loss
+    apply here, too.
 
     Args:
         model: the model, in the mode it is in.
@@ -132,7 +132,7 @@ def _visit(
     batches: int | None,
     visit: Callable[[float, list[Tensor]], None],
 ) -> None:
-    """Hand the loss and the gradient of every batch to ``visit``, which is all that may keep them."""
+    """Call ``visit`` with the loss and the gradient of every batch; keep neither of them."""
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("model must have parameters that require a gradient, got none")
@@ -153,7 +153,7 @@ def _visit(
 
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[None]:
-    """Puts back the buffers and the modes of all modules, and the random states."""
+    """Restore the buffers and the modes of all modules, and the random states, on leaving the context."""
     modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     python, legacy = random.getstate(), np.random.get_state()
@@ -173,7 +173,7 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _distance(gradient: Sequence[Tensor], mean: Sequence[Tensor]) -> float:
-    """A part at a time: the difference of all would be a third gradient in memory."""
+    """Return the norm of gradient - mean, a part at a time: the whole difference would be a third gradient in memory."""
     parts = []
     for g, average in zip(gradient, mean, strict=True):
         shape = g.shape or (1,)

@@ -1,4 +1,4 @@
-"""How many samples lie beyond the fences of a box plot."""
+"""Counts and shares of the samples beyond the fences of a box plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NORMAL_SHARES = {1.5: 0.0034883016, 3.0: 1.1709712e-6}  # of a normal law beyond
 
 @dataclass(frozen=True)
 class OutlierShare:
-    """How many samples lie beyond a fence, which share of them that is, and how many times that of a normal law."""
+    """Count and share of the samples beyond a fence, and the ratio of this share to that of a normal law."""
 
     fence: float
     count: int
@@ -28,7 +28,7 @@ class OutlierShare:
 def outlier_shares(
     lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> dict[float, OutlierShare]:
-    """The shares beyond the fences Q3 + c IQR with c = 1.5 and 3, and their ratios to those of a normal law.
+    """Return the shares beyond the fences Q3 + c IQR with c = 1.5 and 3, and their ratios to those of a normal law.
 
         share_c = P(X > Q3 + c (Q3 - Q1))          normal: 0.0034883 for c = 1.5, 1.171e-6 for c = 3
 
@@ -73,7 +73,7 @@ def _fences(drawn: Resamples) -> list[Array]:
 
 
 def outliers(values: Array, shares: Sequence[Estimate]) -> dict[float, OutlierShare]:
-    """What is known of the samples beyond each fence, beside those shares."""
+    """Return the fence, the count, the share and the ratio of the samples beyond each fence, given the estimated shares."""
     found = {}
     for (c, normal), fence, share in zip(NORMAL_SHARES.items(), _fences(Sample(values).itself), shares, strict=True):
         ratio = Estimate(*(end / normal for end in share))

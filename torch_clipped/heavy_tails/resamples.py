@@ -28,7 +28,7 @@ _ROUNDING = 1e-13  # a variance below this share of the mean square is 0 but for
 
 
 class Sample:
-    """A sample in rising order, cut into blocks of neighbours."""
+    """Sample in rising order, cut into blocks of neighbours."""
 
     def __init__(self, values: Array) -> None:
         count = len(values)
@@ -47,7 +47,7 @@ class Sample:
         return Resamples(self, self.sizes[None])
 
     def resamples(self, count: int, generator: np.random.Generator) -> Iterator[Resamples]:
-        """Draw so many resamples, in parts of a size that fits the memory of small machines."""
+        """Draw ``count`` resamples, in parts of a size that fits the memory of small machines."""
         rows = max(1, _BATCH // len(self.sizes))
         for start in range(0, count, rows):
             yield Resamples(self, self._draw(min(rows, count - start), generator))

@@ -32,7 +32,7 @@ Samples = Tensor | ArrayLike
 
 
 class Estimate(NamedTuple):
-    """A statistic and the ends of its confidence interval; NaN where the samples do not determine it."""
+    """Statistic and the ends of its confidence interval; NaN where the samples do not determine it."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
 
 
 def scipy_stats() -> ModuleType:
-    """The module scipy.stats, loaded at the first call."""
+    """Return the module scipy.stats, loaded at the first call."""
     try:
         from scipy import stats
     except ImportError as error:
@@ -50,7 +50,7 @@ def scipy_stats() -> ModuleType:
 
 
 def checked(name: str, samples: Samples, smallest: int, signed: bool = False) -> Array:
-    """The samples as a float64 array; ValueError if they are too few, not finite or, unless ``signed``, negative."""
+    """Return the samples as a 1-D float64 array; raise ValueError if too few, not finite or, unless ``signed``, negative."""
     refuse_masked(name, samples)
     try:
         found = np.asarray(_plain(samples))
@@ -71,7 +71,7 @@ def checked(name: str, samples: Samples, smallest: int, signed: bool = False) ->
 
 
 def _plain(samples: object) -> object:
-    """What numpy understands: it has no bfloat16, and takes no number from a tensor that requires a gradient."""
+    """Convert tensors for numpy: it has no bfloat16, and takes no number from a tensor that requires a gradient."""
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu()
         return (samples.double() if samples.is_floating_point() else samples).numpy()
@@ -81,12 +81,12 @@ def _plain(samples: object) -> object:
 
 
 def relative(values: Array) -> Array:
-    """The values over a power of two about as large, for statistics without a unit: exact, and no power overflows."""
+    """Divide the values by a power of two about as large, for statistics without a unit: exact, and no power overflows."""
     return np.asarray(np.ldexp(values, -np.frexp(np.abs(values).max())[1]))
 
 
 def share_between(name: str, value: object) -> float:
-    """A number between 0 and 1, both excluded."""
+    """Return a number between 0 and 1, both excluded, as a float; raise ValueError for others."""
     found = number(name, value, "a number between 0 and 1")
     if not 0 < found < 1:
         raise ValueError(f"{name} must be between 0 and 1, both excluded, got {found}")
@@ -114,6 +114,6 @@ def estimates(
 
 
 def inverse(estimate: Estimate) -> Estimate:
-    """That of 1 / statistic, where the statistic is one that is never negative."""
+    """Return the estimate of 1 / statistic, for a statistic that is never negative."""
     value, low, high = (x if math.isnan(x) else 1 / x if x > 0 else math.inf for x in estimate)
     return Estimate(value, high, low)

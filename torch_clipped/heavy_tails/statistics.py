@@ -26,7 +26,7 @@ def quantiles(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[float, Estimate]:
-    """The quantiles: below the one of p lies a share p of the samples, interpolated linearly between two of them.
+    """Return the quantiles: below the one of p lies a share p of the samples, interpolated linearly between two of them.
 
     Args:
         lengths: 1-D, finite, at least 0, two or more of them.
@@ -61,7 +61,7 @@ def quantiles(
 
 
 def skewness(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """The skewness m_3 / m_2^(3/2) with m_p = mean of (x - mean)^p: 0 of a symmetric law (scipy.stats.skew).
+    """Return the skewness m_3 / m_2^(3/2) with m_p = mean of (x - mean)^p: 0 of a symmetric law (scipy.stats.skew).
 
     It cannot exceed sqrt(number of samples), however heavy the tail. The interval is unreliable, mostly too narrow, where the
     law has no sixth moment.
@@ -87,7 +87,7 @@ def skewness(lengths: Samples, *, confidence: float = 0.95, resamples: int = 100
 
 
 def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """The excess kurtosis m_4 / m_2^2 - 3 with m_p = mean of (x - mean)^p: 0 of a normal law (scipy.stats.kurtosis).
+    """Return the excess kurtosis m_4 / m_2^2 - 3 with m_p = mean of (x - mean)^p: 0 of a normal law (scipy.stats.kurtosis).
 
     It cannot exceed the number of samples, however heavy the tail. The interval is unreliable, mostly too narrow, where the
     law has no eighth moment.
@@ -113,7 +113,7 @@ def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: in
 
 
 def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Curve:
-    """The empirical variance s^2 = sum of (x - mean)^2 / (n - 1) of the first n lengths, for growing n.
+    """Return the empirical variance s^2 = sum of (x - mean)^2 / (n - 1) of the first n lengths, for growing n.
 
     It settles if the law has a variance, and else goes on growing in jumps. The intervals are unreliable, mostly far too narrow,
     where the law has no fourth moment.
@@ -148,7 +148,7 @@ def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int
 def tail_statistics(
     lengths: Samples, share: float = 0.05, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """All statistics of this module in one dict of plain numbers, for a table or a logger.
+    """Return all statistics of this package but its curves in one dict of plain numbers, for a table or a logger.
 
     The stable index is that of the differences x_1 - x_2, x_3 - x_4, ..., which are symmetric about 0 where lengths are not.
     Resamples of more than 20,000 lengths are drawn in blocks of neighbours (see ``resamples`` of :func:`quantiles`).

@@ -1,4 +1,4 @@
-"""How quickly large samples become rare: tail indices."""
+"""Tail indices, which say how quickly large samples become rare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Curve", "hill_curve", "hill_estimate", "hill_index", "stable_index",
 
 
 class Curve(NamedTuple):
-    """A statistic for growing numbers of samples, with the ends of its confidence intervals: arrays of one length."""
+    """Statistic for growing numbers of samples, with the ends of its confidence intervals: arrays of the same size."""
 
     samples: NDArray[np.int64]
     values: Array
@@ -26,7 +26,7 @@ class Curve(NamedTuple):
 def hill_index(
     lengths: Samples, share: float = 0.05, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """The Hill estimate of a in P(X > x) ~ x^-a, from the largest samples x_1 >= x_2 >= ...
+    """Return the Hill estimate of a in P(X > x) ~ x^-a, from the largest samples x_1 >= x_2 >= ...
 
         a = k / (log(x_1 / x_{k+1}) + ... + log(x_k / x_{k+1}))          k = share of the samples, rounded
 
@@ -66,7 +66,7 @@ def hill_estimate(values: Array, k: int, weight: Estimate) -> Estimate:
 
 
 def tail_count(values: Array, share: float) -> int:
-    """How many samples that share is, if the next largest one is positive."""
+    """Return the number k of samples in a share; raise ValueError if k is 0 or all, or the (k + 1)-th largest is not positive."""
     k = round(share_between("share", share) * len(values))
     if not 0 < k < len(values):
         raise ValueError(f"share must be at least one sample and not all, got {share} of {len(values)} samples")
@@ -76,7 +76,7 @@ def tail_count(values: Array, share: float) -> int:
 
 
 def hill_curve(lengths: Samples, *, confidence: float = 0.95) -> Curve:
-    """The Hill estimate for every k from 1 to half of the samples: a tail that is a power shows as a level stretch.
+    """Return the Hill estimate for every k from 1 to half of the samples: a tail that is a power shows as a level stretch.
 
         low, high = a c_p / (2 k)          c_p: the quantile p of the chi-squared law with 2 k degrees of freedom
 
@@ -123,7 +123,7 @@ def hill_curve(lengths: Samples, *, confidence: float = 0.95) -> Curve:
 def stable_index(
     samples: Samples, block: int | None = None, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """The index a of a symmetric stable law, 2 if it is the normal one, from sums over blocks of m samples.
+    """Estimate the index a of a symmetric stable law, 2 if it is the normal one, from sums over blocks of m samples.
 
         1 / a = (mean of log|sum of a block| - mean of log|x|) / log m
 

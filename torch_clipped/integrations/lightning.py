@@ -15,10 +15,10 @@ __all__ = ["LightningClippingCallback"]
 
 
 class LightningClippingCallback(Callback):
-    """Logs the clipping statistics of a Trainer's optimizers: ``Trainer(callbacks=[LightningClippingCallback()])``.
+    """Log the clipping statistics of a Trainer's optimizers: ``Trainer(callbacks=[LightningClippingCallback()])``.
 
-    They go where ``LightningModule.log`` goes, at the steps that the Trainer logs (``log_every_n_steps``) and at no others, since
-    reading waits for an accelerator. They are called ``clipping/grad_norm`` and so on, of several optimizers
+    The statistics go where ``LightningModule.log`` goes, only at the steps that the Trainer logs (``log_every_n_steps``), since
+    reading waits for an accelerator. Their names are ``clipping/grad_norm`` and so on, of several optimizers
     ``clipping/optimizer_0/grad_norm``, counted as ``self.optimizers()`` does. Where groups are clipped apart, each clip set has
     its own too, like ``clipping/set_0/grad_norm``. Values that are not finite are left out.
 

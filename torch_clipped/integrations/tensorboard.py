@@ -12,14 +12,14 @@ __all__ = ["ScalarWriter", "log_clipping_stats"]
 
 
 class ScalarWriter(Protocol):
-    """What writes scalars as torch.utils.tensorboard.SummaryWriter does."""
+    """Writer of scalars with the interface of torch.utils.tensorboard.SummaryWriter."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> object:
         """Write one value."""
 
 
 def log_clipping_stats(writer: ScalarWriter, optimizer: Optimizer, step: int, prefix: str = "clipping/") -> None:
-    """Write the clipping statistics of an optimizer as scalars; for their names see ``clipping_stats``.
+    """Write the clipping statistics of an optimizer as scalars, named as in ``clipping_stats``.
 
     Where groups are clipped apart, those of each clip set are written too, as ``clipping/set_0/grad_norm`` and so on. Values
     that are not finite are left out: NaN is unknown, and an infinite threshold none yet. Reading waits for an accelerator, so

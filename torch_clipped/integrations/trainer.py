@@ -16,12 +16,12 @@ __all__ = ["HuggingFaceClippingCallback"]
 
 
 class HuggingFaceClippingCallback(TrainerCallback):
-    """Adds clipping statistics to what a Trainer logs of its training: ``HuggingFaceClippingCallback.attach(trainer)``.
+    """Add clipping statistics to what a Trainer logs of its training: ``HuggingFaceClippingCallback.attach(trainer)``.
 
-    They stand under ``clipping/grad_norm`` and so on, beside the loss, wherever the Trainer reports to: in ``state.log_history``,
-    and as ``train/clipping/grad_norm`` in TensorBoard and W&B. Where groups are clipped apart, each clip set has its own, like
-    ``clipping/set_0/grad_norm``. Values that are not finite are left out. They are read in the main process, at steps that are
-    logged and no others, since reading waits for an accelerator.
+    The statistics stand under ``clipping/grad_norm`` and so on, beside the loss, wherever the Trainer reports to: in
+    ``state.log_history``, and as ``train/clipping/grad_norm`` in TensorBoard and W&B. Where groups are clipped apart,
+    each clip set has its own, like ``clipping/set_0/grad_norm``. Values that are not finite are left out. The statistics are read
+    in the main process, only at steps that are logged, since reading waits for an accelerator.
 
     Set ``max_grad_norm=0`` in the TrainingArguments: the Trainer clips before the optimizer does, at 1.0 by default, and what
     arrives is no longer the true gradient; there is a ClippingWarning if you do not.

@@ -1,4 +1,4 @@
-"""What is logged of an optimizer that clips, also where a library has wrapped it."""
+"""Values to log of an optimizer that clips, also where a library has wrapped it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["clipped_optimizer", "clipping_values", "warn_of_double_clipping"]
 
 
 def clipped_optimizer(optimizer: object) -> Clipped:
-    """The optimizer that clips, itself or as the ``optimizer`` of the wrapper that a library has put around it.
+    """Return the optimizer that clips: this one, or the ``optimizer`` of the wrapper that a library has put around it.
 
     Args:
         optimizer: an optimizer that clips, perhaps wrapped (by Accelerate's ``prepare``, say).
@@ -42,7 +42,7 @@ def clipped_optimizer(optimizer: object) -> Clipped:
 
 
 def clipping_values(optimizer: object, prefix: str = "clipping/") -> dict[str, float]:
-    """The statistics of :meth:`torch_clipped.Clipped.clipping_stats` under the names that they have in logs.
+    """Return the statistics of :meth:`torch_clipped.Clipped.clipping_stats` under the names that they have in logs.
 
     Where groups are clipped apart, those of each clip set follow as ``set_0/grad_norm`` and so on. Values that are not finite
     are left out: NaN is unknown, and an infinite threshold none yet. Reading waits for an accelerator.
@@ -77,7 +77,7 @@ def clipping_values(optimizer: object, prefix: str = "clipping/") -> dict[str, f
 
 
 def warn_of_double_clipping(optimizers: Sequence[object], argument: str, value: float | None, right: str) -> None:
-    """ClippingWarning where a Trainer has an argument with which it clips and one of the optimizers clips too.
+    """Give a ClippingWarning if an argument of a Trainer makes it clip and one of the optimizers clips too.
 
     Args:
         optimizers: each as in :func:`clipped_optimizer`.

@@ -266,6 +266,9 @@ def test_difference_is_paired_and_has_a_t_interval():
     assert apart["words"] == "no difference shown"
     assert difference(results([0.6, 0.71, 0.5]), results([0.5, 0.6, 0.4]))["words"] == "better"
     assert difference(results([0.5, 0.6, 0.4]), results([0.6, 0.71, 0.5]))["words"] == "worse"
+    half_lost = difference(results([0.6, 0.71, math.nan]), results([0.5, 0.6, 0.4]))
+    assert (half_lost["pairs"], half_lost["words"]) == (2, "diverged")
+    assert difference(results([0.6, 0.71, 0.5, math.nan]), results([0.5, 0.6, 0.4, math.nan]))["words"] == "better"
     few = difference(results([0.5, math.nan]), results([0.6, 0.7]))
     assert (few["pairs"], few["words"]) == (1, "too few pairs")
 
@@ -285,12 +288,14 @@ def test_table_is_sorted_and_says_what_was_shown_and_what_was_not(written):
     assert lines[3 + len(labels)].split()[:4] == ["nought", "-", "-", "-15.0000"]
     made = {
         "methods": [
-            {"method": name, "difference": {"words": words}} for name, words in (("a", "better"), ("b", "no difference shown"))
+            {"method": name, "difference": {"words": words}}
+            for name, words in (("a", "better"), ("b", "no difference shown"), ("c", "diverged"))
         ]
     }
     assert claims(made) == [
         "Better than without clipping: a.",
-        "No difference shown for 1 of 2 clipped methods; by chance alone, 0.1 of 2 intervals would leave out 0.",
+        "Diverged with more seeds than without clipping: c.",
+        "No difference shown for 1 of 3 clipped methods; by chance alone, 0.2 of 3 intervals would leave out 0.",
     ]
 
 

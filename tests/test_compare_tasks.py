@@ -11,13 +11,14 @@ from support.idx import write_idx
 
 from experiments.__main__ import main
 from experiments.benchmark.problem import resnet18_shapes
+from experiments.common.packages import needed
 from experiments.common.text import load_text
 from experiments.compare import sequences, task_image, task_image_folders, task_text, task_translation
 from experiments.compare.methods import Method
 from experiments.compare.residual_networks import resnet18
 from experiments.compare.task import PARTS, load
 from experiments.compare.task_image_folders import MEAN, SIZE, STD, ImageFolders
-from experiments.compare.task_parts import commonest_share, evenly, halves, needed, shuffled
+from experiments.compare.task_parts import commonest_share, evenly, halves, shuffled
 from experiments.compare.task_text_cola import read_corpus
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
@@ -514,7 +515,7 @@ def sentences(tmp_path):
     lines = [f"{text.capitalize()}\t{' '.join(french[word] for word in text.split())}\tCC-BY 2.0 (France)" for text in english]
     left_out = ["Hello!\tSalut !", f"{'very ' * 13}long\tlong, long, long", "One and one\ttwo and two"]
     path = tmp_path / "french.txt"
-    path.write_text("\n".join([*lines, *left_out]), encoding="utf-8")
+    path.write_text("\n".join([*lines, *left_out, ""]), encoding="utf-8-sig")
     return path
 
 
@@ -533,7 +534,9 @@ def test_translation_follows_the_seed_and_can_be_trained(sentences):
     parts = [{tuple(words) for words, _ in task.pairs[part]} for part in PARTS]
     assert [len(part) for part in parts] == [46, 7, 7]
     assert len(set.union(*parts)) == 60
-    assert task.source.endswith("46 pairs of sentences of french")
+    assert "46 pairs of sentences of french (sha256 " in task.source
+    sentences.write_text(sentences.read_text(encoding="utf-8").replace("trois", "quatre"), encoding="utf-8")
+    assert load("translation", sentences, None, 0, True).source != task.source  # so that --resume does not mix them
 
 
 def test_sentences_of_3_to_12_words_are_read_once_and_in_lower_case(sentences):
@@ -548,7 +551,7 @@ def test_sentences_of_3_to_12_words_are_read_once_and_in_lower_case(sentences):
         (None, "data must be a file that can be read, got '.*pairs.txt' \\(No such file or directory\\)"),
         (b"one and one\tun et un\none and two\n", "got line 2 of pairs.txt: 'one and two'"),
         (b"one and one\tun et \xff\n", "data must be text in UTF-8"),
-        (b"one and one\tun et un\n" * 60, "at least 40 different sentences of 3 to 12 words, got 1 in pairs.txt"),
+        (b"one and one\tun et un\n" * 60, "at least 40 different sentences of 3 to 12 tokens, got 1 in pairs.txt"),
     ],
 )
 def test_files_without_pairs_are_named(tmp_path, content, message):

@@ -69,7 +69,7 @@ def test_table_of_the_launches_is_that_of_its_figures():
 
 
 def compared():
-    """What the experiment compare has written of its tasks."""
+    """Return what the experiment compare has written of its tasks."""
     return [json.loads(path.read_text()) for path in sorted(FIGURES.glob("compare_*.json"))]
 
 

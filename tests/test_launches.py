@@ -135,7 +135,7 @@ def test_bad_numbers_of_tensors_are_refused(tmp_path, capsys):
     assert "tensors must be integers >= 1, got 0" in capsys.readouterr().err
 
 
-def test_table_of_readme_has_a_column_for_each_number_of_tensors():
+def test_table_of_the_guide_has_a_column_for_each_number_of_tensors():
     rows = [count("SGD", name, tensors) for tensors in (1, 2) for name in ("clip_grad_norm_", "norm")]
     header, _, *lines = guide_table(rows).splitlines()
     assert header == "| SGD with momentum | 1 tensors | 2 tensors | Python calls |"

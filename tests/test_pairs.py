@@ -12,6 +12,7 @@ MESSAGES = {
     "Save the ~document now": "Enregistrer le ~document maintenant",
     "Enter the width of the list. ": "Entrez la largeur de la liste. ",
     "Two words": "Deux mots",
+    "~Costs of R&D in my_file": "_Coûts de R&D dans my_file",
     "not translated at all": "",
     "the same in French": "the same in French",
     "Delete $(ARG1) from disk": "Supprimer $(ARG1) du disque",
@@ -40,11 +41,12 @@ def french(tmp_path):
 def test_sentences_of_all_catalogues_are_written_once(french, tmp_path, capsys):
     assert main([str(french), "--out", str(tmp_path / "pairs.txt")]) == 0
     assert (tmp_path / "pairs.txt").read_text(encoding="utf-8").splitlines() == [
+        "Costs of R&D in my_file\tCoûts de R&D dans my_file",
         "Enter the width of the list.\tEntrez la largeur de la liste.",
         "Save the document now\tEnregistrer le document maintenant",
         "a third message here\tun troisième ici",
     ]
-    assert "3 pairs of 2 catalogues" in capsys.readouterr().out
+    assert "4 pairs of 2 catalogues" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xde\x12\x04\x95" + b"\xff" * 40])
@@ -54,6 +56,12 @@ def test_damaged_catalogues_are_named_and_nothing_is_written(french, tmp_path, c
         main([str(french), "--out", str(tmp_path / "pairs.txt")])
     assert "FOLDER must hold catalogues of gettext, got zero.mo" in capsys.readouterr().err
     assert not (tmp_path / "pairs.txt").exists()
+
+
+def test_what_is_no_folder_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "pairs.txt")])
+    assert "FOLDER must be a folder, got" in capsys.readouterr().err
 
 
 def test_folders_without_catalogues_are_an_error(tmp_path, capsys):

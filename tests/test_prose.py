@@ -5,28 +5,13 @@ import ast
 import pages
 import pytest
 
-VERBS = {
-    *("Add", "Allocate", "Ask", "Bring", "Call", "Check", "Choose", "Clamp", "Clear", "Clip", "Close", "Collect", "Compare"),
-    *("Convert", "Copy", "Count", "Decide", "Divide", "Do", "Draw", "Estimate", "Evaluate", "Fill", "Find", "Forget", "Give"),
-    *("Go", "Join", "Keep", "Label", "Leave", "Let", "Load", "Log", "Make", "Map", "Mark", "Measure", "Move", "Multiply"),
-    *("Normalize", "Observe", "Perform", "Play", "Print", "Put", "Raise", "Read", "Record", "Refuse", "Remove", "Replace"),
-    *(
-        "Report",
-        "Restart",
-        "Restore",
-        "Return",
-        "Run",
-        "Sample",
-        "Scale",
-        "Scatter",
-        "Set",
-        "Show",
-        "Sort",
-        "Split",
-        "Start",
-        "Step",
-    ),
-    *("Stop", "Store", "Summarize", "Take", "Tell", "Time", "Train", "Turn", "Undo", "Update", "Warn", "Write", "Yield"),
+VERBS = {  # those in use; a new one is added here
+    *("Add", "Bring", "Call", "Check", "Choose", "Clamp", "Clear", "Clip", "Collect", "Compare", "Convert", "Copy"),
+    *("Count", "Divide", "Do", "Draw", "Estimate", "Evaluate", "Give", "Go", "Join", "Keep", "Label", "Let", "Load"),
+    *("Log", "Make", "Map", "Mark", "Measure", "Move", "Multiply", "Observe", "Perform", "Play", "Print", "Put"),
+    *("Raise", "Read", "Record", "Refuse", "Remove", "Restart", "Restore", "Return", "Run", "Sample", "Scatter"),
+    *("Show", "Split", "Step", "Stop", "Summarize", "Take", "Time", "Train", "Turn", "Undo", "Update", "Warn"),
+    *("Write", "Yield"),
 }
 NO_BEGINNING = {  # of a class or a module
     *("A", "All", "An", "Each", "Every", "How", "If", "In", "It", "Its", "Of", "One", "That", "The", "These", "This", "What"),

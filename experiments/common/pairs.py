@@ -11,17 +11,16 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .packages import needed
+
 SHORTEST, LONGEST = 3, 12  # words of a message
-ACCELERATOR = re.compile(r"[~_&](?=\w)")  # marks the letter that is underlined in a menu
+ACCELERATOR = re.compile(r"~(?=[^\W\d])|(?<!\w)[_&](?=[^\W\d])")  # marks the letter that is underlined in a menu
 NO_SENTENCE = re.compile(r"[<>{}|\\%$#@=\t\n]")  # markup, placeholders, lists
 
 
 def read_catalogue(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the messages of a catalogue that are sentences, and their translations; raise ValueError where it is damaged."""
-    try:
-        from babel.messages.mofile import read_mo
-    except ImportError as error:
-        raise ValueError(f"catalogues need Babel: pip install 'torch-clipped[tasks]' ({error})") from None
+    read_mo = needed("babel.messages.mofile", "Babel", "a catalogue").read_mo
     try:
         with path.open("rb") as file:
             messages = list(read_mo(file))
@@ -45,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="where to look for files .mo")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
     options = parser.parse_args(arguments)
+    for folder in options.folders:
+        if not folder.is_dir():
+            parser.error(f"FOLDER must be a folder, got {str(folder)!r}")
     catalogues = sorted(path for folder in options.folders for path in folder.rglob("*.mo"))
     if options.out.exists():
         parser.error(f"out must be a new file, got {str(options.out)!r}, which exists")

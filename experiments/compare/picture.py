@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ..common.files import read_csv
 from ..common.style import BLACK, BLUE, GREY, VERMILION
+from .summary import best_clipped
 
 Summary = dict[str, Any]
 COLOURS = {"SGD": BLUE, "Adam": VERMILION}
@@ -21,7 +22,7 @@ DETAILS = 4  # panels in a row
 
 
 def plot(csv: Path, written: Summary, picture: Path) -> None:
-    """Draw the test metric of each method, its difference from no clipping, and how the best came there."""
+    """Draw the test metric of each method, its difference from no clipping, and the validation metric over the steps."""
     settings = written["settings"]
     known = [one for one in written["methods"] if one["test"]["mean"] is not None]
     ordered = sorted(known, key=lambda one: one["test"]["mean"])
@@ -75,9 +76,9 @@ def _draw_differences(axes: Axes, ordered: Sequence[Summary], beside: Axes) -> N
 
 
 def _draw_courses(axes: Axes, csv: Path, ordered: Sequence[Summary], metric: str) -> None:
-    """Draw the metric on validation data of both optimizers without clipping and with the clipping that is best on test data."""
+    """Draw the metric on validation data of both optimizers without clipping and with the clipping that tuning found best."""
     chosen = [one for name in COLOURS for one in ordered if one["method"] == name]
-    chosen += [max(own, key=lambda one: one["test"]["mean"]) for own in _clipped(ordered) if own]
+    chosen += [one for name in COLOURS if (one := best_clipped(ordered, name)) is not None]
     values: dict[str, dict[int, list[float]]] = {one["method"]: {} for one in chosen}
     for row in read_csv(csv):
         if row["method"] in values and row["validation_metric"] and int(row["step"]):  # the start would hide the differences
@@ -90,10 +91,6 @@ def _draw_courses(axes: Axes, csv: Path, ordered: Sequence[Summary], metric: str
     if chosen:
         axes.legend(frameon=False, fontsize="small")
     axes.grid(alpha=0.3)
-
-
-def _clipped(ordered: Sequence[Summary]) -> list[list[Summary]]:
-    return [[one for one in ordered if one["baseline"] == name] for name in COLOURS]
 
 
 def plot_details(written: Summary, picture: Path) -> None:

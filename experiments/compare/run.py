@@ -27,7 +27,7 @@ from .picture import plot, plot_details
 from .summary import rows, summarize
 from .table import table
 from .task import TASKS, Task, load
-from .to_wandb import Logger
+from .to_wandb import load_wandb, log_results
 from .training import Training, train
 from .tuning import TUNING_SEEDS, outcomes
 
@@ -54,7 +54,8 @@ def plan(
     if pretrained is not None and (task != "text" or data is None):
         raise ValueError(f"pretrained is for task text with data, got {str(pretrained)!r} for task {task}")
     check_device(device)
-    log = Logger() if wandb else None
+    if wandb:
+        load_wandb()
     loaded = load(task, data, pretrained, 0, quick)
     settings = {
         "task": task,
@@ -70,13 +71,14 @@ def plan(
         "quick": quick,
     }
     of_data = "" if data is None else f"_{data.stem if data.is_file() else data.resolve().name}"
+    name = f"compare_{task}{of_data}"
     expected = 430 * settings["steps"]  # the grids may grow
     return Plan(
-        name=f"compare_{task}{of_data}",
+        name=name,
         settings=settings,
         steps=expected,
         train=partial(train_all, loaded, settings),
-        write=partial(write, loaded, settings, f"compare_{task}{of_data}", log),
+        write=partial(write, loaded, settings, name, wandb),
         writes_parts=False,  # a method is compared with others, which may be missing
         choices=("task", "data", "wandb"),
     )
@@ -105,7 +107,7 @@ def _read(result: Result) -> Training:
     return Training(**result)
 
 
-def write(task: Task, settings: dict[str, Any], name: str, log: Logger | None, results: Sequence[Result], folder: Path) -> str:
+def write(task: Task, settings: dict[str, Any], name: str, wandb: bool, results: Sequence[Result], folder: Path) -> str:
     """Write compare_TASK.csv, .json, .png and _details.png, and log the trainings of the results; return the table."""
     trainings = {(one.method, one.lr, one.level, one.seed): one for one in map(_read, results)}
     found = outcomes(
@@ -130,8 +132,8 @@ def write(task: Task, settings: dict[str, Any], name: str, log: Logger | None, r
     written = json.loads(files[1].read_text(encoding="utf-8"))
     plot(files[0], written, files[2])
     plot_details(written, folder / f"{name}_details.png")
-    if log is not None:
-        log.trainings(settings, found)
+    if wandb:
+        log_results(name, settings, found)
     return table(written)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .task_parts import evenly, needed
+from ..common.packages import needed
+from .task_parts import evenly
 
 if TYPE_CHECKING:
     from PIL import Image

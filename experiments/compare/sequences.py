@@ -19,6 +19,7 @@ from .task_parts import Grouped, device_of, evaluating, seeded, shuffled
 
 PADDING, END, UNKNOWN, FIRST = range(4)  # numbers of symbols; a target begins with END, too
 WIDTH = 64
+EVALUATED = 300  # pairs of training and validation data that are measured, at most
 Symbols = Sequence[Hashable]
 Pair = tuple[Symbols, Symbols]  # source and target
 Numbers = list[tuple[list[int], list[int]]]  # of pairs
@@ -27,10 +28,10 @@ Numbers = list[tuple[list[int], list[int]]]  # of pairs
 class Encoder(nn.Module):
     """Source symbols -> a state for each of them, and the last one, in both directions."""
 
-    def __init__(self, symbols: int, width: int) -> None:
+    def __init__(self, symbols: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(symbols, width, padding_idx=PADDING)
-        self.gru = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
+        self.embedding = nn.Embedding(symbols, WIDTH, padding_idx=PADDING)
+        self.gru = nn.GRU(WIDTH, WIDTH // 2, batch_first=True, bidirectional=True)
 
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         packed = pack_padded_sequence(self.embedding(source), lengths, batch_first=True, enforce_sorted=False)
@@ -41,11 +42,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Target symbols so far -> logits of the next ones, with attention to the states of the encoder (Luong et al. 2015)."""
 
-    def __init__(self, symbols: int, width: int) -> None:
+    def __init__(self, symbols: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(symbols, width, padding_idx=PADDING)
-        self.gru = nn.GRU(width, width, batch_first=True)
-        self.logits = nn.Linear(2 * width, symbols)
+        self.embedding = nn.Embedding(symbols, WIDTH, padding_idx=PADDING)
+        self.gru = nn.GRU(WIDTH, WIDTH, batch_first=True)
+        self.logits = nn.Linear(2 * WIDTH, symbols)
 
     def forward(self, target: Tensor, states: Tensor, mask: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         own, last = self.gru(self.embedding(target), last)
@@ -56,9 +57,9 @@ class Decoder(nn.Module):
 class EncoderDecoder(Grouped):
     """Encoder and decoder, which are clipped apart."""
 
-    def __init__(self, sources: int, targets: int, width: int) -> None:
+    def __init__(self, sources: int, targets: int) -> None:
         super().__init__()
-        self.encoder, self.decoder = Encoder(sources, width), Decoder(targets, width)
+        self.encoder, self.decoder = Encoder(sources), Decoder(targets)
 
     def groups(self) -> list[dict[str, Any]]:
         """Return a group for each half, with a ``clipping_set`` of its own."""
@@ -83,38 +84,42 @@ class Sequences:
     """Task of a target sequence for each source sequence; see :class:`experiments.compare.task.Task`.
 
     Args:
-        name, metric, steps, learning_rates: of the task.
+        name, metric: of the task.
         pairs: sources, all different, and their targets.
+        what: the pairs in words, for the attribute ``source``.
+        trivial: the method that answers with the target of the next source in the alphabet, in words.
         held_out: how many pairs are for validation, and how many for tests.
-        evaluated: at most as many pairs of training and validation data are measured.
         rare: symbols that the training data have less often are unknown.
         seed: of the split.
+        quick: few steps.
     """
 
-    batch = 32
-    source: str
-    trivial: tuple[str, float]
+    learning_rates: Grids = {"SGD": (0.2, 0.4, 0.8, 1.6), "Adam": (0.001, 0.002, 0.004, 0.008)}  # noqa: RUF012 (not changed)
 
     def __init__(
         self,
         name: str,
         metric: str,
         pairs: Sequence[Pair],
-        *,
-        steps: int,
-        learning_rates: Grids,
+        what: str,
+        trivial: str,
         held_out: int,
-        evaluated: int,
         rare: int,
         seed: int,
+        quick: bool,
     ) -> None:
-        self.name, self.metric, self.steps, self.learning_rates = name, metric, steps, learning_rates
+        self.name, self.metric, self.steps = name, metric, 10 if quick else 300
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
         drawn = [pairs[i] for i in order]
-        self.pairs = {"train": drawn[2 * held_out :], "validation": drawn[:held_out], "test": drawn[held_out : 2 * held_out]}
-        self.sources, self.targets = (numbered(side, rare) for side in zip(*self.pairs["train"], strict=True))
-        self._training = self._in_numbers(self.pairs["train"])
+        training, validation, test = drawn[2 * held_out :], drawn[:held_out], drawn[held_out : 2 * held_out]
+        self.pairs = {"train": training, "validation": validation, "test": test}
+        self.sources, self.targets = (numbered(side, rare) for side in zip(*training, strict=True))
+        self._training = self._in_numbers(training)
+        evaluated = min(held_out, EVALUATED)
         self._parts = {part: self._in_numbers(some if part == "test" else some[:evaluated]) for part, some in self.pairs.items()}
+        self.batch = min(32, len(training))
+        self.source = f"encoder and decoder of GRUs with attention on {len(training)} {what}"
+        self.trivial = (trivial, neighbours_share(training, test))
 
     def _in_numbers(self, pairs: Iterable[Pair]) -> Numbers:
         return [
@@ -124,7 +129,7 @@ class Sequences:
 
     def make_model(self, seed: int) -> nn.Module:
         """Return a model, the same for the same seed."""
-        return seeded(lambda: EncoderDecoder(FIRST + len(self.sources), FIRST + len(self.targets), WIDTH), seed)
+        return seeded(lambda: EncoderDecoder(FIRST + len(self.sources), FIRST + len(self.targets)), seed)
 
     def batches(self, seed: int) -> Iterator[Numbers]:
         """Return batches of sources and targets."""

@@ -68,15 +68,26 @@ def usable(outcome: Outcome, trivial: float) -> Summary:
 
 
 def difference(results: Sequence[Training], baseline: Sequence[Training]) -> Summary:
-    """Return mean and t-interval of the differences in the test metric, seed by seed, of the seeds with which none diverged."""
+    """Return mean and t-interval of the differences in the test metric, seed by seed, of the seeds with which none diverged.
+
+    Where clipping diverged with more seeds than its baseline, the seeds that are left say neither better nor worse.
+    """
     pairs = [(one.test, other.test) for one, other in zip(results, baseline, strict=True)]
     values = np.array([one - other for one, other in pairs if math.isfinite(one) and math.isfinite(other)])
     if len(values) < 2:
         return {"mean": math.nan, "low": math.nan, "high": math.nan, "pairs": len(values), "words": "too few pairs"}
     mean = float(values.mean())
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    lost, lost_without = (sum(not math.isfinite(one.test) for one in trainings) for trainings in (results, baseline))
     words = "better" if mean - half > 0 else "worse" if mean + half < 0 else "no difference shown"
+    words = "diverged" if lost > lost_without else words
     return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": len(values), "words": words}
+
+
+def best_clipped(methods: Sequence[Summary], baseline: str) -> Summary | None:
+    """Return the clipped method that tuning, which knows no test data, found best with this optimizer; None if none is left."""
+    own = [one for one in methods if one["baseline"] == baseline and one["test"]["mean"] is not None]
+    return max(own, key=lambda one: float(one["tuning_score"]), default=None)
 
 
 def _candidate(one: Training) -> Summary:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..common.tables import aligned
+from .summary import best_clipped
 
 CHANCE = 0.05  # of an interval that leaves out a difference of 0 where there is none
 
@@ -32,13 +33,16 @@ def table(written: dict[str, Any]) -> str:
 def claims(written: dict[str, Any]) -> list[str]:
     """Return what was shown, what was not, and against what."""
     compared = [one for one in written["methods"] if one["difference"] is not None]
-    by_words = {
-        words: [one["method"] for one in compared if one["difference"]["words"] == words] for words in ("better", "worse")
+    sentences = {
+        "better": "Better than without clipping",
+        "worse": "Worse than without clipping",
+        "diverged": "Diverged with more seeds than without clipping",
+        "too few pairs": "Not compared, since fewer than two seeds are left",
     }
-    shown = [f"{words.capitalize()} than without clipping: {', '.join(names)}." for words, names in by_words.items() if names]
+    by_words = {words: [one["method"] for one in compared if one["difference"]["words"] == words] for words in sentences}
     rest = len(compared) - sum(map(len, by_words.values()))
     return [
-        *shown,
+        *(f"{sentences[words]}: {', '.join(names)}." for words, names in by_words.items() if names),
         f"No difference shown for {rest} of {len(compared)} clipped methods; by chance alone, {CHANCE * len(compared):.1f} of "
         f"{len(compared)} intervals would leave out 0.",
     ]
@@ -83,16 +87,18 @@ def guide_table(summaries: Sequence[dict[str, Any]]) -> str:
         "best with clipping",
         "better, worse, no difference shown",
     )
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *map(_readme_row, summaries)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *map(_guide_row, summaries)))
 
 
-def _readme_row(summary: dict[str, Any]) -> Sequence[str]:
+def _guide_row(summary: dict[str, Any]) -> Sequence[str]:
     by_name = {one["method"]: one for one in summary["methods"]}
     cells = []
     for baseline in ("SGD", "Adam"):
-        clipped = [one for one in summary["methods"] if one["baseline"] == baseline and one["test"]["mean"] is not None]
-        best = max(clipped, key=lambda one: float(one["tuning_score"]))  # not by test data
-        cells += [spread(by_name[baseline]["test"], 3), f"`{best['method'].split()[1]}` {spread(best['test'], 3)}"]
+        best = best_clipped(summary["methods"], baseline)
+        cells += [
+            spread(by_name[baseline]["test"], 3),
+            "-" if best is None else f"`{best['method'].split()[1]}` {spread(best['test'], 3)}",
+        ]
     said = [one["difference"]["words"] for one in summary["methods"] if one["difference"] is not None]
     counts = ", ".join(str(said.count(words)) for words in ("better", "worse", "no difference shown"))
     settings, trivial = summary["settings"], summary["trivial"]

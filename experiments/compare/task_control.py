@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+from ..common.packages import needed
 from .task import Grids, Task
-from .task_parts import device_of, evaluating, needed, refuse_data, seeded
+from .task_parts import device_of, evaluating, refuse_data, seeded
 
 DISCOUNT = 0.99
 EPISODES = 8  # of a batch
 EVALUATED = 10  # episodes
 WIDTH = 64
-SEEDS = {"train": 10**6, "validation": 2 * 10**6, "test": 3 * 10**6}  # of the first episode that measures
+SEEDS = {"train": 10**9, "validation": 2 * 10**9, "test": 3 * 10**9}  # of the first episode that measures; trainings are below
 Episode = tuple[Tensor, Tensor, list[float]]  # observations, actions, rewards
 
 
@@ -47,7 +48,7 @@ class Control:
 
     def batches(self, seed: int) -> Iterator[list[int]]:
         """Yield the seeds of the episodes of each batch."""
-        first = 1000 * EPISODES * seed
+        first = 10**5 * EPISODES * seed
         while True:
             yield list(range(first, first + EPISODES))
             first += EPISODES
@@ -74,7 +75,7 @@ class Control:
     def play(self, model: nn.Module | None, seeds: Sequence[int]) -> list[Episode]:
         """Play an episode for each seed, side by side, with random actions where there is no model; seeds decide all."""
         environments = [self._gymnasium.make(self._environment) for _ in seeds]
-        randoms = [np.random.default_rng(seed) for seed in seeds]
+        randoms = [np.random.default_rng([seed, 1]) for seed in seeds]  # other numbers than those of the environment, same seed
         seen = [[environment.reset(seed=seed)[0]] for environment, seed in zip(environments, seeds, strict=True)]
         taken: list[list[int]] = [[] for _ in seeds]
         rewards: list[list[float]] = [[] for _ in seeds]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..common.packages import needed
 from .graphs import Graph, Ints, block_model, read_reddit, sample_neighbourhood, table_of_neighbours
 from .task import Grids
-from .task_parts import commonest_share, device_of, evaluating, evenly, needed, seeded
+from .task_parts import commonest_share, device_of, evaluating, evenly, seeded
 
 SIZES = (25, 10)  # neighbours that are sampled, hop by hop: those of GraphSAGE
 EVALUATED = 2048  # nodes of each kind at the most

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..common.packages import needed
 from .idx import is_idx, read_idx
 from .residual_networks import resnet18, small_residual_network
 from .task import Grids, Task
 from .task_image_folders import EVALUATED, ImageFolders
-from .task_parts import commonest_share, device_of, evaluating, evenly, halves, needed, seeded, shuffled
+from .task_parts import commonest_share, device_of, evaluating, evenly, halves, seeded, shuffled
 
 LARGE = 16  # pixels: the network halves images from here on
 BRIGHTEST = 16.0  # a pixel of the digits

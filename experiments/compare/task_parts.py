@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +70,3 @@ def refuse_data(data: Path | None, task: str, source: str) -> None:
     """Raise a ValueError where ``data`` are named for a task that has its own: ``source`` says which."""
     if data is not None:
         raise ValueError(f"data must not be named for task {task}, {source}, got {str(data)!r}")
-
-
-def needed(module: str, package: str, what: str) -> Any:
-    """Return an installed module; raise a ValueError that says how to get it where it is missing."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ValueError(f"{what} needs {package}: pip install 'torch-clipped[tasks]' ({error})") from None

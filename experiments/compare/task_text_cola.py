@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..common.packages import needed
 from .task import Grids
-from .task_parts import device_of, evaluating, evenly, halves, needed, seeded, shuffled
+from .task_parts import device_of, evaluating, evenly, halves, seeded, shuffled
 
 LAYOUTS = {"in_domain_train.tsv": "in_domain_dev.tsv", "train.tsv": "dev.tsv"}  # CoLA's own, and that of GLUE
 COLUMNS = "source, label 0 or 1, the author's mark, sentence"

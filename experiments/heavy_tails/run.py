@@ -139,7 +139,8 @@ def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) 
     model = _model(config, text, seed)
     optimizer = config.make_optimizer(one, list(model.parameters()))
     batches = torch.Generator().manual_seed(seed)
-    clipped_steps, texts = 0.0, [_drawn(model, text, seed)]
+    clipped_steps, is_first = 0.0, seed == config.seed
+    texts = [_drawn(model, text, seed)] if is_first else []
     for step in range(config.steps):
         loss = next_character_loss(model, random_windows(text.training, BATCH, batches), config.device)
         optimizer.zero_grad()
@@ -156,7 +157,7 @@ def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) 
         if not loss.isfinite():
             break
     validation_loss = _validation_loss(model, text, config.device) if loss.isfinite() else math.nan
-    texts += [_drawn(model, text, seed)] if math.isfinite(validation_loss) else []
+    texts += [_drawn(model, text, seed)] if is_first and math.isfinite(validation_loss) else []
     return {"seed": seed, "run": one, "rows": rows, "validation_loss": validation_loss, "texts": texts}
 
 

@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     seed: int
     run: Run
     validation_loss: float
-    texts: list[str]  # that the model wrote before its training, and after it where it came to an end
+    texts: list[str]  # of the first seed: what the model wrote before its training, and after it where it came to an end
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
@@ -94,9 +94,9 @@ def summarize(settings: dict[str, Any], runs: Sequence[Run], rows: Sequence[Row]
 
 def _texts(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Return what the model of the first seed wrote: untrained, which is the same for all runs, and after each run."""
-    mine = [outcome for outcome in outcomes if outcome.seed == outcomes[0].seed]
-    after = {outcome.run.label: outcome.texts[1] for outcome in mine if len(outcome.texts) > 1}
-    return {"untrained": mine[0].texts[0], **after} if mine else {}
+    texts = {outcome.run.label: outcome.texts for outcome in outcomes if outcome.texts}
+    after = {label: mine[1] for label, mine in texts.items() if len(mine) > 1}
+    return {"untrained": next(iter(texts.values()))[0], **after} if texts else {}
 
 
 def _of_run(run: Run, rows: list[Row], outcomes: Sequence[Outcome], start_steps: int) -> dict[str, Any]:

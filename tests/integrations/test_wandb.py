@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quiet_wandb")
 
 
 def history(runs=1):
-    """What was logged in the first run, step by step. The file holds protocol buffers in the log format of LevelDB."""
+    """Return what was logged in the first run, step by step. The file holds protocol buffers in the log format of LevelDB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     wandb.teardown()  # its service has written everything when it ends

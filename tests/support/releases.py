@@ -100,7 +100,7 @@ def write(folder, rows, details):
 
 
 def guide_table(rows):
-    """Return the rows as README shows them.
+    """Return the rows as docs/supported.md shows them.
 
     >>> print(guide_table([dict(zip(COLUMNS, ("2.6.0+cu124", "1.26.4", "3.10.13", 12, 0, 3)))]))
     | torch | numpy | Python | passed | failed | skipped |

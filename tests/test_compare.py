@@ -29,6 +29,7 @@ class Line:
     name, metric, batch, steps, source = "image", "negative loss", 8, STEPS, "a line"
 
     trivial = ("nought", -15.0)
+    decays = False
 
     def __init__(self, grids=GRIDS):
         self.learning_rates = grids
@@ -346,6 +347,23 @@ def test_weights_that_are_not_finite_after_the_last_step_are_a_divergence():
     assert training.diverged
     assert math.isnan(training.validation)
     assert json.loads(json.dumps(asdict(training)))["points"] == [[0, training.points[0][1]]]
+
+
+@pytest.mark.parametrize("decays", [False, True])
+def test_learning_rate_decays_to_0_where_the_task_says_so(decays):
+    task, steps = Line(), 10
+    task.decays = decays
+    training = compare.train(task, Method("SGD", "norm"), 0.1, 0.5, 3, steps, "cpu", tqdm(disable=True), points=0, tested=True)
+    model, batches = task.make_model(3), task.batches(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    torch.manual_seed(3)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps) if decays else 0.1
+        optimizer.zero_grad()
+        task.loss(model, next(batches)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+    assert training.test == pytest.approx(task.evaluate(model, "test"), rel=1e-5)
 
 
 def test_curve_has_as_many_blocks_as_fit_and_a_mean_of_each():

@@ -94,6 +94,7 @@ class Sequences:
         quick: few steps.
     """
 
+    decays = False
     learning_rates: Grids = {"SGD": (0.2, 0.4, 0.8, 1.6), "Adam": (0.001, 0.002, 0.004, 0.008)}  # noqa: RUF012 (not changed)
 
     def __init__(

@@ -22,6 +22,7 @@ TASKS = {  # modules with a function ``load``, imported when named: each may nee
     "acrobot": "experiments.compare.task_acrobot",
 }
 PARTS = ("train", "validation", "test")
+DECAY = "learning rate decays to 0"  # in the source of a task
 Grids = Mapping[str, tuple[float, ...]]
 
 
@@ -33,8 +34,9 @@ class Task(Protocol):
         metric: "accuracy", "mean IoU", "Matthews correlation", ...
         batch: samples of a batch.
         steps: of a training, unless the user says otherwise.
-        source: one line about model and data.
+        source: one line about model and data, and the learning rate where it decays.
         learning_rates: where the search begins, for "SGD" (with momentum 0.9) and "Adam": ascending by factors of 2.
+        decays: whether the learning rate decays to 0, linearly over the steps.
         trivial: a method that learns next to nothing, in words, and its metric on the test data.
     """
 
@@ -44,6 +46,7 @@ class Task(Protocol):
     steps: int
     source: str
     learning_rates: Grids
+    decays: bool
     trivial: tuple[str, float]
 
     def make_model(self, seed: int) -> nn.Module:

@@ -32,6 +32,7 @@ class Control:
     """Task of the sum of the rewards of an episode; see :class:`experiments.compare.task.Task`."""
 
     metric = "mean return"
+    decays = False
 
     def __init__(self, name: str, environment: str, grids: Grids, quick: bool) -> None:
         self.name, self.batch, self.steps, self.learning_rates = name, EPISODES, 3 if quick else 30, grids

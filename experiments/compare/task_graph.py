@@ -60,6 +60,7 @@ class GraphTask:
 
     name = "graph"
     metric = "accuracy"
+    decays = False
 
     def __init__(
         self, graph: Graph, source: str, width: int, batch: int, steps: int, evaluated: int, trivial: tuple[str, float]

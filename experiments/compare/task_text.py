@@ -26,7 +26,7 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
 class Characters:
     """Task of the next character of each in a window of text."""
 
-    metric, batch = "accuracy of the next character", BATCH
+    metric, batch, decays = "accuracy of the next character", BATCH, False
 
     def __init__(self, name: str, model: type[Recurrent], steps: int, learning_rates: Grids, quick: bool) -> None:
         self.name, self._model, self.steps, self.learning_rates = name, model, steps, learning_rates

@@ -30,7 +30,7 @@ Sentences = list[tuple[str, int]]
 class CoLA:
     """Sentences with labels 1 (acceptable) and 0, and a BERT on disk; ValueError where files are missing or damaged."""
 
-    name, metric = "text", "Matthews correlation"
+    name, metric, decays = "text", "Matthews correlation", False
 
     def __init__(self, data: Path, pretrained: Path | None, quick: bool) -> None:
         if pretrained is None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from torch_clipped import Clipped, suggest_level
@@ -73,6 +74,7 @@ def train(
     model = task.make_model(seed).to(device)
     model.train()
     optimizer = method.make(model.groups() if isinstance(model, Grouped) else model.parameters(), lr, level)
+    schedule = LambdaLR(optimizer, lambda step: 1 - step / steps if task.decays else 1.0)
     batches, losses, norms, clipped = task.batches(seed), list[float](), list[float](), [0.0]
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
@@ -85,6 +87,7 @@ def train(
             # Measured here, so that all methods are measured alike: coord_wise does not know the norm of the whole gradient.
             norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
             optimizer.step()
+            schedule.step()
             losses.append(loss.item())
             clipped.append(optimizer.clipping_stats()["clipped_steps"] if isinstance(optimizer, Clipped) else 0.0)
             progress.update()

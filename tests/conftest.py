@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import Problem
+from support.problems import Problem
 from support.versions import OLDER_TORCH
 
 from torch_clipped import functional, mixin

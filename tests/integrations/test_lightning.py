@@ -5,9 +5,9 @@ import re
 from functools import partial
 from pathlib import Path
 
-import pages
 import pytest
 import torch
+from support import pages
 
 from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, LevelScheduler, clip_optimizer, linear_warmup
 from torch_clipped.clipping import CLIPPING_TYPES

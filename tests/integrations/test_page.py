@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import pages
 import pytest
+from support import pages
 
 SECTIONS = pages.sections(pages.page("docs/integrations.md"))
 

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 from tests.support.standins import build_standins
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 COLUMNS = ("torch", "numpy", "python", "passed", "failed", "skipped")
 EXTRAS = "[test]"  # what needs a release of its own (transformers, lightning, ...) is skipped
 NVIDIAS = re.compile(r"Requires-Dist: (nvidia|triton|cuda)", re.IGNORECASE)

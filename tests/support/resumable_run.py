@@ -1,7 +1,7 @@
 """A training run that may be killed at any moment and started again: what test_checkpoints kills.
 
 Called as ``python -m tests.support.resumable_run FOLDER``. Every clipping type trains a tiny model of its own, all in step; every
-few steps everything is saved, to a file of another name that takes the place of the former one. After each step a line is printed.
+few steps everything is saved, to a file of another name that takes the place of the former one. Each step prints a line.
 """
 
 import os

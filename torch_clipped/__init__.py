@@ -49,5 +49,5 @@ __all__ = [
     "register_clipping",
     "suggest_level",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __getattr__ = older_name(__name__)

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from ..common.packages import needed
 from .idx import is_idx, read_idx
 from .residual_networks import resnet18, small_residual_network
-from .task import DECAY, Grids, Task
+from .task import Grids, Task
 from .task_image_folders import EVALUATED, ImageFolders
 from .task_parts import commonest_share, device_of, evaluating, evenly, halves, seeded, shuffled
 
@@ -30,8 +30,7 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
     parts, words = load_images(data, seed)
     stride = 1 if parts["train"][0].shape[-1] < LARGE else 2
     task = GreyImages("image", parts, partial(small_residual_network, stride=stride), 15 if quick else 200, quick)
-    task.source = f"small residual network on {words}, {DECAY}"
-    task.decays = True
+    task.source = f"small residual network on {words}"
     task.learning_rates = {"SGD": (0.02, 0.04, 0.08, 0.16), "Adam": (0.001, 0.002, 0.004, 0.008)}
     return task
 
@@ -94,7 +93,7 @@ class GreyImages:
 class ImageNet:
     """Colour photographs in folders of their classes, cut to 224 x 224 pixels as He et al. 2016 do."""
 
-    name, metric, decays = "image", "accuracy", True
+    name, metric, decays = "image", "accuracy", False
 
     def __init__(self, data: Path, quick: bool) -> None:
         self._folders = folders = ImageFolders(data)
@@ -109,7 +108,7 @@ class ImageNet:
         }
         self.source = (
             f"ResNet-18 on {data.resolve().name}: {len(folders.training)} training images, {len(folders.classes)} classes; "
-            f"one half of the {len(folders.validation)} validation images for validation, one for tests, {DECAY}"
+            f"one half of the {len(folders.validation)} validation images for validation, one for tests"
         )
         training, tested = (torch.tensor([label for _, label in self._parts[part]]) for part in ("train", "test"))
         self.trivial = ("commonest class", commonest_share(training, tested))

@@ -15,7 +15,7 @@ EXPERIMENTS = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the experiment that the first argument names with the other arguments; return the exit code."""
+    """Run the experiment named by the first argument with the other arguments; return the exit code."""
     width = max(map(len, EXPERIMENTS))
     lines = [f"  {name.ljust(width)}  {_package(name).__doc__}" for name in EXPERIMENTS]
     parser = argparse.ArgumentParser(
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         epilog="\n".join(["experiments:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", choices=EXPERIMENTS, help="the experiment")
+    parser.add_argument("name", metavar="NAME", choices=EXPERIMENTS, help="name of the experiment")
     name: str = parser.parse_args(arguments[:1]).name
     exit_code: int = import_module(f"{_package(name).__name__}.run").main(arguments[1:])
     return exit_code

@@ -1,1 +1,1 @@
-"""Time the steps of clipped optimizers beside torch's own and other packages."""
+"""Time the steps of clipped optimizers beside those of torch and other packages."""

@@ -1,4 +1,4 @@
-"""Make the contenders of ``benchmark``: torch's own optimizers and clipping functions, and ours."""
+"""Contenders of ``benchmark``: torch's optimizers and clipping functions, and clipped optimizers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TORCH = (FLOOR, DEFAULT, NORM_FUSED, NORM_DEFAULT, VALUE_FUSED, VALUE_DEFAULT)
 
 @dataclass
 class Contender:
-    """Way to take a step.
+    """Optimizer step that is timed.
 
-    ``clipped`` is "yes", "no" or "-" for contenders that cannot clip. ``verify`` raises RuntimeError if the steps did not clip
-    as ``clipped`` says. ``skipped`` says why there are no steps.
+    ``clipped`` is "yes", "no" or "-" for contenders that cannot clip. ``verify`` raises RuntimeError if the steps did not
+    clip as ``clipped`` says. ``skipped`` is the reason if there are no steps.
     """
 
     name: str
@@ -59,7 +59,7 @@ def torch_contenders(problem: Problem) -> Iterator[Contender]:
 
 
 def plain_optimizer(problem: Problem, fused: bool) -> Optimizer:
-    """Return torch's optimizer with the shared state, fused or with the implementation that torch takes by default."""
+    """Return torch's optimizer with the shared state, fused or with torch's default implementation."""
     flags = {"fused": True} if fused else {}
     optimizer = problem.plain(problem.parameters, lr=LEARNING_RATE, **problem.arguments, **flags)
     problem.share_state(optimizer, fused)
@@ -73,13 +73,13 @@ def gradient_verification(problem: Problem, step: Callable[[], object], name: st
         problem.restore_gradients()
         step()
         if not problem.gradients_are_clipped():
-            raise RuntimeError(f"{name} claims to clip, but left the gradients as they were")
+            raise RuntimeError(f"{name} claims to clip, but left the gradients unchanged")
 
     return verify
 
 
 def our_contenders(problem: Problem) -> Iterator[Contender]:
-    """Yield every clipping type, not clipping and clipping, and at last type norm with a compiled step."""
+    """Yield every clipping type, not clipping and clipping, and last the type norm with a compiled step."""
     for name, rule in CLIPPING_TYPES.items():
         for clipped in (False, True) if rule is not None else (False,):
             optimizer = clipped_optimizer(problem, name, clipped)
@@ -95,7 +95,7 @@ def clipped_optimizer(problem: Problem, name: str, clipped: bool) -> Clipped:
     arguments = problem.arguments | clipping_arguments(name, problem, clipped)
     optimizer = problem.clipped(problem.parameters, lr=LEARNING_RATE, **arguments)
     assert isinstance(optimizer, Clipped)
-    saved = optimizer.state_dict()  # loaded while there is no other state, which would be copied
+    saved = optimizer.state_dict()  # loaded before there is other state, which would be copied
     saved["param_groups"][0].update(full_memory(name, problem, clipped))
     optimizer.load_state_dict(saved)
     problem.share_state(optimizer)
@@ -114,12 +114,10 @@ class Verification:
         steps, clipped_steps, skipped = (stats[k] - self.before[k] for k in ("steps", "clipped_steps", "skipped_steps"))
         done = f"{self.name} clipped {clipped_steps:g} and skipped {skipped:g} of {steps:g} steps"
         if skipped or (not self.clipped and clipped_steps):
-            raise RuntimeError(
-                f"{done}, but was to leave all as they are" if not self.clipped else f"{done}: none should be skipped"
-            )
+            raise RuntimeError(f"{done}, but should clip none" if not self.clipped else f"{done}: none should be skipped")
         if self.clipped:
             wanted = ALMOST_ALWAYS if is_random(self.name) else 1.0
             if not steps or clipped_steps < wanted * steps:
-                raise RuntimeError(f"{done}, but was to clip at least {wanted:.0%} of them")
-            if wanted == 1 and stats["coefficient"] >= 1:  # NaN of types that have none
-                raise RuntimeError(f"{done}, but left most blocks as they are in the last one")
+                raise RuntimeError(f"{done}, but should clip at least {wanted:.0%} of them")
+            if wanted == 1 and stats["coefficient"] >= 1:  # NaN for types without a coefficient
+                raise RuntimeError(f"{done}, but left most blocks of the last one unclipped")

@@ -1,8 +1,8 @@
 """Make each clipping type of ``benchmark`` clip in every step, or in none, although the gradients are always the same.
 
-Types without state get a level below or above the norms of the gradients. Types with state get that of a full window of
-gradients with half the norm, or with twice the norm, so that the timings are those of a long training. The state comes from a
-dwarf optimizer with parameters of one entry, one for each number of entries that the real ones have.
+Types without state get a level below or above the norms of the gradients. Types with state get the state after a full window
+of gradients with half the norm, or with twice the norm, so that the timings are those of a long training. The state comes from
+a dwarf optimizer with parameters of one entry, one for each number of entries of the real parameters.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch_clipped.thresholds import MeanStd, Quantile, RatioToWeights
 from .problem import GRADIENT_STD, Problem
 
 WINDOW = 1000
-# Less than half of the window: in more steps the constant gradients would become the usual ones.
+# Less than half of the window, so that the constant gradients do not fill the history.
 LONGEST_RUN = 400
 SHORTER, LONGER = 0.5, 2.0
-BETA = 0.999  # at which the random types clip nearly always
+BETA = 0.999  # the random types clip nearly always
 ALMOST_ALWAYS = 0.9
 
 
@@ -54,7 +54,7 @@ def clipping_arguments(name: str, problem: Problem, clipped: bool) -> dict[str, 
 
 def _level(rule: Clipping, problem: Problem, clipped: bool) -> float:
     if rule.threshold.memory(1, WINDOW):
-        # The quantile, or number of standard deviations, that adapts most slowly to another norm; all cost the same.
+        # The quantile or number of standard deviations that adapts most slowly to another norm; the cost is the same for all.
         return 0.5 if isinstance(rule.threshold, (Quantile, MeanStd)) else rule.threshold.default_level
     lengths = problem.lengths(rule.measure)
     if isinstance(rule.threshold, RatioToWeights):
@@ -63,15 +63,15 @@ def _level(rule: Clipping, problem: Problem, clipped: bool) -> float:
 
 
 def is_random(name: str) -> bool:
-    """Return whether this type may leave a gradient above the threshold as it is."""
+    """Return whether this type may leave a gradient above the threshold unclipped."""
     rule = CLIPPING_TYPES[name]
     return rule is not None and not isinstance(rule.decision, Always)
 
 
 def full_memory(name: str, problem: Problem, clipped: bool) -> dict[str, Tensor]:
-    """Return the state of this type after a full window of smaller gradients (then it clips the problem's) or larger ones.
+    """Return the state of this type after a full window of smaller gradients, if it should clip, or of larger ones.
 
-    Return no entries for a type whose threshold has no state: its steps cost the same from the first one on.
+    The result is empty for a type whose threshold has no state: all its steps cost the same.
     """
     rule = CLIPPING_TYPES[name]
     if rule is None or not rule.threshold.memory(1, WINDOW):
@@ -92,7 +92,7 @@ def _memory_of_dwarf(name: str, numels: tuple[int, ...], factor: float, window: 
     """Return the state after a window of gradients with about ``factor`` times the norms of normal blocks of these sizes."""
     rule = CLIPPING_TYPES[name]
     assert rule is not None
-    never = 1.0 if isinstance(rule.threshold, Quantile) else 1e9  # AdaGC clips in its warm-up; only so it gets over that
+    never = 1.0 if isinstance(rule.threshold, Quantile) else 1e9  # high enough for the warm-up of AdaGC, which clips
     dwarf = [nn.Parameter(torch.zeros(1)) for _ in numels]
     lengths = factor * GRADIENT_STD * torch.tensor(numels, dtype=torch.float32).sqrt()
     gradients = torch.zeros_like(lengths)

@@ -1,4 +1,4 @@
-"""Call other packages on PyPI that clip, as their documentation says; the row of a missing one says so."""
+"""Contenders from other packages that clip, called as their documentation says; a missing package gets a row that says so."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def package_contenders(problem: Problem) -> Iterator[Contender]:
             step, verify = make(problem)
             problem.restore_gradients()
             step()
-        except Exception as error:  # somebody else's code: whatever it raises is worth a row and not a crash
+        except Exception as error:  # other packages may raise anything; a row says what
             yield skipped(name, reason(error))
             continue
         yield Contender(name, "yes", step, verify or gradient_verification(problem, step, name))
@@ -54,7 +54,7 @@ def _torch_clip(problem: Problem) -> Made:
     )
     problem.share_state(optimizer)
 
-    def verify() -> None:  # it scales the momentum and leaves the gradients as they are
+    def verify() -> None:  # it scales the momentum, not the gradients
         if not optimizer.grad_desc_step.get_alpha(grad_norm=norm, clipping_level=level) < 1:
             raise RuntimeError("torch-clip claims to clip, but does not")
 
@@ -87,7 +87,7 @@ def _zclip(problem: Problem) -> Made:
 
 
 def _history(problem: Problem, numel: int) -> Tensor:
-    """Return a full window of gradient norms, about half of the norm of ``numel`` entries of the problem."""
+    """Return a full window of gradient norms, about half the norm of ``numel`` entries of the problem."""
     noise = np.random.default_rng(0).uniform(0.9, 1.1, WINDOW)
     lengths = torch.tensor(SHORTER * GRADIENT_STD * numel**0.5 * noise, dtype=torch.float32)
     return lengths.to(problem.parameters[0].device)

@@ -1,4 +1,4 @@
-"""Draw ``benchmark`` from what it has written."""
+"""Draw the picture of ``benchmark`` from its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .contenders import COMPILED, FLOOR, TORCH
 from .rows import TRAFFIC, Row, read_rows, traffic
 from .table import NAMES, OPTIMIZER_NAMES, shown
 
-# Colours that colour-blind readers tell apart (M. Okabe and K. Ito); the shapes differ too.
+# Colours that colour-blind readers can tell apart (M. Okabe and K. Ito); the shapes differ too.
 LOOKS = {
     "torch, no clipping": ("D", "white", BLACK),
     "torch, clipping": ("D", BLACK, BLACK),
@@ -29,7 +29,7 @@ TICKS = (1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
 
 def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
-    """Draw ratios to torch's fused step without clipping: a line a contender, a panel a size, dtype and optimizer."""
+    """Draw ratios to torch's fused step without clipping: a panel per size, dtype and optimizer, a line per contender."""
     rows = [row for row in read_rows(rows_file) if not row.note]
     machine = json.loads(summary_file.read_text(encoding="utf-8"))["machine"]
     chosen = shown(rows)
@@ -48,7 +48,7 @@ def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Draw one panel: the time ratio of each contender, and the least that memory traffic allows."""
+    """Draw one panel: the time ratio of each contender, and the lower bound from memory traffic."""
     optimizer = rows[0].optimizer
     for clipped, linestyle in ((False, ":"), (True, "--")):
         words = f"least memory traffic, step {'clipped' if clipped else 'not clipped'}"

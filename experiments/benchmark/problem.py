@@ -1,4 +1,4 @@
-"""Make what ``benchmark`` times: parameters of known models, their gradients, and one optimizer state for all contenders."""
+"""Parameters of known models for ``benchmark``, their gradients, and one optimizer state for all contenders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ..common.optimizers import OPTIMIZERS
 
-LEARNING_RATE = 1e-9  # weights that stay what they are, whatever was timed before
+LEARNING_RATE = 1e-9  # so small that the weights do not change between timings
 GRADIENT_STD, WEIGHT_STD = 0.01, 0.02
 Shapes = list[tuple[int, ...]]
 
@@ -44,7 +44,7 @@ def gpt_shapes(layers: int, width: int) -> Shapes:
 
 SIZES: dict[str, Shapes] = {
     "tiny": [(1000,)] * 10,
-    "policy": [(64, 4), (64,), (64, 64), (64,), (2, 64), (2,)] * 2,  # two perceptrons of 64 x 64, as reinforcement learning has
+    "policy": [(64, 4), (64,), (64, 64), (64,), (2, 64), (2,)] * 2,  # two perceptrons of 64 x 64, as in reinforcement learning
     "many": [(256,)] * 1000,
     "resnet18": resnet18_shapes(),
     "gpt2": gpt_shapes(12, 768),
@@ -60,8 +60,8 @@ class Problem:
         size: a key of ``SIZES``.
         dtype: a key of ``DTYPES``.
         optimizer: a key of ``OPTIMIZERS``.
-        device: where they are.
-        seed: of weights and gradients.
+        device: device of the parameters.
+        seed: seed of weights and gradients.
     """
 
     def __init__(self, size: str, dtype: str, optimizer: str, device: str, seed: int) -> None:
@@ -89,7 +89,7 @@ class Problem:
         return sum(self.numels) * DTYPES[self.dtype].itemsize
 
     def restore_gradients(self) -> None:
-        """Undo what clipping did to the gradients, the first layer last, as the backward pass leaves the caches."""
+        """Restore the gradients that clipping changed, the first layer last, so that the caches are as after a backward pass."""
         torch._foreach_copy_([p.grad for p in reversed(self.parameters)], self._gradients[::-1])
 
     def gradients_are_clipped(self) -> bool:
@@ -101,7 +101,7 @@ class Problem:
     def share_state(self, optimizer: Optimizer, fused: bool = False) -> None:
         """Make an optimizer use the state that all contenders share.
 
-        Torch's fused kernels want the step counts on the device of the parameters, its other implementations on the host.
+        Torch's fused kernels need the step counts on the device of the parameters, its other implementations on the host.
         """
         for parameter, entries in self._state.items():
             optimizer.state[parameter] = dict(entries)

@@ -1,4 +1,4 @@
-"""Make, write and read the rows of ``benchmark``: one for every contender, with its ratios to what torch offers."""
+"""Make, write and read the rows of ``benchmark``: one for every contender, with its ratios to torch's steps."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TRAFFIC = {"sgd": 5, "adam": 7, "adamw": 7}  # reads weights, gradients and stat
 class Row(NamedTuple):
     """Measurements of one contender at one size, dtype and optimizer.
 
-    Seconds are those of one optimizer step. ``traffic_share`` is the time that the bytes it must move would take at the
-    bandwidth of a copy, as a share of its median time. ``peak_mb`` is the memory in use at the highest point of a step, above
-    that before it, in 10^6 bytes. Where ``note`` says why a contender was skipped, ``rounds`` is 0 and all else is NaN.
+    Seconds are those of one optimizer step. ``traffic_share`` is the time to move the necessary bytes at the bandwidth of a
+    copy, as a share of the median time. ``peak_mb`` is the peak memory of a step above the memory before it, in 10^6 bytes. If
+    ``note`` says why a contender was skipped, ``rounds`` is 0 and all other numbers are NaN.
     """
 
     size: str

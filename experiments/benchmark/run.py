@@ -39,14 +39,14 @@ BUDGETS = {
     "gpt2": (80.0, 35.0),
     "1b": (40.0, 20.0),
 }
-ACCELERATOR_SIZES = ("1b",)  # too large for the memory and the patience of most hosts
+ACCELERATOR_SIZES = ("1b",)  # too large for most hosts
 QUICK: dict[str, Any] = {"sizes": ("tiny", "resnet18"), "dtypes": ("float32",), "optimizers": ("sgd", "adamw"), "budget": 4.0}
 Place = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the timings; ``budget`` is seconds for each size, dtype and optimizer, None the default of each."""
+    """Settings of the timings; ``budget`` is seconds for each size, dtype and optimizer, None for the defaults."""
 
     sizes: tuple[str, ...] = tuple(size for size in SIZES if size not in ACCELERATOR_SIZES)
     dtypes: tuple[str, ...] = tuple(DTYPES)
@@ -74,7 +74,7 @@ class Config:
         return [(size, dtype, optimizer) for size in self.sizes for dtype in self.dtypes for optimizer in self.optimizers]
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the timings depend on, beside the machine and the versions of the packages."""
+        """Return all settings that the timings depend on, except the machine and package versions."""
         return asdict(self) | {"lr": LEARNING_RATE, "sgd_momentum": OPTIMIZERS["sgd"][2]["momentum"]}
 
     def budget_of(self, size: str, dtype: str) -> float:
@@ -83,7 +83,7 @@ class Config:
 
 
 def plan(**options: Any) -> Plan:
-    """Return the timings of a :class:`Config` with these options, and what they write."""
+    """Return the plan of a :class:`Config` with these options."""
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     if options.get("device") == "cuda":
         options.setdefault("sizes", tuple(SIZES))
@@ -104,7 +104,7 @@ def plan(**options: Any) -> Plan:
         plot(*files)
         return "\n".join([guide_table(rows), "", targets_table(targets(rows)), *summary["skipped"]])
 
-    settings = config.settings() | {"machine": machine(config.device)}  # times of two machines are not to be mixed
+    settings = config.settings() | {"machine": machine(config.device)}  # times of two machines must not be mixed
     return Plan(name="benchmark", settings=settings, steps=len(places), train=time_all, write=write)
 
 
@@ -116,11 +116,11 @@ def measure(config: Config, size: str, dtype: str, optimizer: str) -> list[Row]:
     """Return the rows of one size, dtype and optimizer.
 
     Raises:
-        RuntimeError: a contender clipped where it should not, or the reverse.
+        RuntimeError: a contender clipped although it should not, or the reverse.
     """
     problem = Problem(size, dtype, optimizer, config.device, config.seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClippingWarning)  # of gradients that always have the same norm: here by construction
+        warnings.simplefilter("ignore", ClippingWarning)  # about gradients with equal norms, which are intended here
         everyone = [*torch_contenders(problem), *package_contenders(problem), *our_contenders(problem)]
         contenders = [contender for contender in everyone if not contender.skipped]
         timings = time_steps(problem, contenders, config.budget_of(size, dtype), config.seed)
@@ -155,5 +155,5 @@ def main(arguments: Sequence[str]) -> int:
         add(f"--{name}", nargs="+", metavar=name[:-1].upper(), help=f"some of {', '.join(choices)}")
     add("--budget", type=float, help="seconds for each size, dtype and optimizer (default: by size and dtype)")
     add("--device", help="cpu or cuda (default: cpu)")
-    add("--seed", type=int, help="of weights, gradients and order (default: 0)")
+    add("--seed", type=int, help="seed of weights, gradients and order (default: 0)")
     return command(parser, plan, QUICK, arguments)

@@ -1,4 +1,4 @@
-"""Format the rows of ``benchmark`` as the table of docs/speed.md, and find the targets that they reach or miss."""
+"""Format the rows of ``benchmark`` as the table of docs/speed.md, and compare them with the targets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOOTNOTE = (
 
 
 class Target(NamedTuple):
-    """Target for speed or memory: ``reached`` is to be at most ``bound``."""
+    """Target for speed or memory: ``reached`` should be at most ``bound``."""
 
     target: str
     size: str
@@ -75,7 +75,7 @@ def _cell(rows: Sequence[Row], size: str, optimizer: str, contender: str) -> str
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
-    """Return every target that these rows can answer, with the value reached."""
+    """Return every target that these rows cover, with the value reached."""
     by_place: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         by_place.setdefault((row.size, row.dtype, row.optimizer), []).append(row)

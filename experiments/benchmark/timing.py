@@ -19,7 +19,7 @@ from .levels import LONGEST_RUN
 from .problem import Problem
 
 FEWEST_ROUNDS = 7
-CACHE_BYTES = 1 << 24  # what is larger does not stay in the caches between two steps
+CACHE_BYTES = 1 << 24  # larger gradients do not stay in the caches between two steps
 COPY_BYTES = 1 << 28
 
 
@@ -38,10 +38,10 @@ def time_steps(problem: Problem, contenders: Sequence[Contender], budget: float,
     In each round a tensor is copied once too, to measure the bandwidth.
 
     Args:
-        problem: whose gradients the contenders clip.
-        contenders: at least one.
-        budget: seconds for all rounds; at least 7 and at most 400 are taken.
-        seed: of the order in each round.
+        problem: problem whose gradients the contenders clip.
+        contenders: at least one contender.
+        budget: seconds for all rounds; at least 7 and at most 400 rounds are run.
+        seed: seed of the order in each round.
     """
     synchronize = synchronizer(problem)
     large = problem.gradient_bytes > CACHE_BYTES
@@ -72,7 +72,7 @@ def _timed(problem: Problem, task: Callable[[], object], synchronize: Callable[[
     synchronize()
     start = perf_counter_ns()
     task()
-    synchronize()  # what the host spends counts too: on small sizes that is all there is
+    synchronize()  # the time of the host counts too: on small sizes it is nearly all
     return (perf_counter_ns() - start) / 1e9
 
 
@@ -82,7 +82,7 @@ def synchronizer(problem: Problem) -> Callable[[], None]:
 
 
 def peak_bytes(problem: Problem, step: Callable[[], object]) -> float:
-    """Return the bytes in use at the highest point of one step above those before; NaN where the system does not tell."""
+    """Return the peak memory of one step above the memory before it, in bytes; NaN if the system does not report it."""
     problem.restore_gradients()
     synchronize = synchronizer(problem)
     if problem.parameters[0].is_cuda:
@@ -93,7 +93,7 @@ def peak_bytes(problem: Problem, step: Callable[[], object]) -> float:
         synchronize()
         return float(torch.cuda.max_memory_allocated() - before)
     try:
-        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # freed memory that the process keeps would hide what a step needs
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # freed memory that the process keeps would hide the peak
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
     except (OSError, TypeError):  # not Linux
         step()

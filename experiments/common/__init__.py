@@ -1,1 +1,1 @@
-"""Provide what the experiments share: command line, files, machine, look, data and models."""
+"""Code that the experiments share: command line, files, machine, colours, data and models."""

@@ -1,4 +1,4 @@
-"""Run the command line that all experiments share: a plan, its options, and what an interruption leaves."""
+"""Command line that all experiments share: plan, options, and results of interrupted runs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from tqdm import tqdm
 from .journal import Journal, Result
 from .machine import versions
 
-TUNING_SEED = 1000  # of the trainings that choose learning rates, and of nothing else
-INTERRUPTED = 130  # the exit code that shells give a program ended by Ctrl-C
+TUNING_SEED = 1000  # used only by trainings that choose learning rates
+INTERRUPTED = 130  # exit code of a program that was ended by Ctrl-C
 RESULTS, FIGURES = Path("results"), Path("figures")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Trainings of an experiment, or other parts that are run one after another, and what they write.
+    """Trainings or other parts of an experiment, which run one after another, and the function that writes their results.
 
     Attributes:
-        name: what its files are called.
-        settings: all that the results depend on, beside the versions of the packages and the number of threads.
-        steps: of all trainings.
-        train: runs them, each through ``Journal.done``.
+        name: name of the files, without their endings.
+        settings: all settings that affect the results, except package versions and the number of threads.
+        steps: number of steps of all trainings together.
+        train: runs the trainings, each through ``Journal.done``.
         write: takes the results in their order and a folder; writes csv, json and png there and returns the table.
-        writes_parts: whether ``write`` can do with the first of the results.
-        choices: options that choose between results, each with files of its own.
-        resumes: whether an interrupted run can go on; if not, no result is kept for it.
+        writes_parts: whether ``write`` accepts an incomplete list of results.
+        choices: options that select a result with files of its own.
+        resumes: whether an interrupted run can be resumed; if not, no result is kept for it.
     """
 
     name: str
@@ -53,14 +53,13 @@ def command(
 ) -> int:
     """Read the options, train, write, print the table; return 130 after an interruption, else 0.
 
-    An interruption from the keyboard ends it early: the trainings that were done are kept for ``--resume``, and what they show
-    is written as NAME.partial.*.
+    Ctrl-C ends the run early: finished trainings are kept for ``--resume``, and their results are written as NAME.partial.*.
 
     Args:
-        parser: that of :func:`parser_of`, with the options of the experiment, without defaults.
-        make_plan: takes what was given of the latter, and what ``quick`` holds; raises ValueError where they are wrong.
-        quick: what ``--quick`` changes.
-        arguments: of the command line.
+        parser: a parser of :func:`parser_of` with the options of the experiment, which have no defaults.
+        make_plan: takes the options that were given, and those of ``quick``; raises ValueError if one is invalid.
+        quick: options that ``--quick`` sets.
+        arguments: command-line arguments.
     """
     options = vars(parser.parse_args(arguments))
     out, is_quick, resume = (options.pop(option) for option in ("out", "quick", "resume"))
@@ -71,7 +70,7 @@ def command(
             raise ValueError(f"resume is not supported: {plan.name} measures one process from its start to its end")
         changed = [f"--{name.replace('_', '-')}" for name in given if name not in plan.choices]
         folder = out_folder(out, ["--quick"] * is_quick + changed)
-        settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # as many, or other roundings
+        settings = plan.settings | {"versions": versions(), "threads": torch.get_num_threads()}  # their number changes rounding
         journal = Journal(folder / f"{plan.name}.partial.jsonl" if plan.resumes else None, settings, resume)
     except ValueError as error:
         parser.error(str(error))
@@ -81,7 +80,7 @@ def command(
         _write(plan, journal, folder, partial=False)
     except KeyboardInterrupt:
         print(f"Interrupted, {_kept(plan, journal, folder)}.", file=sys.stderr)
-    except Exception:  # damaged data, a full disk, no memory: what it was is said after this
+    except Exception:  # damaged data, a full disk, no memory: the traceback follows
         print(f"Ended by an error, {_kept(plan, journal, folder)}.", file=sys.stderr)
         raise
     else:
@@ -99,10 +98,10 @@ def _write(plan: Plan, journal: Journal, folder: Path, partial: bool) -> None:
 
 @contextmanager
 def publishing(folder: Path, partial: bool = False) -> Iterator[Path]:
-    """Give a new folder to write into, move its files to ``folder`` when all of them are there, and print their names.
+    """Yield a new folder to write into, then move its files to ``folder`` and print their names.
 
-    A partial result never replaces a whole one: it goes to NAME.partial.*, which the next whole result removes. So does what
-    is there when writing is interrupted or fails.
+    A partial result never replaces a complete one: it goes to NAME.partial.*, which the next complete result removes. If
+    writing is interrupted or fails, the files written so far go to NAME.partial.* too.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as new:
         try:
@@ -128,11 +127,11 @@ def out_folder(out: Path | None, changes: Sequence[str]) -> Path:
     """Make and return the folder to write into: ``out``, else results, or results/quick for quick runs.
 
     Args:
-        out: what ``--out`` names.
-        changes: the options that were given, beside those that choose between results.
+        out: the folder given by ``--out``.
+        changes: the options that were given, except those that select a result.
 
     Raises:
-        ValueError: the folder cannot be written, or figures is to get results of settings other than the defaults.
+        ValueError: the folder cannot be written, or it is figures and the settings are not the defaults.
     """
     if out is None:
         return made(RESULTS / "quick" if "--quick" in changes else RESULTS)
@@ -143,28 +142,28 @@ def out_folder(out: Path | None, changes: Sequence[str]) -> Path:
 
 
 def _kept(plan: Plan, journal: Journal, folder: Path) -> str:
-    """Return what was kept, and how to go on."""
+    """Return which results were kept, and how to resume."""
     if not journal.results:
         return "nothing was finished"
     if not plan.resumes:
         return f"{len(journal.results)} parts were finished"
-    how = f"the same command with --resume --out {shlex.quote(str(folder))} goes on"
+    how = f"to continue, run the same command with --resume --out {shlex.quote(str(folder))}"
     return f"{len(journal.results)} finished trainings are kept in {journal.path}: {how}"
 
 
 def parser_of(name: str, words: str | None, start: str = "python") -> argparse.ArgumentParser:
-    """Return a parser with the options that all experiments have, and what ``--help`` says of this one."""
+    """Return a parser with the options that all experiments have; ``words`` is the description in ``--help``."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"{start} -m experiments {name}", description=words, formatter_class=raw)
     add = parser.add_argument
     add("--out", type=Path, metavar="FOLDER", help=f"where to write (default: {RESULTS}, or {RESULTS}/quick for --quick)")
     add("--quick", action="store_true", help="less than a minute with default data")
-    add("--resume", action="store_true", help="go on where an interruption ended the same command")
+    add("--resume", action="store_true", help="continue an interrupted run of the same command")
     return parser
 
 
 def made(folder: Path, option: str = "out") -> Path:
-    """Return the folder, which now exists and can be written; raise ValueError where that cannot be."""
+    """Make the folder if it is missing and return it; raise ValueError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

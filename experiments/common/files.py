@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path, digits: int = 6) -> None:
-    """Write rows with a header; floats keep ``digits`` digits, six being more than the noise leaves of most."""
+    """Write rows with a header; floats are rounded to ``digits`` digits, by default to more than the noise leaves meaningful."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Keep the finished trainings of a run in a file, so that an interrupted run can go on where it ended."""
+"""Keep the finished trainings of a run in a file, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Result = dict[str, Any]
 class Journal:
     """File with a line of JSON for the settings, then one for each finished training.
 
-    Every digit of a float is kept, NaN and inf too. The file is there from the first finished training on, and always whole: a
-    new one takes the place of the old.
+    Floats keep every digit, NaN and inf too. The file exists once the first training is finished, and is always complete: a
+    new file replaces the old one.
 
     Args:
         path: the file; its folder exists. None keeps the results in memory only.
-        settings: what the results depend on; trainings of other settings are refused.
-        resume: take over the trainings that are there already. Without it they are refused.
+        settings: the settings that the results depend on; trainings with other settings raise ValueError.
+        resume: use the trainings in an existing file. Without ``resume`` such trainings raise ValueError.
 
     Raises:
-        ValueError: the file holds trainings that are not to be taken over, or it is damaged.
+        ValueError: the file holds trainings that must not be used, or it is damaged.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], resume: bool) -> None:
@@ -37,7 +37,7 @@ class Journal:
             self._read(path, resume)
 
     def done(self, training: str, steps: int, train: Callable[[], Result]) -> Result:
-        """Return the result of a training, which takes so many steps of the progress bar: the one that is kept, or a new one."""
+        """Return the kept result of a training, or run it; either way advance the progress bar by ``steps``."""
         self.progress.set_description(training)
         end = self.progress.n + steps
         if training not in self.results:
@@ -49,7 +49,7 @@ class Journal:
         return self.results[training]
 
     def remove(self) -> None:
-        """Remove the file: all is done and written elsewhere."""
+        """Remove the file, once all results are written elsewhere."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -61,17 +61,17 @@ class Journal:
             whole.write_text("\n".join([*lines, ""]), encoding="utf-8")
             whole.replace(path)
         finally:
-            whole.unlink(missing_ok=True)  # there only after an interruption, or where the disk is full
+            whole.unlink(missing_ok=True)  # it exists only after an interruption or on a full disk
         self._size = _size(path)
 
     def _take(self, line: str) -> None:
-        """Read the result from its line, so that what comes back at once is what comes back after ``--resume``."""
+        """Read the result back from its line, so that it is the same now and after ``--resume``."""
         entry = json.loads(line)
         self.results[entry["training"]] = dict(entry["result"])
         self._lines.append(line)
 
     def _read(self, path: Path, resume: bool) -> None:
-        """Take over the trainings of the file; what follows its last line end was cut short, and is run again."""
+        """Read the trainings of the file; an incomplete last line is dropped, and its training runs again."""
         mine = json.loads(self._lines[0])["settings"]
         try:
             first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or self._lines
@@ -91,5 +91,5 @@ class Journal:
 
 
 def _size(path: Path | None) -> int:
-    """Return the bytes of the file, 0 where there is none."""
+    """Return the size of the file in bytes, 0 if there is none."""
     return path.stat().st_size if path is not None and path.exists() else 0

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 BATCH = 32
 VALIDATION_WINDOWS = 512
-LARGEST_NORM = 0.25  # the level of clipping type norm
+LARGEST_NORM = 0.25  # level of clipping type norm
 
 
 class Recurrent(nn.Module):
@@ -63,13 +63,13 @@ MODELS: dict[str, type[LSTM] | type[Transformer]] = {"lstm": LSTM, "transformer"
 
 @torch.no_grad()
 def continuation(model: nn.Module, start: Tensor, length: int, seed: int) -> Tensor:
-    """Return the characters that a model draws one after another from its own predictions.
+    """Return characters that a model draws one after another from its own predictions.
 
     Args:
-        model: characters (batch, length) -> logits of the next ones.
-        start: what the text begins with, shape (characters,); the model sees the last as many of each text.
-        length: how many characters to draw.
-        seed: of the draws.
+        model: maps characters (batch, length) to logits of the next ones.
+        start: beginning of the text, shape (characters,); the model always sees this number of latest characters.
+        length: number of characters to draw.
+        seed: seed of the draws.
     """
     generator, text = torch.Generator().manual_seed(seed), start
     for _ in range(length):

@@ -1,4 +1,4 @@
-"""Name what the numbers were computed with and on."""
+"""Versions and machine that the numbers were computed with."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_device(device: str) -> None:
 
 
 def resident(name: str) -> float:
-    """Return the bytes of resident memory: now (VmRSS), or at the highest point (VmHWM); NaN where the system does not tell."""
+    """Return resident memory in bytes: now (VmRSS) or at its peak (VmHWM); NaN if the system does not report it."""
     status = Path("/proc/self/status")
     found = re.search(rf"{name}:\s*(\d+) kB", status.read_text()) if status.exists() else None
     return 1024.0 * int(found.group(1)) if found else math.nan

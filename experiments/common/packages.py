@@ -7,7 +7,7 @@ from typing import Any
 
 
 def needed(module: str, package: str, what: str) -> Any:
-    """Return an installed module; raise a ValueError that says how to get it where it is missing."""
+    """Return an installed module; if it is missing, raise a ValueError that says how to install it."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -1,7 +1,8 @@
-"""Write sentences and their translations, with a tab between them, from message catalogues of gettext (files .mo).
+"""Write sentences and their translations, separated by tabs, from message catalogues of gettext (.mo files).
 
-``python -m experiments.common.pairs FOLDER... --out FILE`` takes all catalogues in the folders. Debian's packages of translations
-have some: ``apt-get download libreoffice-l10n-fr && dpkg -x libreoffice-l10n-fr*.deb french`` leaves English and French ones.
+``python -m experiments.common.pairs FOLDER... --out FILE`` reads all catalogues in the folders. Debian's packages of
+translations have some: ``apt-get download libreoffice-l10n-fr && dpkg -x libreoffice-l10n-fr*.deb french`` gives English and
+French ones.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from pathlib import Path
 from .packages import needed
 
 SHORTEST, LONGEST = 3, 12  # words of a message
-ACCELERATOR = re.compile(r"~(?=[^\W\d])|(?<!\w)[_&](?=[^\W\d])")  # marks the letter that is underlined in a menu
+ACCELERATOR = re.compile(r"~(?=[^\W\d])|(?<!\w)[_&](?=[^\W\d])")  # marks the underlined letter of a menu entry
 NO_SENTENCE = re.compile(r"[<>{}|\\%$#@=\t\n]")  # markup, placeholders, lists
 
 
 def read_catalogue(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the messages of a catalogue that are sentences, and their translations; raise ValueError where it is damaged."""
+    """Yield the sentences of a catalogue and their translations; raise ValueError if the catalogue is damaged."""
     read_mo = needed("babel.messages.mofile", "Babel", "a catalogue").read_mo
     try:
         with path.open("rb") as file:
             messages = list(read_mo(file))
-    except Exception as error:  # of struct, of a codec, OSError with the number of a format: whatever the file provokes
+    except Exception as error:  # a damaged file may raise anything: struct.error, UnicodeDecodeError, OSError
         raise ValueError(f"FOLDER must hold catalogues of gettext, got {path.name} ({error})") from None
     for message in messages:
         if isinstance(message.id, str) and isinstance(message.string, str):
@@ -39,10 +40,10 @@ def _is_sentence(text: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the pairs, each message once, and say how many they are."""
+    """Write the pairs, each message once, and print their number."""
     parser = argparse.ArgumentParser(prog="python -m experiments.common.pairs", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="where to look for files .mo")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder with .mo files")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     options = parser.parse_args(arguments)
     for folder in options.folders:
         if not folder.is_dir():

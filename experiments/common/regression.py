@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LEVY_SCALE, LARGEST_FACTOR = 0.5, 1e4
-LABEL_NOISE = 10.0  # the size that a factor of LARGEST_FACTOR has in the labels
-DISTANCE = 10.0  # the norm of the start; that of the true weights is 1
+LABEL_NOISE = 10.0  # label noise of a factor of LARGEST_FACTOR
+DISTANCE = 10.0  # norm of the start; the true weights have norm 1
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def make_data(samples: int, features: int, seed: int) -> Data:
 
 
 def levy(generator: np.random.Generator, count: int, scale: float, largest: float) -> NDArray[np.float64]:
-    """Return ``count`` numbers of a Levy distribution, those over ``largest`` drawn again."""
+    """Return ``count`` numbers from a Levy distribution; numbers over ``largest`` are drawn again."""
     values = scale / np.square(generator.standard_normal(count))
     while (beyond := values > largest).any():
         values[beyond] = scale / np.square(generator.standard_normal(int(beyond.sum())))

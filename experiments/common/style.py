@@ -1,4 +1,4 @@
-"""Name the colours of the pictures, which colour-blind readers tell apart (M. Okabe and K. Ito)."""
+"""Colours of the pictures, which colour-blind readers can tell apart (M. Okabe and K. Ito)."""
 
 from __future__ import annotations
 

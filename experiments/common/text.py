@@ -1,4 +1,4 @@
-"""Read text to train on, as numbers: the source of Python's standard library, or the user's own file."""
+"""Text to train on, as character numbers: the source of Python's standard library, or the user's own file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 WINDOW = 64  # characters that a model sees at once
-LIBRARY_BYTES = 1_000_000  # enough for a few hundred steps; the whole library would only take longer to read
+LIBRARY_BYTES = 1_000_000  # enough for a few hundred steps
 HELD_OUT = 10  # every tenth file, or the last tenth of the user's text, is for validation
 UNKNOWN = 0
 
@@ -29,7 +29,7 @@ class Text:
 
     @property
     def alphabet(self) -> int:
-        """Return how many characters there are."""
+        """Return the number of different characters."""
         return len(self.characters)
 
     def spell(self, numbers: Tensor) -> str:
@@ -50,9 +50,9 @@ def load_text(data: Path | None) -> Text:
 
 
 def _standard_library() -> tuple[str, str, str]:
-    """Return a name, the training text and the validation text: whole files but for the last, in the order of their names.
+    """Return a name, the training text and the validation text: files in the order of their names, the last one cut.
 
-    Names that start with an underscore are left out: some of these modules are generated and differ from machine to machine.
+    Names that start with an underscore are skipped: some of these modules are generated and differ from machine to machine.
     """
     left, texts = LIBRARY_BYTES, []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[!_]*.py"), key=lambda path: path.name):
@@ -86,7 +86,7 @@ def _encode(source: str, training: str, validation: str) -> Text:
 
 
 def random_windows(text: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return ``count`` windows from anywhere in the text, and the next character of each entry; shapes (count, WINDOW)."""
+    """Return ``count`` random windows of the text, and the next character of each entry; shapes (count, WINDOW)."""
     return _windows(text, torch.randint(len(text) - WINDOW, (count,), generator=generator))
 
 

@@ -1,4 +1,4 @@
-"""Graphs with node features and classes: Reddit's files, and a small graph that is always there."""
+"""Graphs with node features and classes: Reddit's files, and a small generated graph."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Graph:
         neighbours: shape (edges,), each edge in both directions.
         features: shape (nodes, features).
         labels: the class of each node, shape (nodes,).
-        training: nodes whose classes are trained on.
-        validation: nodes whose classes are held out.
-        test: others of those.
+        training: nodes for training.
+        validation: nodes for validation.
+        test: nodes for tests.
     """
 
     starts: Ints
@@ -54,7 +54,7 @@ def compressed(sources: Ints, targets: Ints, nodes: int) -> tuple[Ints, Ints]:
 
 
 def read_reddit(folder: Path) -> Graph:
-    """Read Reddit (Hamilton, Ying and Leskovec, 2017, https://arxiv.org/abs/1706.02216) as it comes in reddit.zip.
+    """Read Reddit (Hamilton, Ying and Leskovec, 2017, https://arxiv.org/abs/1706.02216) from the files of reddit.zip.
 
     ``reddit_data.npz`` holds feature (nodes, features), label (nodes,) and node_types (nodes,): 1 training, 2 validation, 3 test;
     ``reddit_graph.npz`` is a scipy.sparse matrix of the format coo: row, col and shape.
@@ -99,7 +99,7 @@ def _arrays(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]
             arrays = {} if missing else {name: archive[name] for name in dimensions}
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {wanted}") from None
-    except Exception as error:  # of many kinds: numpy, zipfile, zlib and tokenize have their own
+    except Exception as error:  # numpy, zipfile, zlib and tokenize raise their own errors
         raise ValueError(f"{path} cannot be read ({error}): {wanted}") from None
     if missing:
         raise ValueError(f"{path} has no array {missing[0]}: {wanted}")
@@ -107,7 +107,7 @@ def _arrays(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]
 
 
 def _checked(array: NDArray[Any], dimensions: int, name: str) -> NDArray[Any]:
-    """Return finite numbers of two dimensions, or whole numbers from 0; raise ValueError for others, or none."""
+    """Return an array of finite numbers in two dimensions, or of whole numbers from 0; raise ValueError for others."""
     if array.ndim != dimensions:
         raise ValueError(f"{name} must have {dimensions} dimensions, got shape {array.shape}")
     if not array.size:
@@ -122,18 +122,19 @@ def _checked(array: NDArray[Any], dimensions: int, name: str) -> NDArray[Any]:
 
 
 def block_model(seed: int, nodes: int = 3000, beside: float = 8.0, elsewhere: float = 4.0, known_share: float = 0.3) -> Graph:
-    """Return a stochastic block model of five classes in a circle, each linked with the two beside it more than with the others.
+    """Return a stochastic block model of five classes in a circle; nodes mostly link to the two classes beside their own.
 
-    No node can be told by the commonest class of its neighbours, as it could if classes were linked within: the class between two
-    others is to be found. (P. W. Holland, K. B. Laskey, S. Leinhardt, Stochastic blockmodels: First steps, 1983,
-    https://doi.org/10.1016/0378-8733(83)90021-7.)
+    The commonest class of the neighbours is not the class of a node, as it would be if nodes linked within their class. The model
+    has to find the class between two others. (P. W. Holland, K. B. Laskey, S. Leinhardt, Stochastic blockmodels: First steps,
+    1983, https://doi.org/10.1016/0378-8733(83)90021-7.)
 
     Args:
-        seed: of all that is drawn.
-        nodes: a fifth of them in each class.
+        seed: seed of all draws.
+        nodes: number of nodes; each class has a fifth of them.
         beside: mean number of neighbours in the two classes beside a node's own.
         elsewhere: the same in its own class and the other two.
-        known_share: of the nodes whose class is told; half of the others are trained on, a quarter each validate and test.
+        known_share: share of nodes whose class is a feature; half of the other nodes are for training, a quarter each for
+            validation and tests.
     """
     random = np.random.default_rng(seed)
     labels = random.permutation(np.arange(nodes) % CLASSES)
@@ -160,7 +161,7 @@ def block_model(seed: int, nodes: int = 3000, beside: float = 8.0, elsewhere: fl
 
 
 def table_of_neighbours(graph: Graph) -> float:
-    """Return the test accuracy of naming the commonest class of training nodes with the same commonest known neighbour."""
+    """Return the test accuracy of a table from the commonest class of the known neighbours to the commonest class."""
     known = graph.features[:, :-1]
     votes = np.array([known[graph.neighbours[a:b]].sum(0) for a, b in pairwise(graph.starts)])
     commonest = np.where(votes.any(1), votes.argmax(1), votes.shape[1])
@@ -173,14 +174,14 @@ def sample_neighbourhood(graph: Graph, nodes: Ints, sizes: Sequence[int], random
     """Sample the neighbourhood of some nodes, as in GraphSAGE (Hamilton et al., 2017).
 
     Args:
-        graph: where from.
-        nodes: the nodes of a batch, none twice.
-        sizes: how many neighbours of each node are taken at most, hop by hop; without replacement.
-        random: what draws.
+        graph: graph to sample from.
+        nodes: different nodes, those of a batch.
+        sizes: largest number of neighbours of each node, hop by hop; drawn without replacement.
+        random: generator of the draws.
 
     Returns:
-        The nodes of the neighbourhood, those of the batch first; and of each sampled edge the place of its neighbour and of
-        the node to which it is one.
+        The nodes of the neighbourhood, those of the batch first; and for each sampled edge the places of the neighbour and of
+        the node.
     """
     edges = [np.empty((2, 0), dtype=np.int64)]
     found = frontier = np.asarray(nodes, dtype=np.int64)
@@ -196,8 +197,8 @@ def sample_neighbourhood(graph: Graph, nodes: Ints, sizes: Sequence[int], random
 def _sample_edges(graph: Graph, nodes: Ints, size: int, random: np.random.Generator) -> Ints:
     """Draw up to ``size`` edges to each node, shape (2, edges): neighbour, node.
 
-    Nodes with more are sampled as by J. Bentley and R. Floyd (1987, https://doi.org/10.1145/30401.315746), in time that does
-    not grow with their neighbours, of which some posts of Reddit have 20,000.
+    Nodes with more edges are sampled as by J. Bentley and R. Floyd (1987, https://doi.org/10.1145/30401.315746), in a time that
+    does not grow with the number of edges; some posts of Reddit have 20,000.
     """
     degrees = graph.starts[nodes + 1] - graph.starts[nodes]
     few, many = np.flatnonzero(degrees <= size), np.flatnonzero(degrees > size)

@@ -1,4 +1,4 @@
-"""Images in the IDX files of MNIST (LeCun, Bottou, Bengio, Haffner, 1998, https://doi.org/10.1109/5.726791) and its relatives."""
+"""Images in IDX files, as of MNIST (LeCun, Bottou, Bengio, Haffner, 1998, https://doi.org/10.1109/5.726791)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Images = tuple[Tensor, Tensor]  # uint8 (count, height, width), and labels (coun
 
 
 def is_idx(folder: Path) -> bool:
-    """Return whether a folder has such files."""
+    """Return whether a folder has IDX files."""
     return _found(folder, "train-images-idx3-ubyte") is not None
 
 
@@ -37,7 +37,7 @@ def _found(folder: Path, name: str) -> Path | None:
 
 
 def _read(folder: Path, name: str, dimensions: int) -> Tensor:
-    """Return the bytes of a file; its magic number says that they are unsigned and how many sizes come before them."""
+    """Return the bytes of a file, whose header has their type, dimensions and sizes."""
     path = _found(folder, name)
     if path is None:
         raise ValueError(f"data must be a folder with {LAYOUT}, got {str(folder)!r} without {name}")

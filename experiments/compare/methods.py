@@ -1,4 +1,4 @@
-"""Methods of ``compare``, and the levels among which each chooses."""
+"""Methods of ``compare``, and the levels that each of them tries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch_clipped import AdaGC, ClippedAdam, ClippedSGD, Constant, Quantile
 from torch_clipped.clipping import CLIPPING_TYPES
 
-FACTORS = (1 / 3, 1.0, 3.0)  # of the levels that are tried
+FACTORS = (1 / 3, 1.0, 3.0)  # of the levels to try, relative to the default
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], Callable[..., Optimizer], dict[str, Any]]] = {
     "SGD": (SGD, ClippedSGD, {"momentum": 0.9}),
     "Adam": (Adam, ClippedAdam, {}),
@@ -22,7 +22,7 @@ CLIPPINGS: dict[str, dict[str, Any]] = {name: {"clipping_type": name} for name i
     "skip": {"clipping_type": "zscore", "clipping_action": "skip", "clipping_window": 128}
 }
 SKIP_LEVEL = 6.0  # standard deviations, as in OLMo-core
-# How a factor changes a level that does not grow with it: the share above a quantile does, and what AdaGC's ratio is over 1.
+# Levels that are not multiplied by a factor: for a quantile it multiplies the share above, for AdaGC the ratio minus 1.
 _CHANGES: dict[type, Callable[[float, float], float]] = {
     Quantile: lambda level, factor: 1 - (1 - level) * factor,
     AdaGC: lambda level, factor: 1 + (level - 1) * factor,
@@ -31,21 +31,21 @@ _CHANGES: dict[type, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """Optimizer without learning rate and level; ``baseline`` is the label of the unclipped one."""
+    """Optimizer without learning rate and level; ``baseline`` is the label of the unclipped optimizer."""
 
     baseline: str
     clipping: str | None = None  # a key of CLIPPINGS
 
     @property
     def label(self) -> str:
-        """Return what tables and pictures call it."""
+        """Return the name in tables and pictures."""
         return self.baseline if self.clipping is None else f"{self.baseline} {self.clipping}"
 
     def levels(self, length: float) -> tuple[float | None, ...]:
         """Return the levels to try: the default of the type and those a factor of 3 below and above.
 
         Args:
-            length: a level of type norm that suits the gradients; levels that are lengths are scaled by it.
+            length: a level of type norm that fits the gradients; constant levels are scaled by it.
         """
         if self.clipping is None:
             return (None,)
@@ -61,5 +61,5 @@ class Method:
         """Return the optimizer."""
         plain, clipped, arguments = OPTIMIZERS[self.baseline]
         if self.clipping is None:
-            return plain(parameters, lr=lr, fused=True, **arguments)  # as a clipped one: other kernels round otherwise
+            return plain(parameters, lr=lr, fused=True, **arguments)  # as in clipped optimizers: other kernels round differently
         return clipped(parameters, lr=lr, clipping_level=level, **arguments, **CLIPPINGS[self.clipping])

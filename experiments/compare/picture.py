@@ -1,4 +1,4 @@
-"""Draw the pictures of ``compare`` from the files it has written."""
+"""Draw the pictures of ``compare`` from its files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _label(one: Summary) -> str:
 
 
 def _draw_differences(axes: Axes, ordered: Sequence[Summary], beside: Axes) -> None:
-    """Draw the mean differences from the same optimizer without clipping, with their intervals, at the places of the methods."""
+    """Draw the mean differences from the same optimizer without clipping, with their intervals, in the rows of the methods."""
     for place, one in enumerate(ordered):
         apart = one["difference"]
         if apart is not None and apart["mean"] is not None:
@@ -71,7 +71,7 @@ def _draw_differences(axes: Axes, ordered: Sequence[Summary], beside: Axes) -> N
     axes.set_yticks(range(len(ordered)), [""] * len(ordered))
     axes.set_ylim(beside.get_ylim())
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set(xlabel="difference from no clipping, 95 % interval\n(filled: leaves out 0)")
+    axes.set(xlabel="difference from no clipping, 95 % interval\n(filled: excludes 0)")
     axes.grid(alpha=0.3)
 
 
@@ -81,7 +81,7 @@ def _draw_courses(axes: Axes, csv: Path, ordered: Sequence[Summary], metric: str
     chosen += [one for name in COLOURS if (one := best_clipped(ordered, name)) is not None]
     values: dict[str, dict[int, list[float]]] = {one["method"]: {} for one in chosen}
     for row in read_csv(csv):
-        if row["method"] in values and row["validation_metric"] and int(row["step"]):  # the start would hide the differences
+        if row["method"] in values and row["validation_metric"] and int(row["step"]):  # step 0 would hide the differences
             values[row["method"]].setdefault(int(row["step"]), []).append(float(row["validation_metric"]))
     for one in chosen:
         means = {step: float(np.mean(of_seeds)) for step, of_seeds in sorted(values[one["method"]].items())}
@@ -100,7 +100,7 @@ def plot_details(written: Summary, picture: Path) -> None:
     figure = Figure(figsize=(12, 2.4 * lines + 0.8), layout="constrained")
     figure.suptitle(f"Tuning: validation {written['settings']['metric']} with the first tuning seed, by learning rate and level")
     panels = figure.subplots(lines, DETAILS, sharey=True, squeeze=False).flat
-    for one, panel in zip(methods, panels, strict=False):  # in this order, which takes no panel too many
+    for one, panel in zip(methods, panels, strict=False):  # this order, so that zip takes no extra panel
         levels = sorted({candidate["level"] for candidate in one["candidates"]}, key=lambda level: -1 if level is None else level)
         for level, marker in zip(levels, "osD", strict=False):
             own = sorted((c for c in one["candidates"] if c["level"] == level), key=lambda c: float(c["lr"]))

@@ -1,6 +1,6 @@
-"""Residual networks: ResNet-18, and one of the same kind for images of a few pixels.
+"""Residual networks: ResNet-18, and a small one for images of a few pixels.
 
-Written here because torchvision's wheels run only with the very build of torch that they were made for.
+Not from torchvision, whose wheels run only with one build of torch.
 
 References:
     He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2016, https://arxiv.org/abs/1512.03385
@@ -15,7 +15,7 @@ from torch.nn.functional import relu
 
 
 class Block(nn.Module):
-    """Pair of convolutions of 3 x 3 beside a shortcut, which is a convolution of 1 x 1 where the shapes differ."""
+    """Pair of convolutions of 3 x 3 beside a shortcut, which is a convolution of 1 x 1 if the shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Block(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
-    """Return a convolution with batch normalization behind it."""
+    """Return a convolution followed by batch normalization."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))

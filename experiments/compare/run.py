@@ -1,9 +1,9 @@
-"""Clipping types against torch's SGD and Adam on a task, each with a learning rate and a level of its own.
+"""Clipping types against torch's SGD and Adam on a task, each with its own learning rate and level.
 
-``python -m experiments compare --task TASK`` trains all methods from the same start on the same batches. Learning rates go by
-factors of 2, levels by factors of 3. They are chosen by the metric on validation data: all candidates with one seed, the best
-third with three, and the grid of learning rates is widened while an end of it wins. Results are those of other seeds on test
-data. The clippings that are best with SGD are tried with Adam, too.
+``python -m experiments compare --task TASK`` trains all methods from the same start on the same batches. Learning rates differ
+by factors of 2, levels by factors of 3. They are chosen by the metric on validation data: all candidates with one seed, then the
+best third with three seeds. The grid of learning rates is widened while one of its ends is best. Results are from other seeds, on
+test data. The clippings that are best with SGD are also tried with Adam.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .training import Training, train
 from .tuning import TUNING_SEEDS, outcomes
 
 FEW = ("norm", "auto", "skip")  # clippings of a quick run
-POINTS = 10  # at which the metric on validation data is measured in the trainings of the results
+POINTS = 10  # measurements of the validation metric in each training of the results
 QUICK = {"quick": True, "seeds": 2}
 
 
@@ -46,7 +46,7 @@ def plan(
     wandb: bool = False,
     quick: bool = False,
 ) -> Plan:
-    """Return the trainings of a task, and what they write; ``steps`` None are those of the task."""
+    """Return the plan of a task; ``steps`` None means the default of the task."""
     if not 1 <= seeds <= TUNING_SEED:
         raise ValueError(f"seeds must be at least 1 and at most {TUNING_SEED}, got {seeds}")
     if steps is not None and steps < 1:
@@ -79,13 +79,13 @@ def plan(
         steps=expected,
         train=partial(train_all, loaded, settings),
         write=partial(write, loaded, settings, name, wandb),
-        writes_parts=False,  # a method is compared with others, which may be missing
+        writes_parts=False,  # methods are compared with others, which may be missing
         choices=("task", "data", "wandb"),
     )
 
 
 def train_all(task: Task, settings: dict[str, Any], journal: Journal) -> None:
-    """Take the trainings that :func:`experiments.compare.tuning.outcomes` asks for, or find them in the journal."""
+    """Run the trainings that :func:`experiments.compare.tuning.outcomes` needs, unless the journal has them."""
     steps = settings["steps"]
 
     def trained(method: Method, lr: float, level: float | None, seed: int) -> Training:
@@ -95,7 +95,9 @@ def train_all(task: Task, settings: dict[str, Any], journal: Journal) -> None:
         return _read(journal.done(_name(method.label, lr, level, seed), steps, lambda: asdict(new())))
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush or overflow every gradient
+        warnings.simplefilter(
+            "ignore", ClippingWarning
+        )  # about the ends of a grid, where every gradient may be clipped to nothing or overflow
         outcomes([*settings["clippings"]], settings["learning_rates"], settings["seeds"], trained)
 
 
@@ -141,10 +143,10 @@ def main(arguments: Sequence[str]) -> int:
     """Train, write compare_TASK.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
     parser = parser_of("compare", __doc__)
     add = parser.add_argument
-    add("--task", choices=TASKS, required=True, help="what is learned")
-    add("--data", type=Path, metavar="PATH", help="the field's own data set (default: a small one that is always there)")
+    add("--task", choices=TASKS, required=True, help="task to train on")
+    add("--data", type=Path, metavar="PATH", help="data set of your own (default: a small data set)")
     add("--pretrained", type=Path, metavar="FOLDER", help="weights and tokenizer to start from, for task text with --data")
-    add("--seeds", type=int, help="how many seeds of the results (default: 6)")
+    add("--seeds", type=int, help="number of seeds of the results (default: 6)")
     add("--steps", type=int, help="steps of each training (default: by task)")
     add("--device", help="default: cpu")
     add("--wandb", action="store_true", default=None, help="log the results as offline runs of Weights & Biases, in wandb/")

@@ -1,4 +1,4 @@
-"""Images with a class for each pixel: PascalVOC's files, and shapes that are drawn by a seed."""
+"""Images with a class for each pixel: PascalVOC's files, and shapes drawn at random."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 VOC = Path("VOCdevkit", "VOC2012")
 VOC_CLASSES = 21  # the background and 20 kinds of objects
-BORDER = 255  # the label of the outlines of objects, which belong to no class
+BORDER = 255  # label of the outlines of objects, which belong to no class
 SHAPES = ("background", "circle", "square", "triangle")
 SHAPE_SIZE = 32  # pixels on a side
-EDGE = 4  # the centres of shapes are so many pixels inside
-NEAREST, BILINEAR = 0, 2  # as Pillow numbers ways to resize
+EDGE = 4  # smallest distance of the centre of a shape from the edge, in pixels
+NEAREST, BILINEAR = 0, 2  # Pillow's numbers of its resampling filters
 Pictures = tuple[Tensor, Tensor]  # images, uint8 (count, 3, height, width), and labels, uint8 (count, height, width)
 
 
@@ -29,13 +29,13 @@ def read_voc(folder: Path, split: str, size: int, most: int) -> Pictures:
     """Return the images of a split of PascalVOC 2012 (Everingham et al., 2010, https://doi.org/10.1007/s11263-009-0275-4).
 
     Args:
-        folder: with VOCdevkit/VOC2012, as it lies in the archive VOCtrainval_11-May-2012.tar.
+        folder: folder with VOCdevkit/VOC2012, as in the archive VOCtrainval_11-May-2012.tar.
         split: "train" or "val": the file of that name in ImageSets/Segmentation lists the images.
-        size: height and width to which images and labels are brought; labels by their nearest pixel.
-        most: no more images than that are read, evenly from the list, which is in the order of the years.
+        size: height and width after resizing; labels take the nearest pixel.
+        most: largest number of images to read, spread evenly over the list, which is in the order of the years.
 
     Raises:
-        ValueError: a file is missing or damaged; the words say which and what was expected.
+        ValueError: a file is missing or damaged; the message names the file and the expected content.
     """
     listing = folder / VOC / "ImageSets" / "Segmentation" / f"{split}.txt"
     try:
@@ -82,8 +82,8 @@ def draw_shapes(count: int, seed: int) -> Pictures:
     Colours are random, but circles have much red, squares much green, and triangles much blue.
 
     Args:
-        count: images.
-        seed: of all that is drawn.
+        count: number of images.
+        seed: seed of all draws.
     """
     random = np.random.default_rng(seed)
     drawn = [_draw_image(random) for _ in range(count)]
@@ -106,11 +106,11 @@ def _draw_image(random: np.random.Generator) -> tuple[Any, Any]:
 
 
 def _inside(shape: str, centre: Any, radius: float) -> Any:
-    """Return which pixels lie in a shape whose corners, or edge, are ``radius`` from its centre; polygons stand on a side."""
+    """Return the pixels inside a shape whose corners, or edge, are at ``radius`` from its centre; polygons rest on a side."""
     down, right = np.mgrid[:SHAPE_SIZE, :SHAPE_SIZE] - np.reshape(centre, (2, 1, 1))
     if shape == "circle":
         return np.hypot(down, right) <= radius
     corners = {"square": 4, "triangle": 3}[shape]
     sides = np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
-    reach = radius * np.cos(np.pi / corners)  # of a side from the centre
+    reach = radius * np.cos(np.pi / corners)  # distance of a side from the centre
     return np.all([down * np.sin(side) + right * np.cos(side) <= reach for side in sides], axis=0)

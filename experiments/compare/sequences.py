@@ -17,16 +17,16 @@ from torch_clipped import groups_by_module
 from .task import Grids
 from .task_parts import Grouped, device_of, evaluating, seeded, shuffled
 
-PADDING, END, UNKNOWN, FIRST = range(4)  # numbers of symbols; a target begins with END, too
+PADDING, END, UNKNOWN, FIRST = range(4)  # numbers of symbols; a target begins and ends with END
 WIDTH = 64
-EVALUATED = 300  # pairs of training and validation data that are measured, at most
+EVALUATED = 300  # largest number of training and validation pairs to evaluate
 Symbols = Sequence[Hashable]
 Pair = tuple[Symbols, Symbols]  # source and target
 Numbers = list[tuple[list[int], list[int]]]  # of pairs
 
 
 class Encoder(nn.Module):
-    """Source symbols -> a state for each of them, and the last one, in both directions."""
+    """Source symbols -> a state for each symbol, and the last state, in both directions."""
 
     def __init__(self, symbols: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
 
 
 class EncoderDecoder(Grouped):
-    """Encoder and decoder, which are clipped apart."""
+    """Encoder and decoder, which are clipped separately."""
 
     def __init__(self, sources: int, targets: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class EncoderDecoder(Grouped):
         return logits
 
     def answer(self, source: Tensor, lengths: Tensor, longest: int) -> Tensor:
-        """Return the likeliest target symbols one after the other, shape (pairs, longest)."""
+        """Return the likeliest target symbols, chosen one after another, shape (pairs, longest)."""
         states, last = self.encoder(source, lengths)
         said = torch.full((len(source), 1), END, device=source.device)
         for _ in range(longest):
@@ -84,14 +84,14 @@ class Sequences:
     """Task of a target sequence for each source sequence; see :class:`experiments.compare.task.Task`.
 
     Args:
-        name, metric: of the task.
-        pairs: sources, all different, and their targets.
-        what: the pairs in words, for the attribute ``source``.
-        trivial: the method that answers with the target of the next source in the alphabet, in words.
-        held_out: how many pairs are for validation, and how many for tests.
-        rare: symbols that the training data have less often are unknown.
-        seed: of the split.
-        quick: few steps.
+        name, metric: those of the task.
+        pairs: different sources, and their targets.
+        what: name of the pairs in the attribute ``source``.
+        trivial: name of the method that answers with the target of the next source in the alphabet.
+        held_out: number of pairs for validation, and for tests.
+        rare: symbols that occur less often in the training data count as unknown.
+        seed: seed of the split.
+        quick: take few steps.
     """
 
     decays = False
@@ -143,7 +143,7 @@ class Sequences:
         return cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=PADDING)
 
     def evaluate(self, model: nn.Module, part: str) -> float:
-        """Return 1 - edits / target symbols: edits that turn the answers into the targets. An unknown symbol is never right."""
+        """Return 1 - edits / target symbols, with the edits from answers to targets; an unknown symbol is never right."""
         assert isinstance(model, EncoderDecoder)
         pairs = self._parts[part]
         source, lengths, _ = padded(pairs, device_of(model))
@@ -154,13 +154,13 @@ class Sequences:
 
 
 def numbered(sequences: Iterable[Symbols], rare: int) -> Mapping[Hashable, int]:
-    """Return the numbers of the symbols that stand at least ``rare`` times in the sequences, in their order."""
+    """Return the numbers of the symbols that occur at least ``rare`` times in the sequences, in sorted order."""
     counts = Counter(symbol for sequence in sequences for symbol in sequence)
     return {symbol: number for number, symbol in enumerate(sorted(one for one in counts if counts[one] >= rare), FIRST)}
 
 
 def padded(pairs: Numbers, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sources, their lengths (on the CPU), and targets with END behind them; shorter ones are padded."""
+    """Return sources, their lengths (on the CPU), and targets followed by END; shorter ones are padded."""
     lengths = torch.tensor([len(source) for source, _ in pairs])
     sources = pad_sequence([torch.tensor(source) for source, _ in pairs], batch_first=True, padding_value=PADDING)
     targets = pad_sequence([torch.tensor([*target, END]) for _, target in pairs], batch_first=True, padding_value=PADDING)
@@ -179,12 +179,12 @@ def edits(one: Sequence[object], other: Sequence[object]) -> int:
 
 
 def share_right(answers: Sequence[Sequence[object]], right: Sequence[Sequence[object]]) -> float:
-    """Return 1 - error rate: edits by the number of right symbols."""
+    """Return 1 - error rate, where the error rate is edits / target symbols."""
     return 1 - sum(map(edits, answers, right)) / sum(map(len, right))
 
 
 def neighbours_share(training: Sequence[Pair], test: Sequence[Pair]) -> float:
-    """Return the metric of answering each test source with the target of the training source after it in the alphabet."""
+    """Return the metric if each test source gets the target of the next training source in the alphabet."""
     known, asked = {tuple(source): target for source, target in training}, {tuple(source): target for source, target in test}
     answers: dict[Symbols, Symbols] = {}
     following: Symbols = ()

@@ -13,12 +13,12 @@ from .training import Training
 from .tuning import Outcome
 
 CONFIDENCE = 0.95
-USABLE = 0.1  # of the way from the best metric down to that of the trivial method
+USABLE = 0.1  # largest loss of a usable learning rate, as a share of the gain over the trivial method
 Summary = dict[str, Any]
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Return a row for each block of steps of each result; step 0 is the start, whose loss is not measured."""
+    """Return a row for each block of steps of each result; step 0 is before training, without a loss."""
     found = []
     for one in (result for outcome in outcomes for result in outcome.results):
         blocks, points = {block[0]: block[1:] for block in one.curve}, dict(one.points)
@@ -31,7 +31,7 @@ def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def summarize(outcome: Outcome, baseline: Outcome, trivial: float) -> Summary:
-    """Return the choice of a method and how it was found, its results, and the paired differences from its baseline."""
+    """Return the learning rate and level of a method, their tuning, its results, and its paired differences from the baseline."""
     method, results = outcome.method, outcome.results
     lrs = [one.lr for one in outcome.candidates]
     levels = [one.level for one in outcome.candidates if one.level is not None]
@@ -54,7 +54,7 @@ def summarize(outcome: Outcome, baseline: Outcome, trivial: float) -> Summary:
 
 
 def usable(outcome: Outcome, trivial: float) -> Summary:
-    """Return the learning rates around the best one of the first tuning seed, at the best level, that are nearly as good."""
+    """Return the range of learning rates around the best one that are nearly as good, by the first tuning seed."""
     best = max(outcome.candidates, key=Training.score)
     own = sorted((one for one in outcome.candidates if one.level == best.level), key=lambda one: one.lr)
     bar = best.score()[0] - USABLE * (best.score()[0] - trivial)
@@ -68,9 +68,9 @@ def usable(outcome: Outcome, trivial: float) -> Summary:
 
 
 def difference(results: Sequence[Training], baseline: Sequence[Training]) -> Summary:
-    """Return mean and t-interval of the differences in the test metric, seed by seed, of the seeds with which none diverged.
+    """Return mean and t-interval of the differences in the test metric, over the seeds with which neither diverged.
 
-    Where clipping diverged with more seeds than its baseline, the seeds that are left say neither better nor worse.
+    If clipping diverged with more seeds than its baseline, the verdict is neither better nor worse.
     """
     pairs = [(one.test, other.test) for one, other in zip(results, baseline, strict=True)]
     values = np.array([one - other for one, other in pairs if math.isfinite(one) and math.isfinite(other)])
@@ -85,7 +85,7 @@ def difference(results: Sequence[Training], baseline: Sequence[Training]) -> Sum
 
 
 def best_clipped(methods: Sequence[Summary], baseline: str) -> Summary | None:
-    """Return the clipped method that tuning, which knows no test data, found best with this optimizer; None if none is left."""
+    """Return the clipped method with the best tuning score for this optimizer; None if there is none."""
     own = [one for one in methods if one["baseline"] == baseline and one["test"]["mean"] is not None]
     return max(own, key=lambda one: float(one["tuning_score"]), default=None)
 
@@ -96,5 +96,5 @@ def _candidate(one: Training) -> Summary:
 
 
 def _spread(values: list[float]) -> Summary:
-    """Return mean and range over the seeds; not finite, and so null in the file, where one diverged."""
+    """Return mean and range over the seeds; not finite, so null in the file, if one diverged."""
     return {"mean": float(np.mean(values)), "lowest": float(np.min(values)), "highest": float(np.max(values)), "by_seed": values}

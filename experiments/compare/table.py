@@ -1,4 +1,4 @@
-"""Turn the summary of ``compare`` into lines of text."""
+"""Format the summary of ``compare`` as text."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import Any
 from ..common.tables import aligned
 from .summary import best_clipped
 
-CHANCE = 0.05  # of an interval that leaves out a difference of 0 where there is none
+CHANCE = 0.05  # of an interval that excludes 0 although there is no difference
 
 
 def table(written: dict[str, Any]) -> str:
-    """Return a line for each method, the best first, and what was shown."""
+    """Return a line for each method, the best first, and the claims."""
     settings, methods = written["settings"], written["methods"]
     title = f"{settings['task']}, {settings['source']}: {settings['steps']} steps, {len(settings['seeds'])} seeds"
     header = ("", "lr", "level", f"test {settings['metric']}", "training loss", "clip rate", "usable lr", "against its baseline")
     ordered = sorted(methods, key=lambda one: one["test"]["mean"] if one["test"]["mean"] is not None else -1e9, reverse=True)
     trivial = (written["trivial"]["method"], "-", "-", f"{written['trivial']['test']:.4f}", "-", "-", "-", "-")
     notes = [
-        "Test: mean over the seeds (lowest, highest). Usable lr: how far apart the learning rates are that cost at most a tenth",
-        "of what the best gains over the trivial method (* the range goes on beyond the grid). Against its baseline: mean",
-        "difference of the test metric from the same optimizer without clipping, with its 95 % interval over the seeds, which",
-        "says nothing of the chance in the choice of learning rate and level.",
+        "Test: mean over the seeds (lowest, highest). Usable lr: ratio of the largest to the smallest learning rate that costs",
+        "at most a tenth of the gain of the best one over the trivial method (* up to an end of the grid, possibly further).",
+        "Against its baseline: mean difference of the test metric from the same optimizer without clipping, with the 95 %",
+        "interval over the seeds, which does not include the chance in the choice of learning rate and level.",
     ]
     ends = [f"{one['method']} ({one['lr']:g})" for one in methods if one["lr_is_an_end_of_the_grid"]]
     if ends:
-        notes.append(f"The learning rate is an end of its grid, a better one may lie beyond: {', '.join(ends)}.")
+        notes.append(f"The learning rate is an end of its grid; a better one may lie beyond: {', '.join(ends)}.")
     return "\n".join([title, "", *aligned([header, *map(_cells, ordered), trivial]), "", *notes, "", *claims(written)])
 
 
 def claims(written: dict[str, Any]) -> list[str]:
-    """Return what was shown, what was not, and against what."""
+    """Return sentences: what was shown, what was not, and the expected number of chance results."""
     compared = [one for one in written["methods"] if one["difference"] is not None]
     sentences = {
         "better": "Better than without clipping",
         "worse": "Worse than without clipping",
         "diverged": "Diverged with more seeds than without clipping",
-        "too few pairs": "Not compared, since fewer than two seeds are left",
+        "too few pairs": "Not compared, because fewer than two seeds are left",
     }
     by_words = {words: [one["method"] for one in compared if one["difference"]["words"] == words] for words in sentences}
     rest = len(compared) - sum(map(len, by_words.values()))
     return [
         *(f"{sentences[words]}: {', '.join(names)}." for words, names in by_words.items() if names),
         f"No difference shown for {rest} of {len(compared)} clipped methods; by chance alone, {CHANCE * len(compared):.1f} of "
-        f"{len(compared)} intervals would leave out 0.",
+        f"{len(compared)} intervals would exclude 0.",
     ]
 
 
@@ -77,7 +77,7 @@ def spread(values: dict[str, Any], digits: int = 4) -> str:
 
 
 def guide_table(summaries: Sequence[dict[str, Any]]) -> str:
-    """Return a row for each task, in Markdown: the trivial method, both optimizers without clipping and with the best one."""
+    """Return a row for each task, in Markdown: the trivial method, and both optimizers without and with the best clipping."""
     head = (
         "task, test metric",
         "trivial method",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-TASKS = {  # modules with a function ``load``, imported when named: each may need packages of its own
+TASKS = {  # modules with a function ``load``, imported only when used: each may need packages of its own
     "image": "experiments.compare.task_image",
     "perceptron": "experiments.compare.task_perceptron",
     "segmentation": "experiments.compare.task_segmentation",
@@ -22,7 +22,7 @@ TASKS = {  # modules with a function ``load``, imported when named: each may nee
     "acrobot": "experiments.compare.task_acrobot",
 }
 PARTS = ("train", "validation", "test")
-DECAY = "learning rate decays to 0"  # in the source of a task
+DECAY = "learning rate decays to 0"  # part of the ``source`` of a task
 Grids = Mapping[str, tuple[float, ...]]
 
 
@@ -32,12 +32,12 @@ class Task(Protocol):
     Attributes:
         name: a key of ``TASKS``.
         metric: "accuracy", "mean IoU", "Matthews correlation", ...
-        batch: samples of a batch.
-        steps: of a training, unless the user says otherwise.
-        source: one line about model and data, and the learning rate where it decays.
-        learning_rates: where the search begins, for "SGD" (with momentum 0.9) and "Adam": ascending by factors of 2.
+        batch: number of samples in a batch.
+        steps: default number of steps of a training.
+        source: one line about model and data, and about the learning rate if it decays.
+        learning_rates: first grid of the search, for "SGD" (with momentum 0.9) and "Adam": ascending by factors of 2.
         decays: whether the learning rate decays to 0, linearly over the steps.
-        trivial: a method that learns next to nothing, in words, and its metric on the test data.
+        trivial: name of a method that learns next to nothing, and its metric on the test data.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Task(Protocol):
     trivial: tuple[str, float]
 
     def make_model(self, seed: int) -> nn.Module:
-        """Return a new model on the CPU, the same for the same seed; torch's global random numbers stay as they are."""
+        """Return a new model on the CPU, the same for the same seed; torch's global random state does not change."""
         ...
 
     def batches(self, seed: int) -> Iterator[Any]:
@@ -64,7 +64,7 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, part: str) -> float:
         """Return the metric on a fixed part of the data, one of ``PARTS``; no two parts have samples in common.
 
-        The model is in evaluation mode meanwhile, and as it was before afterwards.
+        The model is in evaluation mode during the call, and back in its former mode after it.
         """
         ...
 
@@ -74,10 +74,10 @@ def load(name: str, data: Path | None, pretrained: Path | None, seed: int, quick
 
     Args:
         name: a key of ``TASKS``.
-        data: folder with the field's own data set, None for the small one that is always there.
-        pretrained: folder with weights to start from; only the task text uses any.
-        seed: of data that are drawn and of splits; the same data for all trainings.
-        quick: smaller and shorter.
+        data: folder with a data set, None for the small default one.
+        pretrained: folder with weights to start from; only for the task text.
+        seed: seed of generated data and of splits; all trainings have the same data.
+        quick: make the task smaller and shorter.
 
     Raises:
         ValueError: files or packages are missing or damaged.

@@ -24,12 +24,16 @@ DISCOUNT = 0.99
 EPISODES = 8  # of a batch
 EVALUATED = 10  # episodes
 WIDTH = 64
-SEEDS = {"train": 10**9, "validation": 2 * 10**9, "test": 3 * 10**9}  # of the first episode that measures; trainings are below
+SEEDS = {
+    "train": 10**9,
+    "validation": 2 * 10**9,
+    "test": 3 * 10**9,
+}  # of the first episode of each evaluation; those of trainings are below
 Episode = tuple[Tensor, Tensor, list[float]]  # observations, actions, rewards
 
 
 class Control:
-    """Task of the sum of the rewards of an episode; see :class:`experiments.compare.task.Task`."""
+    """Task to maximize the sum of the rewards of an episode; see :class:`experiments.compare.task.Task`."""
 
     metric = "mean return"
     decays = False
@@ -74,9 +78,9 @@ class Control:
 
     @torch.no_grad()
     def play(self, model: nn.Module | None, seeds: Sequence[int]) -> list[Episode]:
-        """Play an episode for each seed, side by side, with random actions where there is no model; seeds decide all."""
+        """Play an episode for each seed, side by side, with random actions without a model; the seeds determine everything."""
         environments = [self._gymnasium.make(self._environment) for _ in seeds]
-        randoms = [np.random.default_rng([seed, 1]) for seed in seeds]  # other numbers than those of the environment, same seed
+        randoms = [np.random.default_rng([seed, 1]) for seed in seeds]  # random numbers apart from those of the environment
         seen = [[environment.reset(seed=seed)[0]] for environment, seed in zip(environments, seeds, strict=True)]
         taken: list[list[int]] = [[] for _ in seeds]
         rewards: list[list[float]] = [[] for _ in seeds]
@@ -119,6 +123,6 @@ ENVIRONMENTS: dict[str, tuple[str, Grids]] = {
 
 
 def task(name: str, data: Path | None, quick: bool) -> Task:
-    """Return the task of that name; raise ValueError where the package is missing, or where ``data`` are named."""
+    """Return the task of that name; raise ValueError if the package is missing or ``data`` is given."""
     refuse_data(data, name, "whose data are played")
     return Control(name, *ENVIRONMENTS[name], quick)

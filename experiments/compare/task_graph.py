@@ -1,6 +1,6 @@
-"""Task graph of ``compare``: classes of nodes by GraphConv layers on sampled neighbourhoods.
+"""Task graph of ``compare``: classify nodes with GraphConv layers on sampled neighbourhoods.
 
-By default: five classes in a stochastic block model, of which three nodes in ten tell theirs. The model sees those and the edges.
+By default: five classes in a stochastic block model. The model sees the edges, and the classes of three nodes in ten.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .graphs import Graph, Ints, block_model, read_reddit, sample_neighbourhood,
 from .task import Grids
 from .task_parts import commonest_share, device_of, evaluating, evenly, seeded
 
-SIZES = (25, 10)  # neighbours that are sampled, hop by hop: those of GraphSAGE
-EVALUATED = 2048  # nodes of each kind at the most
+SIZES = (25, 10)  # sampled neighbours, hop by hop, as in GraphSAGE
+EVALUATED = 2048  # largest number of nodes of each kind
 EVALUATION_BATCH = 512
 
 
@@ -56,7 +56,7 @@ class GraphNet(nn.Module):
 
 
 class GraphTask:
-    """Classes of nodes; see :class:`experiments.compare.task.Task`."""
+    """Task to classify nodes; see :class:`experiments.compare.task.Task`."""
 
     name = "graph"
     metric = "accuracy"
@@ -119,7 +119,7 @@ def _accuracy(model: nn.Module, batches: Sequence[Batch]) -> float:
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> GraphTask:
     """Return Reddit from the folder ``data``, or the block model of ``seed``; raise ValueError for missing or damaged files."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # parts of torch that it uses when it is imported
+        warnings.simplefilter("ignore", DeprecationWarning)  # from torch, when torch_geometric is imported
         needed("torch_geometric.nn", "torch_geometric", "task graph")
     evaluated = 200 if quick else EVALUATED
     if data is not None:

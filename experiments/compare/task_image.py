@@ -1,4 +1,4 @@
-"""Images to classify, by a residual network or a perceptron: IDX files, ImageNet, or the handwritten digits of scikit-learn."""
+"""Task to classify images of IDX files, ImageNet or scikit-learn's digits, with a residual network or a perceptron."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .task import Grids, Task
 from .task_image_folders import EVALUATED, ImageFolders
 from .task_parts import commonest_share, device_of, evaluating, evenly, halves, seeded, shuffled
 
-LARGE = 16  # pixels: the network halves images from here on
-BRIGHTEST = 16.0  # a pixel of the digits
+LARGE = 16  # pixels: the network halves images of this size or more
+BRIGHTEST = 16.0  # largest value of a pixel of the digits
 HELD_OUT = 5000  # of the training images in IDX files, for validation
 Pictures = tuple[Tensor, Tensor]  # images (count, 1, height, width) from 0 to 1, and labels (count,)
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
-    """Return the task on the images in the folder ``data``, or on the digits; raise ValueError where files are missing."""
+    """Return the task on the images in the folder ``data``, or on the digits; raise ValueError if files are missing."""
     if data is not None and not is_idx(data):
         return ImageNet(data, quick)
     parts, words = load_images(data, seed)
@@ -36,7 +36,7 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
 
 
 def load_images(data: Path | None, seed: int) -> tuple[dict[str, Pictures], str]:
-    """Return training, validation and test images, and what they are."""
+    """Return training, validation and test images, and their name."""
     if data is None:
         digits = needed("sklearn.datasets", "scikit-learn", "task image without data").load_digits()
         images = torch.tensor(digits.images / BRIGHTEST, dtype=torch.float32)[:, None]
@@ -91,7 +91,7 @@ class GreyImages:
 
 
 class ImageNet:
-    """Colour photographs in folders of their classes, cut to 224 x 224 pixels as He et al. 2016 do."""
+    """Colour photographs in folders of their classes, cut to 224 x 224 pixels as in He et al. 2016."""
 
     name, metric, decays = "image", "accuracy", False
 
@@ -129,7 +129,7 @@ class ImageNet:
         return classification_loss(model, batch)
 
     def evaluate(self, model: nn.Module, part: str) -> float:
-        """Return the accuracy, on the middle of the images."""
+        """Return the accuracy on the central part of the images."""
         files = self._parts[part]
         chosen = [files[i] for i in evenly(len(files), self._evaluated)]
         batches = (self._folders.batch(chosen[i : i + self.batch], None) for i in range(0, len(chosen), self.batch))

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-SIZE, LARGER = 224, 256  # pixels: of what the model sees, and of the shorter side before the middle is cut out
-EVALUATED = 2000  # images of each half of the data on which the metric is measured
+SIZE, LARGER = 224, 256  # pixels: side of the input, and shorter side before the central part is cut out
+EVALUATED = 2000  # images of each half of the data for the metric
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet's red, green and blue
 AREAS, RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)  # of random cuts (Szegedy et al. 2015)
 ENDINGS = (".jpeg", ".jpg", ".png")
@@ -22,14 +22,14 @@ File = tuple[Path, int]  # and its class
 
 
 class ImageFolders:
-    """Files of both halves, which become tensors; raises ValueError where the layout is another."""
+    """Image files of both halves, read as tensors; raises ValueError if the layout is different."""
 
     def __init__(self, data: Path) -> None:
         train, validation = data / "train", data / "val"
         for folder in (train, validation):
             if not folder.is_dir():
                 raise ValueError(f"data must be a folder with {LAYOUT}, got {str(data)!r} without a folder {folder.name}")
-        self._threads = ThreadPoolExecutor()  # Pillow lets others work while it decodes
+        self._threads = ThreadPoolExecutor()  # Pillow releases the GIL while it decodes
         self.classes = _classes(train)
         if _classes(validation) != self.classes:
             different = sorted(set(self.classes) ^ set(_classes(validation)))
@@ -49,7 +49,7 @@ class ImageFolders:
         return found
 
     def batch(self, files: Sequence[File], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return images (batch, 3, SIZE, SIZE) and labels; cut and mirrored at random, or the middle where generator is None."""
+        """Return images (batch, 3, SIZE, SIZE) and labels; randomly cut and mirrored, or the central part without a generator."""
         if generator is None:
             images = self._threads.map(lambda file: _normalized(_middle(_read(file[0]))), files)
         else:
@@ -98,15 +98,15 @@ def _random_part(image: Image.Image, area: float, ratio: float, across: float, d
 def random_box(
     width: int, height: int, area: float, ratio: float, across: float, down: float
 ) -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom of a part of random area, shape and place, cut off where the shape does not fit.
+    """Return left, top, right and bottom of a part of random area, shape and place, cut off if the shape does not fit.
 
     Args:
-        width: of the image, in pixels.
-        height: likewise.
-        area: 0 is the smallest of ``AREAS``, 1 the largest.
-        ratio: the same for the logarithm of width / height and ``RATIOS``.
-        across: 0 is at the left edge, 1 at the right one.
-        down: 0 is at the upper edge, 1 at the lower one.
+        width: width of the image, in pixels.
+        height: height of the image, in pixels.
+        area: 0 for the smallest of ``AREAS``, 1 for the largest.
+        ratio: the same for width / height and ``RATIOS``, on a logarithmic scale.
+        across: 0 for the left edge, 1 for the right one.
+        down: 0 for the upper edge, 1 for the lower one.
     """
     pixels = width * height * (AREAS[0] + area * (AREAS[1] - AREAS[0]))
     shape = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** ratio

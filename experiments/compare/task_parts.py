@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Grouped(nn.Module):
-    """Model whose parts are clipped apart."""
+    """Model whose parts are clipped separately."""
 
     def groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for the optimizer."""
@@ -20,14 +20,14 @@ class Grouped(nn.Module):
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Return what ``make`` makes with torch's global random numbers at ``seed``; afterwards they are as before."""
+    """Return the result of ``make`` with torch's global generator at ``seed``; restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def shuffled(count: int, batch: int, seed: int) -> Iterator[Tensor]:
-    """Yield batches of the numbers below ``count`` without end: all of them in a new order each time, but no incomplete batch."""
+    """Yield endless batches of the numbers below ``count``, in a new order each epoch; incomplete batches are dropped."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(count, generator=generator)
@@ -40,12 +40,12 @@ def evenly(count: int, wanted: int) -> list[int]:
 
 
 def halves(count: int) -> tuple[list[int], list[int]]:
-    """Return the even and the odd numbers below ``count``: validation and test samples where test labels are not public."""
+    """Return the even and the odd numbers below ``count``, for validation and test samples if test labels are not public."""
     return list(range(0, count, 2)), list(range(1, count, 2))
 
 
 def commonest_share(training: Tensor, test: Tensor) -> float:
-    """Return the accuracy on test labels of always naming the commonest training label."""
+    """Return the test accuracy of always answering with the commonest training label."""
     return float((test == training.mode().values).double().mean())
 
 
@@ -67,6 +67,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_data(data: Path | None, task: str, source: str) -> None:
-    """Raise a ValueError where ``data`` are named for a task that has its own: ``source`` says which."""
+    """Raise ValueError if ``data`` is given for a task with data of its own, which ``source`` describes."""
     if data is not None:
         raise ValueError(f"data must not be named for task {task}, {source}, got {str(data)!r}")

@@ -1,4 +1,4 @@
-"""Perceptron of the beginners' exercise, on images in IDX files or on the digits of scikit-learn."""
+"""Task perceptron of ``compare``: a perceptron on images in IDX files or on the digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WIDTH = 128
 
 
 def perceptron(pixels: int) -> nn.Module:
-    """Return one hidden layer between the pixels and ten classes."""
+    """Return a perceptron with one hidden layer and ten classes."""
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
-    """Return the task on the images in the folder ``data``, or on the digits; raise ValueError where files are missing."""
+    """Return the task on the images in the folder ``data``, or on the digits; raise ValueError if files are missing."""
     parts, words = load_images(data, seed)
     pixels = parts["train"][0][0].numel()
     task = GreyImages("perceptron", parts, partial(perceptron, pixels), 15 if quick else 2000, quick)

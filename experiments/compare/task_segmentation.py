@@ -1,4 +1,4 @@
-"""Task segmentation of ``compare``: the class of each pixel by a U-Net, on PascalVOC or on drawn shapes."""
+"""Task segmentation of ``compare``: the class of each pixel with a U-Net, on PascalVOC or on drawn shapes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .task import DECAY, PARTS, Grids
 from .task_parts import device_of, evaluating, halves, seeded, shuffled
 from .unet import UNet
 
-VOC_SIZE = 128  # pixels on a side to which the photographs are brought
+VOC_SIZE = 128  # side of the resized photographs, in pixels
 VOC_EVALUATED = 256
 SHAPES_TRAINED, SHAPES_EVALUATED = 256, 64
-VALIDATION_SEED, TEST_SEED = 10**6, 2 * 10**6  # are added to the seed
+VALIDATION_SEED, TEST_SEED = 10**6, 2 * 10**6  # added to the seed
 
 
 class SegmentationTask:
-    """Task of the class of each pixel; see :class:`experiments.compare.task.Task`."""
+    """Task to classify each pixel; see :class:`experiments.compare.task.Task`."""
 
     name = "segmentation"
     metric = "mean IoU"
@@ -49,12 +49,12 @@ class SegmentationTask:
         return ((images[some], labels[some]) for some in shuffled(len(images), self.batch, seed))
 
     def loss(self, model: nn.Module, batch: Pictures) -> Tensor:
-        """Return the cross-entropy of the pixels, borders left out."""
+        """Return the cross-entropy of the pixels; borders are ignored."""
         logits, labels = _logits(model, batch)
         return cross_entropy(logits, labels.long(), ignore_index=BORDER)
 
     def evaluate(self, model: nn.Module, part: str) -> float:
-        """Return the mean IoU, on at most as many training images as there are for validation."""
+        """Return the mean IoU; the training images are limited to the number of validation images."""
         pairs = torch.zeros(self.classes, self.classes, dtype=torch.long)
         with evaluating(model):
             for batch in zip(*(tensor.split(self.batch) for tensor in self._parts[part]), strict=True):
@@ -71,7 +71,7 @@ def _logits(model: nn.Module, batch: Pictures) -> Pictures:
 
 
 def count_pairs(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Count how many pixels of each class (row) were given each class (column); borders are left out."""
+    """Count the pixels by true class (row) and predicted class (column); borders are ignored."""
     known = labels != BORDER
     return torch.bincount(classes * labels[known].long() + predictions[known], minlength=classes**2).view(classes, classes)
 
@@ -79,7 +79,7 @@ def count_pairs(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
 def mean_iou(pairs: Tensor) -> float:
     """Return the mean over the classes of intersection / union = right / (labelled + predicted - right).
 
-    Classes that neither occur nor are predicted are left out of the mean.
+    Classes that neither occur nor are predicted do not count in the mean.
 
     Example:
         >>> mean_iou(torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))  # 3 of 4, and 2 of 3
@@ -91,7 +91,7 @@ def mean_iou(pairs: Tensor) -> float:
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> SegmentationTask:
-    """Return PascalVOC from the folder ``data``, or shapes of ``seed``; raise ValueError where files are missing or damaged."""
+    """Return PascalVOC from the folder ``data``, or shapes of ``seed``; raise ValueError if files are missing or damaged."""
     if data is None:
         counts = {"train": SHAPES_TRAINED} | dict.fromkeys(("validation", "test"), 16 if quick else SHAPES_EVALUATED)
         seeds = {"train": seed, "validation": seed + VALIDATION_SEED, "test": seed + TEST_SEED}

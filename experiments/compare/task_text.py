@@ -1,4 +1,4 @@
-"""Text: BERT on CoLA, or a recurrent network from scratch on the source of Python's standard library."""
+"""Task text of ``compare``: BERT on CoLA, or a recurrent network from scratch on Python's standard library."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LSTM_RATES: Grids = {"SGD": (0.5, 1.0, 2.0, 4.0), "Adam": (0.005, 0.01, 0.02, 0.
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
-    """Return CoLA in the folder ``data`` with BERT in the folder ``pretrained``, or the standard library where both are None."""
+    """Return CoLA in the folder ``data`` with BERT in the folder ``pretrained``, or the standard library if both are None."""
     return Characters("text", LSTM, 10 if quick else 250, LSTM_RATES, quick) if data is None else CoLA(data, pretrained, quick)
 
 
 class Characters:
-    """Task of the next character of each in a window of text."""
+    """Task to predict the next character at each place in a window of text."""
 
     metric, batch, decays = "accuracy of the next character", BATCH, False
 
@@ -42,7 +42,7 @@ class Characters:
         return seeded(lambda: self._model(self._text.alphabet), seed)
 
     def batches(self, seed: int) -> Iterator[Windows]:
-        """Yield windows from anywhere in the text, and what follows each character."""
+        """Yield random windows of the text, and the next character of each entry."""
         generator = torch.Generator().manual_seed(seed)
         while True:
             yield random_windows(self._text.training, self.batch, generator)
@@ -52,7 +52,7 @@ class Characters:
         return next_character_loss(model, batch, device_of(model))
 
     def evaluate(self, model: nn.Module, part: str) -> float:
-        """Return the share of the characters that are predicted, in windows spread evenly over the text."""
+        """Return the share of correctly predicted characters, in windows spread evenly over the text."""
         device, windows = device_of(model), even_windows(self._parts[part], self._evaluated, self.batch)
         with evaluating(model):
             right = [model(characters.to(device)).argmax(-1) == following.to(device) for characters, following in windows]
@@ -60,9 +60,9 @@ class Characters:
 
 
 def trigram_share(training: Tensor, test: Tensor) -> float:
-    """Return the share of the test characters that a table of trigrams predicts: the commonest that followed the two before.
+    """Return the share of test characters predicted by trigrams: the commonest character after the two before it.
 
-    After a pair that the training text does not have, the commonest character of that text is named.
+    After a pair that is not in the training text, the prediction is the commonest character of that text.
     """
     size = int(max(training.max(), test.max())) + 1
     pairs, following = training[:-2] * size + training[1:-1], training[2:]

@@ -19,16 +19,16 @@ from ..common.packages import needed
 from .task import Grids
 from .task_parts import device_of, evaluating, evenly, halves, seeded, shuffled
 
-LAYOUTS = {"in_domain_train.tsv": "in_domain_dev.tsv", "train.tsv": "dev.tsv"}  # CoLA's own, and that of GLUE
+LAYOUTS = {"in_domain_train.tsv": "in_domain_dev.tsv", "train.tsv": "dev.tsv"}  # the layouts of CoLA and of GLUE
 COLUMNS = "source, label 0 or 1, the author's mark, sentence"
 WEIGHTS = "the config.json, the weights and the tokenizer files that transformers saves"
-LONGEST = 128  # tokens of a sentence; what is longer is cut
-EVALUATED = 512  # training sentences on which the metric is measured
+LONGEST = 128  # tokens of a sentence; longer sentences are cut
+EVALUATED = 512  # training sentences for the metric
 Sentences = list[tuple[str, int]]
 
 
 class CoLA:
-    """Sentences with labels 1 (acceptable) and 0, and a BERT on disk; ValueError where files are missing or damaged."""
+    """Task to classify sentences as acceptable (1) or not (0), with a BERT on disk; raises ValueError if files are invalid."""
 
     name, metric, decays = "text", "Matthews correlation", False
 
@@ -38,8 +38,8 @@ class CoLA:
         corpus = read_corpus(data)
         self._training, self._validation = ([half[i] for i in evenly(len(half), 16 if quick else len(half))] for half in corpus)
         self._transformers = needed("transformers", "transformers", "task text with data")
-        self._transformers.logging.set_verbosity_error()  # that the last layer is new is as it should be
-        self._transformers.logging.disable_progress_bar()  # it would tear that of the trainings
+        self._transformers.logging.set_verbosity_error()  # no warning that the last layer is new
+        self._transformers.logging.disable_progress_bar()  # it would disturb the bar of the trainings
         self._matthews = needed("sklearn.metrics", "scikit-learn", "task text with data").matthews_corrcoef
         self._pretrained = pretrained
         self._tokenizer = self._load("AutoTokenizer")
@@ -60,16 +60,16 @@ class CoLA:
     def _load(self, kind: str, **arguments: Any) -> Any:
         try:
             return getattr(self._transformers, kind).from_pretrained(str(self._pretrained), local_files_only=True, **arguments)
-        except Exception as error:  # of many kinds: transformers, tokenizers and safetensors have their own
+        except Exception as error:  # transformers, tokenizers and safetensors raise their own errors
             raise self._error((str(error).splitlines() or [type(error).__name__])[0]) from None
 
     def _error(self, reason: str) -> ValueError:
         return ValueError(f"pretrained must be a folder with {WEIGHTS}, got {str(self._pretrained)!r} ({reason})")
 
     def _check(self) -> None:
-        """Raise ValueError where weights or words are missing, which transformers would make up."""
+        """Raise ValueError if weights or words are missing, which transformers would initialize at random."""
         model, found = self._load("AutoModelForSequenceClassification", num_labels=2, output_loading_info=True)
-        body = f"{model.base_model_prefix}."  # the head is new, and the pooler of some that were trained to fill in words
+        body = f"{model.base_model_prefix}."  # the head is new, and so is the pooler of some masked language models
         missing = sorted(name for name in found["missing_keys"] if name.startswith(body) and "pooler" not in name)
         if missing:
             raise self._error(f"the file of weights has no {missing[0]}{' and others' if len(missing) > 1 else ''}")
@@ -92,7 +92,7 @@ class CoLA:
         return cross_entropy(self._logits(model, batch), torch.tensor([label for _, label in batch], device=device_of(model)))
 
     def evaluate(self, model: nn.Module, part: str) -> float:
-        """Return the Matthews correlation of the answers and the labels; 0 where one answer is given to all."""
+        """Return the Matthews correlation of the answers and the labels; 0 if all answers are the same."""
         sentences = self._parts[part]
         batches = [sentences[i : i + self.batch] for i in range(0, len(sentences), self.batch)]
         with evaluating(model):

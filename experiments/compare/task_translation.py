@@ -1,4 +1,4 @@
-"""Short sentences to translate: lines of a sentence, a tab and its translation, as in PyTorch's tutorial on translation.
+"""Task translation of ``compare``: a file of sentences and their translations, as in PyTorch's tutorial on translation.
 
 ``python -m experiments.common.pairs`` makes such a file from message catalogues of gettext.
 """
@@ -12,17 +12,17 @@ from pathlib import Path
 from .sequences import Pair, Sequences
 from .task import Task
 
-SHORTEST, LONGEST = 3, 12  # tokens of a sentence: words, and each mark
-FEWEST = 40  # pairs, without which there is nothing to split
+SHORTEST, LONGEST = 3, 12  # tokens of a sentence: words and punctuation marks
+FEWEST = 40  # pairs, so that there is something to split
 TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> Task:
-    """Return the task on the pairs in the file ``data``; raise ValueError where it is not named or cannot be used."""
+    """Return the task on the pairs in the file ``data``; raise ValueError if it is not given or invalid."""
     if data is None:
         raise ValueError("data must be named for task translation: a file of lines SENTENCE, tab, TRANSLATION")
     pairs = read_pairs(data)
-    digest = sha256(data.read_bytes()).hexdigest()[:8]  # another file of the same name is other settings
+    digest = sha256(data.read_bytes()).hexdigest()[:8]  # so that another file of the same name has other settings
     return Sequences(
         "translation",
         "1 - token error rate",
@@ -37,7 +37,7 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Return the pairs of 3 to 12 tokens, in lower case; of equal sentences the first. What follows a second tab is left out."""
+    """Return the pairs of 3 to 12 tokens, in lower case, the first of equal sentences; text after a second tab is ignored."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:

@@ -10,12 +10,12 @@ from .tuning import Outcome
 
 
 def load_wandb() -> Any:
-    """Return the package; raise ValueError where it is missing."""
+    """Return the package; raise ValueError if it is missing."""
     return needed("wandb", "wandb", "option wandb")
 
 
 def log_results(name: str, settings: Mapping[str, Any], outcomes: Iterable[Outcome]) -> None:
-    """Write a run for each training of the results into the folder ``wandb``, or that of WANDB_DIR.
+    """Write a run for each training of the results into the folder ``wandb``, or into WANDB_DIR.
 
     A run has loss, gradient norm, share of clipped steps and validation metric by step, and the test metric in its summary.
     """

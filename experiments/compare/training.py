@@ -19,8 +19,8 @@ from .methods import Method
 from .task import Task
 from .task_parts import Grouped
 
-BLOCKS = 50  # of a training's curve
-CLIP_RATE = 0.1  # of the level that is suggested for the same gradients
+BLOCKS = 50  # points of a training's curve
+CLIP_RATE = 0.1  # of the suggested level
 Block = tuple[int, float, float, float]  # last step, mean loss, median norm before clipping, share of clipped steps
 
 
@@ -34,16 +34,16 @@ class Training:
     seed: int
     curve: list[Block] = field(default_factory=list)
     points: list[tuple[int, float]] = field(default_factory=list)  # step, metric on validation data
-    diverged: bool = False  # a loss or at last a weight was not finite: the training ended there
+    diverged: bool = False  # a loss was not finite, which ended the training, or a weight at its end
     validation: float = math.nan  # the metric at the end
     train: float = math.nan
     test: float = math.nan
     training_loss: float = math.nan  # the mean over the last tenth of the steps
     clip_rate: float = 0.0
-    suggested_level: float = math.nan  # of type norm, for these gradients
+    suggested_level: float = math.nan  # for type norm and these gradients
 
     def score(self) -> tuple[float, float]:
-        """Return what tuning compares: the metric on validation data, and among equals the training loss."""
+        """Return the score for tuning: the metric on validation data, then the negative training loss."""
         if self.diverged or math.isnan(self.validation):
             return -math.inf, -math.inf
         return self.validation, -self.training_loss
@@ -61,13 +61,13 @@ def train(
     points: int,
     tested: bool,
 ) -> Training:
-    """Train once. Start, batches, and the random numbers of dropout and the like are those of the seed.
+    """Train once; the seed determines the start, the batches, and the random numbers of dropout and the like.
 
     Args:
-        task, method, lr, level, seed, steps, device: what is trained, and how.
+        task, method, lr, level, seed, steps, device: settings of the training.
         progress: updated by one for each step.
-        points: how often the metric on validation data is measured before the end; with 0 only at the end.
-        tested: measure the metric on training and test data at the end, too.
+        points: number of measurements of the metric on validation data before the end; 0 for the end only.
+        tested: measure the metric on training and test data at the end too.
     """
     training = Training(method=method.label, lr=lr, level=level, seed=seed)
     measured = {round(steps * point / points) for point in range(points)} if points else set()
@@ -84,7 +84,7 @@ def train(
             loss = task.loss(model, next(batches))
             optimizer.zero_grad()
             loss.backward()
-            # Measured here, so that all methods are measured alike: coord_wise does not know the norm of the whole gradient.
+            # Measured here, because coord_wise does not measure the norm of the whole gradient.
             norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
             optimizer.step()
             schedule.step()

@@ -1,4 +1,4 @@
-"""Search learning rates and levels, and choose the trainings of ``compare``."""
+"""Search of learning rates and levels for ``compare``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .methods import Method
 from .task import Grids
 from .training import Training
 
-TUNING_SEEDS = tuple(range(TUNING_SEED, TUNING_SEED + 3))  # of no result
-MOST_LRS = 10  # an end of the grid that wins is gone beyond up to so many learning rates
-SHARE = 3  # one in so many candidates of the first seed is trained with the other seeds
-ADAM_SHARE = 3  # one in so many clippings, the best with SGD, is tried with Adam
+TUNING_SEEDS = tuple(range(TUNING_SEED, TUNING_SEED + 3))  # not used for results
+MOST_LRS = 10  # largest size of a grid that is widened
+SHARE = 3  # the best 1 / SHARE of the candidates of the first seed are trained with the other seeds
+ADAM_SHARE = 3  # the best 1 / ADAM_SHARE of the clippings with SGD are tried with Adam
 Trained = Callable[[Method, float, float | None, int], Training]
 
 
@@ -29,20 +29,20 @@ class Outcome:
     finalists: list[Training]
     lr: float
     level: float | None
-    tuning_score: float  # the mean of the chosen candidate's metric over the tuning seeds
+    tuning_score: float  # mean metric of the chosen candidate over the tuning seeds
     results: list[Training] = field(default_factory=list)
 
 
 def tune(method: Method, lrs: Sequence[float], levels: Sequence[float | None], trained: Trained) -> Outcome:
     """Choose learning rate and level by halving: all candidates with one seed, the best third with all tuning seeds.
 
-    As long as the best learning rate is an end of the grid, of one seed or of all, the grid is widened there by a factor of 2.
+    While the best learning rate is an end of the grid, with one seed or with all, the grid is widened there by a factor of 2.
 
     Args:
-        method: what to tune.
-        lrs: ascending learning rates to begin with.
-        levels: all of them are tried with each learning rate.
-        trained: gives the training of a method, learning rate, level and seed.
+        method: method to tune.
+        lrs: first grid of learning rates, ascending.
+        levels: levels to try with each learning rate.
+        trained: returns the training of a method, learning rate, level and seed.
     """
     first, *others = TUNING_SEEDS
     grid = list(lrs)
@@ -61,7 +61,9 @@ def tune(method: Method, lrs: Sequence[float], levels: Sequence[float | None], t
         finalists += again
         scores[lr, level] = float(np.mean([one.score()[0] for one in (found[lr, level], *again)]))
     lr, level = max(scores, key=lambda candidate: scores[candidate])
-    while lr in (grid[0], grid[-1]) and len(grid) < MOST_LRS and not math.isinf(scores[lr, level]):  # over the seeds an end wins
+    while (
+        lr in (grid[0], grid[-1]) and len(grid) < MOST_LRS and not math.isinf(scores[lr, level])
+    ):  # an end is best over all seeds
         new = lr / 2 if lr == grid[0] else lr * 2
         grid = sorted([*grid, new])
         found[new, level] = trained(method, new, level, first)
@@ -73,19 +75,19 @@ def tune(method: Method, lrs: Sequence[float], levels: Sequence[float | None], t
 
 
 def outcomes(clippings: Sequence[str], grids: Grids, seeds: Sequence[int], trained: Trained) -> list[Outcome]:
-    """Go through the whole comparison: SGD and Adam without clipping, SGD with each clipping, Adam with the best of them.
+    """Run the whole comparison: SGD and Adam without clipping, SGD with each clipping, Adam with the best of them.
 
     Args:
-        clippings: some keys of ``CLIPPINGS``.
-        grids: the learning rates at the beginning, for SGD and Adam.
-        seeds: of the results.
-        trained: gives the training of a method, learning rate, level and seed.
+        clippings: keys of ``CLIPPINGS``.
+        grids: first grids of learning rates, for SGD and Adam.
+        seeds: seeds of the results.
+        trained: returns the training of a method, learning rate, level and seed.
     """
     found: dict[str, Outcome] = {}
 
     def take(method: Method) -> None:
         length = 1.0
-        if method.clipping is not None:  # a level for the gradients of the unclipped method, at its own learning rate
+        if method.clipping is not None:  # a level for the gradients of the unclipped method at its learning rate
             baseline = found[method.baseline]
             found_level = next(one.suggested_level for one in baseline.candidates if one.lr == baseline.lr)
             length = found_level if math.isfinite(found_level) else 1.0  # no gradient was finite

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 class UNet(nn.Module):
-    """Convolutions on ever smaller images, and back up, each time with what was there at that size on the way down.
+    """U-Net: convolutions on smaller and smaller images, then back up, joined with the features of the same size on the way down.
 
     Args:
         classes: channels of the result.
         width: channels at the full size; twice as many after each halving.
-        depth: how often the image is halved; height and width must be multiples of 2**depth.
+        depth: number of halvings of the image; height and width must be multiples of 2**depth.
 
     References:
         O. Ronneberger, P. Fischer, T. Brox, U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015,
-        https://arxiv.org/abs/1505.04597. Here with batch normalization and padded convolutions, so that the sizes stay.
+        https://arxiv.org/abs/1505.04597. This one has batch normalization, and padded convolutions that keep the sizes.
     """
 
     def __init__(self, classes: int, width: int = 8, depth: int = 2) -> None:

@@ -1,8 +1,8 @@
-"""Write and read checkpoints of a training on many processes, by ``torch.distributed.checkpoint``.
+"""Write and read checkpoints of a training on many processes, with ``torch.distributed.checkpoint``.
 
-Every process writes its part of the tensors. A folder gets its name, ``step-00000050``, when all of it is written: a run that
-is killed while it writes leaves a folder that does not count as a checkpoint, and the ones before it. Tensors are found by
-the names of the parameters and cut anew, so that the number of processes and the strategy may change.
+Every process writes its part of the tensors. A folder is renamed to ``step-00000050`` once it is complete, so a run that is
+killed while it writes leaves earlier checkpoints valid, and an unfinished folder that is ignored. Tensors are found by the names
+of the parameters and resharded, so the number of processes and the strategy may change.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .training import Training
 
 COMPLETE = re.compile(r"step-\d{8,}")
 UNFINISHED = ".unfinished"
-RECORD = "record.json"  # beside torch's files: settings, losses and gradient norms, for programs and for people
+RECORD = "record.json"  # settings, losses and gradient norms, beside torch's files
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the complete checkpoint of the latest step; None where there is none."""
+    """Return the complete checkpoint of the latest step; None if there is none."""
     found = [path for path in folder.glob("step-*") if COMPLETE.fullmatch(path.name)]
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def clear(folder: Path) -> None:
-    """Remove what killed runs left unfinished."""
+    """Remove unfinished folders of killed runs."""
     for path in folder.glob(f"*{UNFINISHED}"):
         shutil.rmtree(path)
 
@@ -47,7 +47,7 @@ def save(folder: Path, training: Training, settings: dict[str, Any]) -> None:
 
 
 def load(checkpoint: Path, training: Training) -> None:
-    """Put a new training where the checkpoint was written; all processes call this."""
+    """Restore a training from a checkpoint; all processes call this."""
     state = _state(training)
     dcp.load(state, checkpoint_id=checkpoint)
     set_state_dict(training.model, training.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])

@@ -1,4 +1,4 @@
-"""Check the command line of ``distributed`` before anything is trained."""
+"""Command line of ``distributed``, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .checkpoints import newest, read_record
 from .processes import Processes
 from .strategies import STRATEGIES
 
-LEARNING_RATES = {"sgd": 0.5, "adam": 0.003, "adamw": 0.003}  # below those of heavy-tails, where rounding grows faster
+LEARNING_RATES = {"sgd": 0.5, "adam": 0.003, "adamw": 0.003}  # below those of heavy-tails, with which rounding grows faster
 EVERY = 50
 QUICK = {"steps": 20}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the training; the batch is that of all processes together."""
+    """Settings of the training; ``batch`` is the batch of all processes together."""
 
     strategy: str = "ddp"
     optimizer: str = "sgd"
@@ -45,7 +45,7 @@ class Config:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        self.make_optimizer([nn.Parameter(torch.zeros(1))])  # raises where the type or the level is nonsense
+        self.make_optimizer([nn.Parameter(torch.zeros(1))])  # raises ValueError if the type or the level is invalid
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter]) -> Optimizer:
         """Return the clipped optimizer."""
@@ -53,7 +53,7 @@ class Config:
         return clipped(parameters, lr=self.lr, clipping_type=self.clipping_type, clipping_level=self.level, **arguments)
 
     def settings(self, text: Text) -> dict[str, Any]:
-        """Return all that the losses depend on: all settings but the strategy and the number of steps."""
+        """Return all settings that the losses depend on: all but the strategy and the number of steps."""
         settings = asdict(self)
         del settings["strategy"], settings["steps"]
         read = {"data": text.source, "training_characters": len(text.training), "alphabet": text.alphabet}
@@ -70,11 +70,11 @@ class Job:
     out: Path
     checkpoints: Path | None
     every: int
-    start: Path | None  # the checkpoint to go on from
+    start: Path | None  # the checkpoint to resume from
 
 
 def read_job(arguments: Sequence[str], processes: Processes) -> Job:
-    """Return the checked command line; exit with a message where it is wrong."""
+    """Return the checked command line; exit with a message if it is invalid."""
     parser = _parser()
     options = vars(parser.parse_args(arguments))
     out, quick, resume, checkpoints = (options.pop(name) for name in ("out", "quick", "resume", "checkpoints"))
@@ -110,11 +110,11 @@ def _check_share(config: Config, count: int) -> None:
 
 
 def _start(settings: dict[str, Any], steps: int, folder: Path | None, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from; None for a training from the first step.
+    """Return the checkpoint to resume from; None for a training from the first step.
 
     Raises:
-        ValueError: the checkpoint has other settings, or more steps than are wanted; there is one and ``resume`` is not given; or
-            ``resume`` is given without a folder.
+        ValueError: the checkpoint has other settings, or more than ``steps`` steps; there is a checkpoint and ``resume`` is not
+            given; or ``resume`` is given without a folder.
     """
     if folder is None:
         if resume:
@@ -138,8 +138,8 @@ def _start(settings: dict[str, Any], steps: int, folder: Path | None, resume: bo
 def _parser() -> argparse.ArgumentParser:
     words = (
         "Train a small language model on N processes with clipping, and compare it with the same training on one.\n\n"
-        "GPUs are used by nccl where there are any, else the CPU by gloo. Without torchrun one process trains.\n"
-        "--resume goes on from the newest checkpoint, if there is one; by any strategy. It needs --checkpoints."
+        "It runs on GPUs with nccl if there are any, else on the CPU with gloo. Without torchrun one process trains.\n"
+        "--resume continues from the newest checkpoint, if there is one, with any strategy. It needs --checkpoints."
     )
     parser = parser_of("distributed", words, start="torchrun --nproc-per-node N")
     add = parser.add_argument
@@ -147,12 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--optimizer", choices=OPTIMIZERS, help=f"default: {Config.optimizer}")
     add("--lr", type=float, help=f"learning rate (default: {LEARNING_RATES['sgd']} with sgd, else {LEARNING_RATES['adamw']})")
     add("--clipping-type", metavar="TYPE", help=f"default: {Config.clipping_type}")
-    add("--level", type=float, help=f"clipping_level (default: {LARGEST_NORM} for type norm, else that of the type)")
-    add("--batch", type=int, help=f"windows in a step of all processes together (default: {BATCH})")
+    add("--level", type=float, help=f"clipping_level (default: {LARGEST_NORM} for type norm, else the type's default)")
+    add("--batch", type=int, help=f"windows in a step, over all processes (default: {BATCH})")
     add("--steps", type=int, help=f"default: {Config.steps}")
     add("--seed", type=int, help=f"default: {Config.seed}")
     add("--data", type=Path, metavar="FILE", help="a text of your own (default: Python's standard library)")
     add("--checkpoints", type=Path, metavar="FOLDER", help="write checkpoints there (default: none)")
     add("--checkpoint-every", type=int, default=EVERY, metavar="STEPS", help="default: %(default)s")
-    add("--no-reference", action="store_true", help="do not train on one process too, which takes the time of a second training")
+    add("--no-reference", action="store_true", help="skip the training on one process, which takes as long as the other one")
     return parser

@@ -1,4 +1,4 @@
-"""Join the processes of one training: their group, their device, their messages to each other, and Ctrl-C."""
+"""Processes of one training: their group, devices, communication, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """Number of processes that train together, and rank and device of this one; by default it is alone."""
+    """Number of processes that train together, and rank and device of this one; by default a single process."""
 
     count: int = 1
     rank: int = 0
     device: torch.device = field(default=torch.device("cpu"))
-    patient: dist.ProcessGroup | None = None  # waits as long as it takes, where the group of all gives up after minutes
+    patient: dist.ProcessGroup | None = None  # group without the usual timeout of minutes
 
     @property
     def first(self) -> bool:
-        """Return whether this process is the one that prints."""
+        """Return whether this is the first process, which prints."""
         return self.rank == 0
 
     def alone(self) -> Processes:
-        """Return this process by itself, on the same device."""
+        """Return a group of this process only, on the same device."""
         return Processes(device=self.device)
 
     def share(self, windows: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +63,7 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that torchrun started, by nccl where there are GPUs, else by gloo; without torchrun only this one."""
+    """Join the processes that torchrun started, by nccl if there are GPUs, else by gloo; without torchrun only this one."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
@@ -74,14 +74,14 @@ def joined() -> Iterator[Processes]:
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         yield Processes(dist.get_world_size(), dist.get_rank(), device, patient)
     except BaseException as error:
-        clear_frames(error.__traceback__)  # frees the model before its group: torch may hang where it is the last to hold it
+        clear_frames(error.__traceback__)  # free the model before its group; otherwise torch may hang
         raise
     finally:
         dist.destroy_process_group()
 
 
 def enough_gpus() -> None:
-    """Raise SystemExit if this machine has GPUs but more processes: nccl would fail with an unclear message."""
+    """Raise SystemExit if there are more processes than GPUs, for which nccl would fail with an unclear message."""
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if torch.cuda.is_available() and here > gpus:
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -91,7 +91,7 @@ def enough_gpus() -> None:
 
 
 def agreed(processes: Processes, read: Callable[[], T]) -> T:
-    """Return the result of ``read``; if it exits in any process, exit in all, and let the first one print the first message."""
+    """Return the result of ``read``; if it exits in any process, exit in all, and print the first message in the first one."""
     said, result, code = io.StringIO(), None, 0
     try:
         with redirect_stdout(said), redirect_stderr(said):
@@ -104,7 +104,7 @@ def agreed(processes: Processes, read: Callable[[], T]) -> T:
         if ended:
             if processes.first:
                 print(words, end="", file=sys.stderr if code else sys.stdout, flush=True)
-            dist.barrier(group=processes.patient)  # torchrun kills the others when the first of them has failed
+            dist.barrier(group=processes.patient)  # torchrun kills the other processes once one has failed
             raise SystemExit(code)
     assert result is not None
     return result

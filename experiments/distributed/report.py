@@ -1,4 +1,4 @@
-"""Compare what many processes trained with what one trains alone, in words and as files."""
+"""Compare the training of many processes with that of one process, as text and as files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import torch_clipped
 
 from .training import Training
 
-ROUNDING = 3e-5  # nats a character by which the first loss may differ from that of one process
-TENFOLD = 25  # steps in which that grows to ten times as much
+ROUNDING = 3e-5  # allowed difference of the first loss from that of one process, in nats a character
+TENFOLD = 25  # steps in which the allowed difference grows tenfold
 
 
 def allowed(step: int) -> float:
-    """Return by how much the losses of a step may differ and be called equal, in nats a character.
+    """Return the largest difference of the losses of a step that counts as rounding, in nats a character.
 
-    Many processes add in another order than one, and training makes differences of rounding grow exponentially. The bound grows
-    a little faster than they do at the default learning rates. A wrong gradient is far beyond the bound after a few steps.
+    Many processes sum in another order than one, and training makes rounding differences grow exponentially. The bound grows a
+    little faster than these differences at the default learning rates. A wrong gradient exceeds it after a few steps.
     """
     return float(ROUNDING * 10 ** (step / TENFOLD))
 
@@ -45,7 +45,7 @@ class Curve:
         return cls(losses=training.losses, grad_norms=training.grad_norms, validation_loss=loss)
 
     def measured(self) -> list[float]:
-        """Return all losses in the order of time, the validation loss at last."""
+        """Return the losses of all steps in order, then the validation loss."""
         return [*self.losses, *([] if self.validation_loss is None else [self.validation_loss])]
 
 
@@ -61,7 +61,7 @@ def are_equal(together: Curve, alone: Curve) -> bool:
 
 
 def table(together: Curve, alone: Curve | None, processes: str) -> str:
-    """Return the ends of the loss curve and the validation loss, beside those of one process."""
+    """Return the first and the last loss and the validation loss, beside those of one process."""
     lines = [f"{'':16}{processes:>14}" + (f"{'1 process':>14}{'difference':>14}" if alone else "")]
     places = {"first loss": 0, "last loss": len(together.losses) - 1, "validation loss": len(together.losses)}
     for name, place in places.items():
@@ -73,7 +73,7 @@ def table(together: Curve, alone: Curve | None, processes: str) -> str:
 
 
 def verdict(together: Curve, alone: Curve) -> str:
-    """Return in words whether the losses are equal, with the largest difference, or where they part."""
+    """Return a sentence: whether the losses are equal, with the largest difference or the first unequal step."""
     found = differences(together, alone)
     for step, difference in enumerate(found):
         if not difference <= allowed(step):
@@ -93,7 +93,7 @@ def write(settings: dict[str, Any], together: Curve, alone: Curve | None, folder
     with (folder / "distributed.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", *columns])
-        rows = zip(*columns.values(), strict=False)  # alone may have gone further
+        rows = zip(*columns.values(), strict=False)  # the single process may have taken more steps
         writer.writerows([step, *(f"{value:.9g}" for value in row)] for step, row in enumerate(rows))
     summary = {
         "experiment": "distributed",

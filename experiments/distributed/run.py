@@ -1,8 +1,8 @@
-"""Train a small language model on many processes, with clipping, and compare it with the same training on one.
+"""Train a small language model on many processes, with clipping, and compare with the same training on one process.
 
-``torchrun --nproc-per-node 2 -m experiments distributed --strategy fsdp2`` trains it on GPUs by nccl, or on the CPU by gloo.
-The batches are the same for every strategy and number of processes. Before that the first process trains alone, without any
-wrapper: the common losses must equal its own but for rounding, else the command ends with exit code 1.
+``torchrun --nproc-per-node 2 -m experiments distributed --strategy fsdp2`` trains it on GPUs with nccl, or on the CPU with
+gloo. The batches are the same for every strategy and number of processes. First the first process trains alone, without a
+wrapper. The losses of both trainings must be equal up to rounding, else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .training import Training
 
 
 def run(job: Job, processes: Processes, interruption: Interruption) -> int:
-    """Train alone, then together, print and write the results; return the exit code, which counts in the first process."""
+    """Train alone, then together, print and write the results; return the exit code."""
     alone = _train_alone(job, processes, interruption) if job.reference and processes.first else None
     if processes.first and job.checkpoints:
         checkpoints.clear(job.checkpoints)
-    if processes.from_first(interruption.happened):  # all others wait for this
+    if processes.from_first(interruption.happened):  # all other processes wait for this
         if processes.first:
             print("Interrupted before the first common step: nothing was written.", file=sys.stderr)
         return INTERRUPTED
@@ -46,7 +46,7 @@ def _train_alone(job: Job, processes: Processes, interruption: Interruption) -> 
 
 
 def _train_together(job: Job, processes: Processes, interruption: Interruption) -> Curve:
-    """Train to the last step, with a checkpoint every ``job.every`` steps where they are asked for."""
+    """Train to the last step, with a checkpoint every ``job.every`` steps if ``job.checkpoints`` is set."""
     training = _training(job, STRATEGIES[job.config.strategy], processes)
     if job.start:
         checkpoints.load(job.start, training)
@@ -87,7 +87,7 @@ def _tell(job: Job, processes: Processes, together: Curve, alone: Curve | None) 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Join the other processes and train; return 1 where the losses are not those of one process, 130 after Ctrl-C, else 0."""
+    """Join the other processes and train; return 1 if the losses differ from those of one process, 130 after Ctrl-C, else 0."""
     enough_gpus()
     with Interruption() as interruption, joined() as processes:
         return run(agreed(processes, lambda: read_job(arguments, processes)), processes, interruption)

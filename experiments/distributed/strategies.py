@@ -1,7 +1,7 @@
-"""Wrap the Transformer for many processes in three ways, all by torch: none of them knows of clipping.
+"""Three wrappers of torch for the Transformer on many processes; none of them handles clipping.
 
-The LSTM is not among the models: torch has no tensor-parallel one, and ``fully_shard`` breaks up the flat weights that its
-kernels want.
+The LSTM is not among the models: torch has no tensor-parallel LSTM, and ``fully_shard`` splits the flat weights that its kernels
+need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .processes import Processes
 
 
 class Strategy(NamedTuple):
-    """Function that wraps a model for many processes, and whether each of them gets a part of the batch or all of it."""
+    """Function that wraps a model for many processes, and whether each process gets a part of the batch or all of it."""
 
     wrap: Callable[[Transformer, Processes], nn.Module]
     shares_batch: bool
@@ -37,7 +37,7 @@ def _data_parallel(model: Transformer, processes: Processes) -> nn.Module:
 
 
 def _fully_sharded(model: Transformer, processes: Processes) -> nn.Module:
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # the loss leaves it as it is
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # the loss does not change the view
     mesh = _mesh(processes)
     for layer in model.layers.layers:
         fully_shard(layer, mesh=mesh)

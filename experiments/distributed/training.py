@@ -37,7 +37,7 @@ class Training:
             torch.manual_seed(seed)
             model = Transformer(text.alphabet)
         self.model = strategy.wrap(model.to(processes.device), processes)
-        self.optimizer = make_optimizer(list(self.model.parameters()))  # after wrapping, which makes new ones
+        self.optimizer = make_optimizer(list(self.model.parameters()))  # after wrapping, which makes new parameters
         self.batches = torch.Generator().manual_seed(seed)
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
@@ -48,7 +48,7 @@ class Training:
         return len(self.losses)
 
     def take_steps(self, until: int, interruption: Interruption, progress: tqdm[Any]) -> bool:
-        """Go on to step ``until``; return False where one of the processes was interrupted on the way."""
+        """Take steps up to step ``until``; return False if one of the processes was interrupted."""
         while self.steps < until:
             interrupted = self.step(interruption.happened)
             words = f"loss {self.losses[-1]:.4g}, gradient norm {self.grad_norms[-1]:.3g}"
@@ -59,7 +59,7 @@ class Training:
         return True
 
     def step(self, interrupted: bool = False) -> bool:
-        """Take a step, note its loss and gradient norm, and return whether any of the processes was interrupted."""
+        """Take a step, record its loss and gradient norm, and return whether any process was interrupted."""
         loss = self._loss(random_windows(self.text.training, self.batch, self.batches))
         self.optimizer.zero_grad()
         loss.backward()
@@ -73,7 +73,7 @@ class Training:
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Return the loss on the held-out text, in nats a character; the model has no dropout and stays in training mode."""
-        count = max(1, VALIDATION_WINDOWS // self.batch) * self.batch  # so that all batches can be shared
+        count = max(1, VALIDATION_WINDOWS // self.batch) * self.batch  # so that every batch can be split
         windows = even_windows(self.text.validation, count, self.batch)
         loss = torch.stack([self._loss(some) for some in windows]).mean()
         return self.processes.mean(loss.item())[0]

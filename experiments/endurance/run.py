@@ -1,7 +1,7 @@
-"""Measure what a step with clipping costs over a long training: its time, its memory, its garbage and its state.
+"""Measure the cost of a step with clipping over a long training: time, memory, objects and state.
 
 ``python -m experiments endurance`` takes a million steps with heavy-tailed gradient norms and ten clipping types in one
-optimizer, each in a parameter group of its own, and writes one row for every hundredth of them.
+optimizer, each in a parameter group of its own, and writes one row for every hundredth of the steps.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Config:
         check_at_least(self, {"steps": BLOCKS, "window": 2, "seed": 0})
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the numbers depend on, beside the machine and the versions of the packages."""
+        """Return all settings that the numbers depend on, except the machine and package versions."""
         return asdict(self) | {"types": TYPES, "pareto_exponent": PARETO_EXPONENT, "sgd_momentum": 0.9}
 
 
@@ -62,7 +62,7 @@ class Row(NamedTuple):
     median_seconds: float
     p90_seconds: float
     resident_bytes: float
-    objects: int  # that the garbage collector follows
+    objects: int  # tracked by the garbage collector
     state_bytes: int
     clip_rate: float  # over all steps so far, mean over the types
 
@@ -100,7 +100,7 @@ class Training:
 
 
 def plan(**options: Any) -> Plan:
-    """Return the blocks of a :class:`Config` with these options, and what they write."""
+    """Return the plan of a :class:`Config` with these options."""
     config = Config(**options)
     ends = [config.steps * (block + 1) // BLOCKS for block in range(BLOCKS)]
 
@@ -141,7 +141,7 @@ def take_block(training: Training, block: int, steps: int) -> Row:
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Return the last block as a multiple of the first, and of the second, by default with full windows and warm memory."""
+    """Return the last block as a multiple of the first, and of the second, which has full windows by default."""
     found: dict[str, float | None] = {}
     for name in ("median_seconds", "p90_seconds", "resident_bytes", "objects", "state_bytes"):
         last = getattr(rows[-1], name)
@@ -163,7 +163,7 @@ def plot(rows_file: Path, picture: Path) -> None:
     curves = (
         ("median_seconds", 1e6, "median", "time of a step (us)"),
         ("resident_bytes", 1e-6, "", "resident memory (MB)"),
-        ("objects", 1.0, "", "objects of the garbage collector"),
+        ("objects", 1.0, "", "objects tracked by the garbage collector"),
         ("state_bytes", 1e-3, "", "state of the optimizer (kB)"),
     )
     for axes, (name, unit, label, words) in zip(panels.flat, curves, strict=True):
@@ -182,8 +182,8 @@ def plot(rows_file: Path, picture: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Take the steps, write endurance.csv, .json and .png, print the ratios; return 130 after an interruption, else 0."""
-    torch.set_num_threads(1)  # a second one could only wait
+    torch.set_num_threads(1)  # the model is too small for a second one to help
     parser = parser_of("endurance", __doc__)
-    for name, words in (("steps", "how many steps"), ("window", "clipping_window"), ("seed", "of gradients and lengths")):
+    for name, words in (("steps", "number of steps"), ("window", "clipping_window"), ("seed", "seed of gradients and norms")):
         parser.add_argument(f"--{name}", type=int, help=f"{words} (default: {getattr(Config, name)})")
     return command(parser, plan, QUICK, arguments)

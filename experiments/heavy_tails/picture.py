@@ -1,4 +1,4 @@
-"""Draw ``heavy_tails`` from what it has written."""
+"""Draw the picture of ``heavy_tails`` from its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .summary import Row, read_rows, select
 from .table import by_lr, label
 
 BINS = 80
-# For a print without colours the line styles differ, too
+# The line styles differ too, for prints without colours
 STYLES: dict[str, dict[str, Any]] = {
     "clipped": {"color": BLUE, "linestyle": "-", "linewidth": 2.0},
     "same lr": {"color": VERMILION, "linestyle": "--", "linewidth": 1.6},
@@ -37,7 +37,7 @@ def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     figure.suptitle(_title(summary))
     halves = figure.subfigures(1, 2, squeeze=False)[0]
-    _draw_lengths(halves[0], rows, summary)
+    _draw_norms(halves[0], rows, summary)
     _draw_losses(halves[1], rows, summary)
     figure.savefig(picture, dpi=150)
 
@@ -50,7 +50,7 @@ def _title(summary: Run) -> str:
 
 
 def _chosen(summary: Run) -> dict[str, Run]:
-    """Return the runs that are drawn, by their style; an interruption may have left only some."""
+    """Return the runs to draw by their style; after an interruption some may be missing."""
     lr, comparison = summary["settings"]["lr"], summary["comparison"]
     best_lr = comparison["best_unclipped_lr"] if comparison else lr
     chosen = {"clipped": by_lr(summary, True, lr), "same lr": by_lr(summary, False, lr)}
@@ -59,32 +59,32 @@ def _chosen(summary: Run) -> dict[str, Run]:
     return {style: run for style, run in chosen.items() if run is not None}
 
 
-def _draw_lengths(figure: SubFigure, rows: list[Row], summary: Run) -> None:
+def _draw_norms(figure: SubFigure, rows: list[Row], summary: Run) -> None:
     chosen = _chosen(summary)
     styles = [style for style in ("clipped", "best lr" if "best lr" in chosen else "same lr") if style in chosen]
     panels = figure.subplots(len(styles), 1, sharex=True, squeeze=False)[:, 0]
     shown = [select(rows, chosen[style]["optimizer"], chosen[style]["lr"]) for style in styles]
-    longest = max((length for mine in shown for length in _lengths(mine)), default=0.0) or 1.0
-    edges = np.linspace(0, longest, BINS + 1)
+    largest = max((norm for mine in shown for norm in _norms(mine)), default=0.0) or 1.0
+    edges = np.linspace(0, largest, BINS + 1)
     for panel, style, mine in zip(panels, styles, shown, strict=True):
         _draw_histogram(panel, mine, edges, chosen[style], summary["start_steps"])
         if style == "clipped":
             _mark_threshold(panel, mine, summary["settings"]["clipping_type"])
-    panels[-1].set_xlabel("length of the gradient (2-norm, before clipping)")
+    panels[-1].set_xlabel("gradient norm (before clipping)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", frameon=False)
 
 
-def _lengths(rows: list[Row]) -> list[float]:
+def _norms(rows: list[Row]) -> list[float]:
     return [row.grad_norm for row in rows if math.isfinite(row.grad_norm)]
 
 
 def _draw_histogram(axes: Axes, rows: list[Row], edges: NDArray[Any], run: Run, start_steps: int) -> None:
-    """Draw the norms of all steps, and in front of them those without the start, when norms are large anyway."""
+    """Draw the norms of all steps, and in front those without the first steps, whose norms are large."""
     later = [row for row in rows if row.step >= start_steps]
     look: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
-    counts, *_ = axes.hist(_lengths(rows), edges.tolist(), color="white", hatch="//////", label="all steps", **look)
-    axes.hist(_lengths(later), edges.tolist(), color=SKY, label=f"without the first {start_steps} steps of each seed", **look)
+    counts, *_ = axes.hist(_norms(rows), edges.tolist(), color="white", hatch="//////", label="all steps", **look)
+    axes.hist(_norms(later), edges.tolist(), color=SKY, label=f"without the first {start_steps} steps of each seed", **look)
     places = np.linspace(0, edges[-1], 1000)
     for words, tail, linestyle in (
         ("normal distribution, mean and variance of all steps", run["grad_norm"], "-."),
@@ -106,7 +106,7 @@ def _tail(tail: Run) -> str:
 
 
 def _mark_threshold(axes: Axes, rows: list[Row], clipping_type: str) -> None:
-    """Mark the threshold if it is one of whole gradients: others cannot be compared with the norms drawn here."""
+    """Mark the threshold if it is one for the whole gradient; other thresholds cannot be compared with these norms."""
     rule = CLIPPING_TYPES[clipping_type]
     thresholds = [row.threshold for row in rows if math.isfinite(row.threshold)]
     if rule is None or rule.measure != "global" or not thresholds:
@@ -160,9 +160,9 @@ def _loss_label(style: str, run: Run, comparison: Run | None) -> str:
 
 
 def _by_seed(rows: list[Row], steps: int) -> NDArray[Any]:
-    """Return the losses, shape (seeds, steps): inf from where one is not finite, NaN after an interrupted training.
+    """Return the losses, shape (seeds, steps): inf after a loss that is not finite, NaN after an interrupted training.
 
-    Steps that no seed has reached are left out.
+    Steps that no seed has reached are dropped.
     """
     seeds = list(dict.fromkeys(row.seed for row in rows))
     losses = np.full((len(seeds), steps), np.nan)
@@ -175,5 +175,5 @@ def _by_seed(rows: list[Row], steps: int) -> NDArray[Any]:
 
 
 def smooth(curves: NDArray[Any], window: int) -> NDArray[Any]:
-    """Return the mean of each value and the ``window - 1`` before it, of as many as there are at the start."""
+    """Return the mean of each value and the ``window - 1`` values before it, of fewer at the start."""
     return np.stack([curves[:, max(0, step + 1 - window) : step + 1].mean(axis=1) for step in range(curves.shape[1])], axis=1)

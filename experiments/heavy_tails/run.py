@@ -1,8 +1,8 @@
 """Record gradient norms and losses of a small language model, with and without clipping.
 
-``python -m experiments heavy-tails`` trains it on real text by torch's optimizer and by the clipped one, from the same
-start and on the same batches. The unclipped optimizer also gets lower learning rates, so that clipping is compared with
-the best unclipped run, and not only with a learning rate that is too high without clipping.
+``python -m experiments heavy-tails`` trains the model on real text with torch's optimizer and with the clipped one, from the
+same start and on the same batches. The unclipped optimizer also gets lower learning rates: clipping is compared with the
+best unclipped run too, and not only with a learning rate that is too high without clipping.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .picture import plot
 from .summary import Outcome, Row, Run, read_rows, summarize, write_rows
 from .table import table
 
-DRAWN = 200  # characters of the text that a model writes before its training and after it
+DRAWN = 200  # characters that a model writes before and after its training
 NO_CLIPPING = {"clipped_steps": 0.0, "threshold": math.nan, "clip_rate": 0.0}
 UNCLIPPED_SHARES = (1, 0.7, 0.5, 0.35, 0.15)  # the unclipped learning rates, as shares of the clipped one
 QUICK: dict[str, Any] = {"seeds": 1, "unclipped_shares": (1, 0.5)}
@@ -50,7 +50,7 @@ LEARNING_RATES = {  # of the clipped runs
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the trainings; ``lr`` is that of the clipped run and the largest of the unclipped ones."""
+    """Settings of the trainings; ``lr`` is the learning rate of the clipped run and the largest one of the unclipped runs."""
 
     model: str = "lstm"
     optimizer: str = "sgd"
@@ -68,7 +68,7 @@ class Config:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         check_device(self.device)
-        self.clipping()  # raises where the type or the level is nonsense
+        self.clipping()  # raises ValueError if the type or the level is invalid
 
     def runs(self) -> list[Run]:
         """Return the clipped run, then the unclipped ones from the largest learning rate down."""
@@ -89,7 +89,7 @@ class Config:
         return {name: group[name] for name in ("clipping_type", "clipping_level")}
 
     def settings(self, text: Text) -> dict[str, Any]:
-        """Return all that the numbers depend on, for the summary."""
+        """Return all settings that the numbers depend on, for the summary."""
         settings = asdict(self) | self.clipping() | OPTIMIZERS[self.optimizer][2]
         del settings["level"], settings["seed"], settings["unclipped_shares"]
         return settings | {
@@ -106,7 +106,7 @@ class Config:
 
 
 def plan(**options: Any) -> Plan:
-    """Return the trainings of a :class:`Config` with these options on the text ``data``, and what they write."""
+    """Return the plan of a :class:`Config` with these options on the text ``data``."""
     data, (model, optimizer) = options.pop("data", None), (options.get("model", "lstm"), options.get("optimizer", "sgd"))
     options.setdefault("lr", LEARNING_RATES.get((model, optimizer)))
     options.setdefault("level", LARGEST_NORM if options.get("clipping_type", "norm") == "norm" else None)
@@ -134,7 +134,7 @@ def plan(**options: Any) -> Plan:
 
 
 def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) -> Result:
-    """Train one model; return a row for every step, the validation loss (NaN if a loss was not finite), and texts by it."""
+    """Train one model; return a row for every step, the validation loss (NaN if a loss was not finite), and texts it wrote."""
     rows: list[Row] = []
     model = _model(config, text, seed)
     optimizer = config.make_optimizer(one, list(model.parameters()))
@@ -145,7 +145,7 @@ def train(config: Config, text: Text, one: Run, seed: int, progress: tqdm[Any]) 
         loss = next_character_loss(model, random_windows(text.training, BATCH, batches), config.device)
         optimizer.zero_grad()
         loss.backward()
-        # Measured here, so that all runs and clipping types are measured alike: the norm of the whole gradient.
+        # The norm of the whole gradient, measured here so that it is the same for all runs and clipping types.
         norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         optimizer.step()
         stats = optimizer.clipping_stats() if isinstance(optimizer, Clipped) else NO_CLIPPING
@@ -169,7 +169,7 @@ def _model(config: Config, text: Text, seed: int) -> nn.Module:
 
 
 def _drawn(model: nn.Module, text: Text, seed: int) -> str:
-    """Return what the model writes after the first characters of the validation text."""
+    """Return the model's continuation of the first characters of the validation text."""
     return text.spell(continuation(model, text.validation[:WINDOW], DRAWN, seed))
 
 
@@ -188,10 +188,10 @@ def main(arguments: Sequence[str]) -> int:
     add(
         "--lr",
         type=float,
-        help="learning rate, the largest without clipping (default: 5 for an lstm with sgd, others for others)",
+        help="learning rate; the largest one of the unclipped runs (default: by model and optimizer, 5 for lstm with sgd)",
     )
     add("--clipping-type", metavar="TYPE", help="default: norm")
-    add("--level", type=float, help=f"clipping_level (default: {LARGEST_NORM} for type norm, else that of the type)")
+    add("--level", type=float, help=f"clipping_level (default: {LARGEST_NORM} for type norm, else the type's default)")
     add("--steps", type=int, help="steps of each training (default: 200)")
     add("--seed", type=int, help="the first seed (default: 0)")
     add("--seeds", type=int, help="how many seeds (default: 3)")

@@ -1,4 +1,4 @@
-"""Write and read what ``heavy_tails`` measures, a row for every step, and summarize the rows."""
+"""Write and read the measurements of ``heavy_tails``, a row for every step, and summarize the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..common.files import read_csv
 from ..common.machine import versions
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-BEYOND_3_STD = 0.5 * math.erfc(3 / math.sqrt(2))  # the share of a normal distribution above mean + 3 std
+BEYOND_3_STD = 0.5 * math.erfc(3 / math.sqrt(2))  # share of a normal distribution above mean + 3 std
 
 
 class Run(NamedTuple):
@@ -43,16 +43,16 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Result of a finished training; the loss is NaN where the training had to stop because its loss was not finite."""
+    """Result of a finished training; the validation loss is NaN if a training loss was not finite."""
 
     seed: int
     run: Run
     validation_loss: float
-    texts: list[str]  # of the first seed: what the model wrote before its training, and after it where it came to an end
+    texts: list[str]  # first seed only: written before the training, and after it if it came to its end
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write a csv file with a line for every row; six digits are more than the picture and the summary show."""
+    """Write a csv file with a line for every row; six digits are more than the picture and the summary need."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
@@ -73,8 +73,8 @@ def select(rows: Sequence[Row], optimizer: str, lr: float) -> list[Row]:
 
 
 def summarize(settings: dict[str, Any], runs: Sequence[Run], rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return losses, clip rates and gradient norms of every run, by seed and over all seeds, and which was better."""
-    longest = 1 + max(row.step for row in rows)  # less than was asked for if the first training was interrupted
+    """Return losses, clip rates and gradient norms of every run, by seed and over all seeds, and the comparison."""
+    longest = 1 + max(row.step for row in rows)  # fewer steps than in the settings if the first training was interrupted
     start_steps = max(1, longest // 10)
     summaries = [_of_run(run, select(rows, run.optimizer, run.lr), outcomes, start_steps) for run in runs]
     summaries = [summary for summary in summaries if summary["seeds"]]
@@ -93,7 +93,7 @@ def summarize(settings: dict[str, Any], runs: Sequence[Run], rows: Sequence[Row]
 
 
 def _texts(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Return what the model of the first seed wrote: untrained, which is the same for all runs, and after each run."""
+    """Return the texts of the first seed's model: untrained, the same for all runs, and after each run."""
     texts = {outcome.run.label: outcome.texts for outcome in outcomes if outcome.texts}
     after = {label: mine[1] for label, mine in texts.items() if len(mine) > 1}
     return {"untrained": next(iter(texts.values()))[0], **after} if texts else {}
@@ -135,13 +135,13 @@ def _finite(value: float | None) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean; None if there is nothing to average, or if a run diverged so far that it has no value."""
+    """Return the mean; None if there are no values or one is None, as of a run that diverged."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def lengths(norms: Sequence[float]) -> dict[str, Any]:
-    """Return quantiles of gradient norms, and how far their tail reaches compared with that of a normal distribution."""
+    """Return quantiles of gradient norms, and compare their tail with that of a normal distribution."""
     finite = np.array([norm for norm in norms if math.isfinite(norm)])
     summary: dict[str, Any] = {"count": len(norms), "not_finite": len(norms) - len(finite)}
     if not len(finite):
@@ -160,8 +160,8 @@ def lengths(norms: Sequence[float]) -> dict[str, Any]:
 def compare(summaries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Compare the clipped run with the unclipped one at its learning rate and at the best one, seed by seed.
 
-    The best one has the lowest mean validation loss: the choice is made on the very number that is compared, which can
-    only favour the unclipped side. Return None if an interruption left nothing to compare.
+    The best one has the lowest mean validation loss. The choice uses the number that is compared, which can only favour the
+    unclipped side. Return None if an interruption left nothing to compare.
     """
     losses = {(s["clipped"], s["lr"]): _validation_losses(s) for s in summaries}
     clipped = next((losses[key] for key in losses if key[0]), {})

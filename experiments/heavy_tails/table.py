@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-HEADER = ("", "train loss", "validation loss", "by seed", "clip rate", "median length", "99 %", "largest")
+HEADER = ("", "train loss", "validation loss", "by seed", "clip rate", "median norm", "99 %", "largest")
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Return a line for every run, then which was better, how heavy the tail is, and texts of the model."""
+    """Return a line for every run, the comparison, the tail of the gradient norms, and texts of the model."""
     settings = summary["settings"]
     title = f"{settings['model']} on {settings['data']}, {settings['steps']} steps, {clipping(settings)}"
     lines = [title, "", *_aligned([HEADER, *(_cells(run) for run in summary["runs"])]), ""]
     if summary["interrupted"]:
-        lines += [f"Interrupted: these are the {summary['rows']} steps that were done."]
+        lines += [f"Interrupted: the results cover the {summary['rows']} steps that were done."]
     return "\n".join([*lines, *_verdict(summary), *_tail(summary), *_texts(summary)])
 
 
@@ -30,7 +30,7 @@ def label(run: dict[str, Any]) -> str:
 
 
 def by_lr(summary: dict[str, Any], clipped: bool, lr: float) -> dict[str, Any] | None:
-    """Return the run with that learning rate; None if an interruption came before it."""
+    """Return the run with that learning rate; None if an interruption ended before it."""
     return next((run for run in summary["runs"] if (run["clipped"], run["lr"]) == (clipped, lr)), None)
 
 
@@ -58,23 +58,23 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def _verdict(summary: dict[str, Any]) -> list[str]:
     comparison, lr = summary["comparison"], summary["settings"]["lr"]
     if comparison is None:
-        return ["Nothing to compare yet: no run without clipping has finished."]
+        return ["Nothing to compare yet: no unclipped run has finished."]
     best, tried = comparison["best_unclipped_lr"], comparison["unclipped_lrs"]
     lines = [f"Clipping at lr {lr:g} against no clipping at lr {lr:g}: {_score(comparison['same_lr'])}."]
     if all(run["diverged"] == len(run["seeds"]) for run in summary["runs"] if not run["clipped"]):
-        return [*lines, f"Without clipping all of {_listed(tried)} diverged: a smaller lr may not."]
+        return [*lines, f"Without clipping all of {_listed(tried)} diverged; a smaller lr may not diverge."]
     if best == lr:
-        lines.append(f"No clipping is best at that lr, of {_listed(tried)}.")
+        lines.append(f"That is also the best lr without clipping, of {_listed(tried)}.")
     else:
         score = _score(comparison["best_lr"])
         lines.append(f"Clipping at lr {lr:g} against no clipping at lr {best:g}, the best of {_listed(tried)}: {score}.")
     if best == min(tried):
-        lines.append("No smaller lr was tried without clipping: one may be better still.")
+        lines.append("No smaller lr was tried without clipping; one may be better.")
     return lines
 
 
 def _texts(summary: dict[str, Any]) -> list[str]:
-    """Return what the model wrote before its training and after the clipped one."""
+    """Return the texts of the model before its training and after the clipped one."""
     clipped = by_lr(summary, True, summary["settings"]["lr"])
     names = ["untrained", *([label(clipped)] if clipped else [])]
     return [f"Written by the model, {name}: {summary['texts'][name]!r}" for name in names if name in summary["texts"]]
@@ -96,7 +96,7 @@ def _tail(summary: dict[str, Any]) -> list[str]:
         return []
     after = f"without each seed's first {summary['start_steps']} steps"
     return [
-        f"Gradient lengths of {label(clipped)}, {words}: {tail['beyond_3_std']} of {tail['count']} are over mean + 3 std "
+        f"Gradient norms of {label(clipped)}, {words}: {tail['beyond_3_std']} of {tail['count']} exceed mean + 3 std "
         f"(normal distribution: {tail['beyond_3_std_if_normal']:.1f}), the largest by {tail['largest_in_std']:.1f} std."
         for words, tail in (("all steps", clipped["grad_norm"]), (after, clipped["grad_norm_after_start"]))
         if "std" in tail

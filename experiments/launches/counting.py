@@ -1,4 +1,4 @@
-"""Count what a step asks of an accelerator and of Python: operations of torch, and calls of functions of this package."""
+"""Count the torch operations of a step, and its calls of functions of this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NO_KERNEL = {  # operations that change what a tensor is, and launch nothing
+NO_KERNEL = {  # operations that change a tensor's view, and launch nothing
     *("alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty"),
     *("permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze"),
     *("view", "view_as_real", "_unsafe_view"),
@@ -22,8 +22,8 @@ LISTS = ("_foreach", "_fused", "_amp_foreach")
 class CountedOperations(TorchDispatchMode):
     """Count the operations that are dispatched while this mode is active.
 
-    An operation on lists that CUDA has no kernel for is counted among the small ones, as often as there are tensors: see
-    :func:`takes_one_kernel`. One operation may launch more than one kernel, as a sort does, or lists of hundreds of tensors.
+    An operation on lists without a CUDA kernel counts as one small operation for each tensor: see :func:`takes_one_kernel`. One
+    operation may launch more than one kernel, for example a sort or an operation on hundreds of tensors.
     """
 
     def __init__(self) -> None:
@@ -36,16 +36,16 @@ class CountedOperations(TorchDispatchMode):
             is_fast = takes_one_kernel(name, args)
             self.foreach += is_fast
             self.small += 0 if is_fast else len(args[0])
-        elif func.namespace == "aten" and name not in NO_KERNEL:  # "prim" asks for devices, "profiler" takes notes
+        elif func.namespace == "aten" and name not in NO_KERNEL:  # "prim" and "profiler" launch nothing
             self.small += 1
         return func(*args, **(kwargs or {}))
 
 
 def takes_one_kernel(name: str, args: Sequence[Any]) -> bool:
-    """Return whether CUDA does this to all tensors of the lists together; else torch takes them one by one.
+    """Return whether CUDA has one kernel for all tensors of the lists; otherwise torch takes them one by one.
 
-    The conditions are those of ``check_fast_path_restrictions`` in torch's ForeachUtils.h, and of the operations that have more.
-    Torch has no such kernels on the CPU, where nothing but these conditions tells the two apart.
+    The conditions are those of ``check_fast_path_restrictions`` in torch's ForeachUtils.h, and further ones of some operations.
+    They are repeated here because torch has no such kernels on the CPU.
     """
     if name.startswith("_fused"):
         return True
@@ -79,7 +79,7 @@ def _lies_like(one: Tensor, other: Tensor) -> bool:
 
 
 def called_modules(step: Callable[[], Any]) -> list[str]:
-    """Return the modules of this package whose functions a step calls, in order."""
+    """Return the module of each function of this package that a step calls, in order."""
     modules: list[str] = []
 
     def note(frame: Any, event: str, argument: Any) -> None:

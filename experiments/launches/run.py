@@ -1,10 +1,10 @@
-"""Count what a step asks of an accelerator and of Python: operations of torch and calls of functions.
+"""Count the torch operations and the function calls of a step.
 
-``python -m experiments launches`` counts, for every clipping type, the operations that a step on an accelerator dispatches: each
-one is launched by the host, which takes some microseconds, however small it is. They are counted on the CPU, with the arithmetic
-that an accelerator gets, and by the rules of CUDA: an operation on lists of tensors that has no kernel for them counts once a
-tensor. The calls of functions of this package are those of a step on the CPU. Nothing is timed, so that the numbers are the same
-on every machine.
+``python -m experiments launches`` counts, for every clipping type, the operations that a step on an accelerator dispatches. The
+host launches each of them, which takes some microseconds, however small the operation is. They are counted on the CPU, with the
+arithmetic for accelerators and by the rules of CUDA: an operation on lists without a kernel counts once for each tensor. The
+calls of functions of this package are those of a step on the CPU. Nothing is timed, so the numbers are the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, float]]] = {
 TORCHS_WAY = {"clip_grad_norm_": clip_grad_norm_, "clip_grad_value_": clip_grad_value_}
 SHAPE = (16, 16)  # of each tensor
 QUICK = {"tensors": (10,)}
-WARM_UP = 3  # steps before the one that is counted
+WARM_UP = 3  # steps before the counted one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Config:
             raise ValueError(f"tensors must be integers >= 1, got {min(self.tensors)}")
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the numbers depend on, beside the versions of the packages."""
+        """Return all settings that the numbers depend on, except package versions."""
         optimizers = {name: options for name, (_, _, options) in OPTIMIZERS.items()}
         return asdict(self) | {"shape": SHAPE, "warm_up": WARM_UP, "optimizers": optimizers}
 
@@ -65,14 +65,14 @@ class Row(NamedTuple):
     optimizer: str
     clipping_type: str  # or torch's function
     tensors: int
-    small_operations: int  # that launch a kernel, those on lists that CUDA takes tensor by tensor among them
-    foreach_kernels: int  # fused updates and operations that one kernel does for all tensors
+    small_operations: int  # that launch a kernel, with those on lists that CUDA takes tensor by tensor
+    foreach_kernels: int  # fused updates, and operations of one kernel for all tensors
     python_calls: int  # of functions of this package, comprehensions not counted, in a step on the CPU
     module_changes: int  # among these calls
 
 
 def plan(tensors: Sequence[int] = Config.tensors) -> Plan:
-    """Return the counts of a step of every type, with both optimizers and all numbers of tensors, and what they write."""
+    """Return the plan that counts a step of every type, with both optimizers and all numbers of tensors."""
     config = Config(tensors=tuple(tensors))
     types = [*TORCHS_WAY, *(name for name in CLIPPING_TYPES if name != "none")]
     places = [(optimizer, name, number) for optimizer in OPTIMIZERS for number in config.tensors for name in types]
@@ -108,13 +108,13 @@ def count(optimizer: str, clipping_type: str, tensors: int, **arguments: Any) ->
 
 @contextmanager
 def _accelerated() -> Iterator[None]:
-    """Give the optimizers that are made within the arithmetic of accelerators."""
+    """Give optimizers that are made inside this context the arithmetic for accelerators."""
     with patch.object(mixin, "CurrentSets", partial(CurrentSets, is_accelerated=True)):
         yield
 
 
 def _prepared(optimizer: str, clipping_type: str, tensors: int, arguments: dict[str, Any]) -> Callable[[], Any]:
-    """Return a step that is about to be taken, after some others."""
+    """Return a step with gradients, after some warm-up steps."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(SHAPE, generator=generator)) for _ in range(tensors)]
     plain, clipped, options = OPTIMIZERS[optimizer]
@@ -136,7 +136,7 @@ def _prepared(optimizer: str, clipping_type: str, tensors: int, arguments: dict[
 
 
 def aim(clipping_type: str, tensors: int) -> int | None:
-    """Return how many small operations a type may launch; None where nothing was aimed at."""
+    """Return the target for the small operations of a type; None if there is none."""
     if clipping_type in TORCHS_WAY:
         return None
     rule = CLIPPING_TYPES[clipping_type]
@@ -147,20 +147,20 @@ def aim(clipping_type: str, tensors: int) -> int | None:
 
 
 def misses(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that launch more small operations than was aimed at."""
+    """Return the rows that launch more small operations than their target."""
     aims = [aim(row.clipping_type, row.tensors) for row in rows]
     return [row for row, most in zip(rows, aims, strict=True) if most is not None and row.small_operations > most]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows as text, the aims beside the counts."""
-    header = ("optimizer", "clipping_type", "tensors", "small", "aim", "foreach", "calls", "changes")
+    """Return the rows as text, with the targets beside the counts."""
+    header = ("optimizer", "clipping_type", "tensors", "small", "target", "foreach", "calls", "changes")
     cells = [(*map(str, row[:4]), str(aim(row.clipping_type, row.tensors) or "-"), *map(str, row[4:])) for row in rows]
     return "\n".join(aligned([header, *cells]))
 
 
 def guide_table(rows: Sequence[Row]) -> str:
-    """Return the table of docs/speed.md: SGD, small operations by the number of tensors, and calls of Python."""
+    """Return the table of docs/speed.md: SGD, small operations by the number of tensors, and Python calls."""
     chosen = [row for row in rows if row.optimizer == "SGD"]
     counts = sorted({row.tensors for row in chosen})
     header = ["SGD with momentum", *(f"{n} tensors" for n in counts), "Python calls"]
@@ -175,5 +175,5 @@ def guide_table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Count, write launches.csv and launches.json, print the table; return 130 after an interruption, else 0."""
     parser = parser_of("launches", __doc__)
-    parser.add_argument("--tensors", type=int, nargs="+", help="how many tensors (default: 10 148 1000)")
+    parser.add_argument("--tensors", type=int, nargs="+", help="numbers of tensors (default: 10 148 1000)")
     return command(parser, plan, QUICK, arguments)

@@ -1,4 +1,4 @@
-"""Draw ``restarts`` from what it has written."""
+"""Draw the picture of ``restarts`` from its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..common.files import read_csv
 from ..common.style import BLACK, BLUE, GREEN, ORANGE, PINK, VERMILION
 
-# For a print without colours the line styles differ, too
+# The line styles differ too, for prints without colours
 STYLES: list[dict[str, Any]] = [
     {"color": BLACK, "linestyle": "-"},
     {"color": VERMILION, "linestyle": (0, (5, 1))},
@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 
 
 def plot(curves: Path, results: Path, picture: Path) -> None:
-    """Draw a column for each problem: the loss above, below it the loss divided by that of no restart with the same seed."""
+    """Draw a column for each problem: the loss, and below it the loss divided by that of no restart with the same seed."""
     rows = read_csv(curves)
     written = json.loads(results.read_text(encoding="utf-8"))
     figure = Figure(figsize=(12, 9), layout="constrained")
@@ -56,7 +56,7 @@ def _draw(figure: SubFigure, rows: Sequence[dict[str, str]], result: dict[str, A
     for axes in (upper, lower):
         axes.set_yscale("log")
         bottom, top = axes.get_ylim()
-        if top < DECADE * bottom:  # too few powers of ten to read anything from
+        if top < DECADE * bottom:  # too few powers of ten as labels
             axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""Make the two problems of ``restarts``: the language model of ``heavy_tails`` and the regression of ``toy``."""
+"""Problems of ``restarts``: the language model of ``heavy_tails`` and the regression of ``toy``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..common.language_models import BATCH, LARGEST_NORM, LSTM, VALIDATION_WINDO
 from ..common.regression import make_data
 from ..common.text import Text, even_windows, random_windows
 
-TRAINING_WINDOWS = 128  # those of the training text on which the curves are measured
-HELD_OUT = 2000  # samples of the regression that are not trained on
+TRAINING_WINDOWS = 128  # windows of the training text for the curves
+HELD_OUT = 2000  # validation samples of the regression
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,7 +38,7 @@ SIZES = Sizes()
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Problem with one seed; the batches of ``training`` are of one size, and so are those of ``validation``."""
+    """Problem with one seed; all batches of ``training`` have the same size, and so have those of ``validation``."""
 
     model: ModelProperties
     draw: Callable[[torch.Generator], Batch]
@@ -61,12 +61,12 @@ class Problem:
     momentum: float = 0.9
     batch: int
     steps: int
-    measured_every: int  # steps from one point of the curves to the next
+    measured_every: int  # steps between two points of the curves
     seeds: int
     seed: int = 0
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the numbers depend on."""
+        """Return all settings that the numbers depend on."""
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "task"}
         return settings | {"schedules": [None if s is None else vars(s) for s in self.schedules]}
 
@@ -79,7 +79,7 @@ def contender(schedule: RestartProperties | None) -> str:
 
 
 def language_model(text: Text, seed: int = 0) -> Problem:
-    """Return the LSTM on characters; weights and batches of a seed are those of ``heavy_tails``."""
+    """Return the LSTM on characters; weights and batches of a seed are the same as in ``heavy_tails``."""
 
     def task(seed: int) -> Task:
         return Task(
@@ -158,6 +158,6 @@ def regression(seed: int = 0, sizes: Sizes = SIZES) -> Problem:
 
 
 def _schedules(*windows: tuple[int, float]) -> tuple[RestartProperties | None, ...]:
-    """Return no restart, restarts from the mean with these windows, and restarts from the last iterate with the second ones."""
+    """Return no restart, restarts from the mean with these windows, and restarts from the last iterate with the second window."""
     from_mean = [RestartProperties(first, coeff) for first, coeff in windows]
     return None, *from_mean, RestartProperties(*windows[1], average="last")

@@ -1,10 +1,9 @@
-"""Measure what restarts from averaged iterates do to clipped SGD, on a language model and on a heavy-tailed regression.
+"""Measure the effect of restarts from averaged iterates on clipped SGD, on a language model and on a heavy-tailed regression.
 
 ``python -m experiments restarts`` trains without restarts, with restarts from the mean of the iterates in several windows, and
-with restarts from the last iterate, which only clear the momentum. Each gets its learning rate from one grid: the one with the
-lowest training loss at the end, with a seed that is used for nothing else. Start and batches of a seed are the same for all.
-To tell restarts from averages, the mean of the iterates of the last quarter is measured beside the last iterate, without going
-on from there.
+with restarts from the last iterate, which only clear the momentum. The learning rate of each is the one with the lowest final
+training loss in the same grid, with a seed that is used only for this. Start and batches of a seed are the same for all. To
+separate restarts from averaging, the mean of the iterates of the last quarter is measured too; no training continues from it.
 """
 
 from __future__ import annotations
@@ -30,25 +29,29 @@ from .picture import plot
 from .problems import Batch, Problem, Task, contender, language_model, regression
 from .table import sentences, summarize, table
 
-AVERAGED_SHARE = 4  # one in so many steps, at the end, is in the mean that is measured without going on from there
+AVERAGED_SHARE = 4  # the last 1 / AVERAGED_SHARE of the steps are averaged for the measured mean
 QUICK = {"shorter": 10}
 Rows = list[dict[str, Any]]
 Entrant = tuple[RestartProperties | None, float]  # restarts and learning rate
 
 
 def plan(seed: int = 0, shorter: int = 1) -> Plan:
-    """Return the trainings of both problems, with ``shorter`` times fewer steps, and what they write."""
+    """Return the plan for both problems, with ``shorter`` times fewer steps."""
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     problems = [
         replace(problem, steps=problem.steps // shorter) for problem in (language_model(load_text(None), seed), regression(seed))
     ]
     if any(TUNING_SEED in range(problem.seed, problem.seed + problem.seeds) for problem in problems):
-        raise ValueError(f"seed must leave out {TUNING_SEED}, with which the learning rates are chosen, got {seed}")
+        raise ValueError(
+            f"seed must not make the seeds include {TUNING_SEED}, which is kept for choosing the learning rates, got {seed}"
+        )
 
     def train_all(journal: Journal) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush every gradient
+            warnings.simplefilter(
+                "ignore", ClippingWarning
+            )  # about the ends of a grid, which may clip every gradient to almost nothing
             for problem in problems:
                 candidates = [(schedule, lr) for schedule in problem.schedules for lr in problem.lrs]
                 tuned = _trained(problem, candidates, TUNING_SEED, None, journal)
@@ -81,7 +84,7 @@ def _trained(problem: Problem, entrants: Sequence[Entrant], seed: int, measured_
 
 
 def best_of(problem: Problem, ends: Rows) -> list[Entrant]:
-    """Return each contender with the learning rate of its lowest final training loss."""
+    """Return each contender with the learning rate that has the lowest final training loss."""
     best = []
     for schedule in problem.schedules:
         mine = [end for end in ends if end["contender"] == contender(schedule)]
@@ -103,9 +106,9 @@ def _result(problem: Problem, trained: Sequence[Result]) -> dict[str, Any]:
 def train(
     problem: Problem, entrants: Sequence[Entrant], seed: int, measured_every: int | None, progress: tqdm[Any]
 ) -> tuple[Rows, Rows]:
-    """Train all entrants side by side; return the points of the curves, if any are wanted, and the final losses.
+    """Train all entrants side by side; return the points of the curves and the final losses.
 
-    A step after which one of them has restarted is a point of the curves of all.
+    Without ``measured_every`` there are no points. A step after which one entrant has restarted is a point of all curves.
     """
     task = problem.task(seed)
     collector = _collector(problem, task, entrants, seed)
@@ -149,7 +152,7 @@ def _collector(problem: Problem, task: Task, entrants: Sequence[Entrant], seed: 
 
 
 def _recorded_restarts(restarter: Restarter | None) -> list[int]:
-    """Return a list that gets the step of each restart."""
+    """Return a list to which the step of each restart is appended."""
     steps: list[int] = []
     if restarter is not None:
         restarter.on_restart = lambda restarter: steps.append(restarter.steps)

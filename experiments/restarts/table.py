@@ -1,4 +1,4 @@
-"""Compare the contenders of ``restarts``: the final losses over the seeds, as numbers and as lines of text."""
+"""Compare the final losses of the contenders of ``restarts`` over the seeds, as numbers and as text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADER = (
     "validation, mean",
     "lr is an end of its grid",
 )
-NOTE = "Median over the seeds (lowest, highest); mean: of the iterates of the last quarter, from which no training goes on."
+NOTE = "Median over the seeds (lowest, highest); mean: of the iterates of the last quarter, from which no training continues."
 End = dict[str, Any]
 
 
@@ -45,14 +45,14 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _duel(mine: Sequence[End], loss: str, others: Sequence[End], other_loss: str) -> dict[str, Any]:
-    """Return in how many seeds ``mine`` are lower, and the median of the ratios."""
+    """Return the number of seeds with a lower loss of ``mine``, and the median of the ratios."""
     theirs = {end["seed"]: end[other_loss] for end in others}
     pairs = [(end[loss], theirs[end["seed"]]) for end in mine]
     return {"lower": sum(a < b for a, b in pairs), "ratio": float(np.median([a / b for a, b in pairs]))}
 
 
 def sentences(summary: Sequence[dict[str, Any]], grid: Sequence[dict[str, Any]]) -> list[str]:
-    """Return what the numbers say about each contender, then which beat no restart, at last at each learning rate."""
+    """Return sentences on each contender, on those that beat no restart, and on each learning rate."""
     plain, *restarted = summary
     words = [_sentence("no restart, mean of the last quarter in place of the last iterate", plain, MEAN, "no_restart")]
     words += [_sentence(one["contender"], one, LAST, "no_restart") for one in restarted]
@@ -62,7 +62,7 @@ def sentences(summary: Sequence[dict[str, Any]], grid: Sequence[dict[str, Any]])
 
 
 def _at_lr(grid: Sequence[dict[str, Any]], lr: float) -> str:
-    """Return which restarts have a lower training loss than none at this learning rate, with the one seed of the grid."""
+    """Return which restarts have a lower training loss than no restart at this learning rate, with the tuning seed."""
     plain, *restarted = [row for row in grid if row["lr"] == lr]
     better = [
         f"{row['contender']} ({row['training_loss']:.4g})" for row in restarted if row["training_loss"] < plain["training_loss"]
@@ -86,7 +86,7 @@ def _verdict(words: str, restarted: Sequence[dict[str, Any]], other: str) -> str
 
 def table(result: dict[str, Any]) -> str:
     """Return a line for each contender, and the sentences."""
-    config, seeds = result["config"], result["contenders"][0]["seeds"]  # fewer than in the config after an interruption
+    config, seeds = result["config"], result["contenders"][0]["seeds"]  # after an interruption fewer than in the config
     title = f"{result['problem']} ({config['data']}): {config['steps']} steps, {seeds} seeds, {config['loss']}"
     lines = aligned([HEADER, *(_cells(one, config["lrs"]) for one in result["contenders"])])
     return "\n".join([title, "", *lines, "", NOTE, "", *(f"- {words}" for words in result["sentences"])])

@@ -1,4 +1,4 @@
-"""Draw ``spikes`` from what it has written."""
+"""Draw the picture of ``spikes`` from its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..common.files import read_csv
 from ..common.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION
 
-# For a print without colours the line styles differ, too
+# The line styles differ too, for prints without colours
 STYLES: dict[str, dict[str, Any]] = {
     "none": {"color": VERMILION, "linestyle": "-"},
     "norm": {"color": BLUE, "linestyle": "--"},
@@ -32,14 +32,14 @@ LABELS = {
     "none": "not clipped",
     "zclip, cap": "zclip at 2.5, cap 1",
     "skip": "zscore at 6, skip",
-    "left out": "left out by hand",
+    "left out": "corrupted batches skipped",
 }
 UNHARMED_STYLE: dict[str, Any] = {"color": GREY, "linestyle": "-"}
 Array = NDArray[np.float64]
 
 
 def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
-    """Draw a column for each kind of corrupted batches: the loss above, below it how much higher it is than without any."""
+    """Draw a column for each kind of corrupted batches: the loss, and below it the increase over the loss without any."""
     rows = read_csv(rows_file)
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
     config = summary["config"]
@@ -56,7 +56,7 @@ def plot(rows_file: Path, summary_file: Path, picture: Path) -> None:
     for column, kind in zip(panels.T, kinds, strict=False):
         _draw(column, rows, kind, plain, config)
     panels[0, 0].set_ylabel("training loss (nats a character)")
-    panels[1, 0].set_ylabel("loss above that without\ncorrupted batches (nats)")
+    panels[1, 0].set_ylabel("increase over the loss without\ncorrupted batches (nats)")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(picture, dpi=150)

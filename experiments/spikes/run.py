@@ -1,16 +1,16 @@
 """Measure what a few corrupted batches do to a language model, with and without clipping.
 
-``python -m experiments spikes`` trains an LSTM on characters with Adam, as language models are trained, and replaces some
-batches by corrupted ones at known steps. There are two kinds. "wrong targets": characters drawn at random in place of those
-that follow, as from a damaged file. "wrong targets, summed": the same with the loss summed over the 64 characters of a window
-and not averaged, which raises the gradient norm to several hundred times the usual; up to a thousand times are reported from
-large language models (Huang et al. 2025). Start, batches and corrupted batches of a seed are the same for all, and so is the
-learning rate. Each clipping type has its default level. "zclip, cap" adds the cap of its authors. "skip" is the rule of
-OLMo-core: zscore at level 6 leaves out steps whose gradient norm is too far above the usual. "left out" is the best that could
-be done: the corrupted loss is infinite, as after an overflow, nonfinite="skip" leaves the step out, and nothing is clipped.
+``python -m experiments spikes`` trains an LSTM on characters with Adam and replaces some batches by corrupted ones at
+known steps. There are two kinds. "wrong targets": random characters instead of the next ones, as from a damaged file. "wrong
+targets, summed": the same, with the loss summed over the 64 characters of a window instead of averaged. This raises the
+gradient norm to several hundred times the usual; up to a thousand times are reported from large language models (Huang et al.
+2025). All contenders have the same start, batches, corrupted batches of a seed, and learning rate. Each clipping type has its
+default level. "zclip, cap" adds the cap of its authors. "skip" is the rule of OLMo-core: zscore at level 6 skips steps whose
+gradient norm is too far above the usual. "left out" is the best possible outcome: the corrupted loss is infinite, as after an
+overflow, nonfinite="skip" skips the step, and nothing is clipped.
 
-The loss is always that of the batch of the text, measured before the step, also where a corrupted batch takes its place: it
-shows the model and not the batch.
+The loss is always that of the uncorrupted batch, measured before the step, even if a corrupted batch replaces it for the
+step.
 
 References:
     T. Huang, Z. Zhu, G. Jin, L. Liu, Z. Wang, S. Liu, SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training, 2025,
@@ -45,22 +45,22 @@ from .summary import DEVIATIONS, SCORE_WINDOW, SMOOTHING, summarize, table
 CONTENDERS: dict[str, dict[str, Any]] = {
     **{name: {"clipping_type": name} for name in ("none", "norm", "auto", "zscore", "zclip", "adagc")},
     "zclip, cap": {"clipping_type": "zclip", "clipping_cap": 1.0},  # as published
-    "skip": {  # the rule of OLMo-core, of norms alone
+    "skip": {  # the rule of OLMo-core for gradient norms
         "clipping_type": "zscore",
         "clipping_level": 6.0,
         "clipping_window": 128,
         "clipping_warmup": 63,
         "clipping_action": "skip",
     },
-    "left out": {"clipping_type": "norm", "clipping_level": math.inf, "nonfinite": "skip"},  # by hand: what there is to win
+    "left out": {"clipping_type": "norm", "clipping_level": math.inf, "nonfinite": "skip"},  # the best possible outcome
 }
 WEIGHTS = {"wrong targets": 1.0, "wrong targets, summed": float(WINDOW)}  # of the corrupted losses
-UNHARMED = "no corrupted batch"  # without clipping: what there was to lose
+UNHARMED = "no corrupted batch"  # without clipping: the loss to recover
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the trainings, and the steps that get a corrupted batch."""
+    """Settings of the trainings, and the steps with a corrupted batch."""
 
     lr: float = 0.01
     steps: int = 450
@@ -73,7 +73,7 @@ class Config:
         check_at_least(self, {"seed": 0, "seeds": 1})
 
     def settings(self, text: Text) -> dict[str, Any]:
-        """Return all that the numbers depend on."""
+        """Return all settings that the numbers depend on."""
         levels = {name: group_of(name)["clipping_level"] for name in self.contenders}
         return asdict(self) | {
             "optimizer": "adam",
@@ -92,12 +92,12 @@ QUICK = {"steps": 160, "corrupted": (140,), "contenders": ("none", "zclip", "ski
 
 
 def group_of(contender: str) -> dict[str, Any]:
-    """Return the clipping arguments of a contender in a parameter group, with the default level where it names none."""
+    """Return the clipping arguments of a contender in a parameter group, with the default level if it sets none."""
     return dict(ClippedAdam([nn.Parameter(torch.zeros(1))], **CONTENDERS[contender]).param_groups[0])
 
 
 def plan(**options: Any) -> Plan:
-    """Return the trainings of a :class:`Config` with these options, and what they write."""
+    """Return the plan of a :class:`Config` with these options."""
     config, text = Config(**options), load_text(None)
     settings, trainings = config.settings(text), _trainings(config)
 
@@ -129,13 +129,13 @@ def train(config: Config, text: Text, kind: str, contender: str, seed: int) -> R
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LSTM(text.alphabet)
-    # One implementation for all: torch takes another one by itself for "none", and its rounding differs.
+    # One implementation for all: for "none" torch would choose another one, which rounds differently.
     optimizer = ClippedAdam(model.parameters(), lr=config.lr, fused=True, **CONTENDERS[contender])
     batches, noise = (torch.Generator().manual_seed(number) for number in (seed, 1000 + seed))
     weight = math.inf if contender == "left out" else WEIGHTS.get(kind)
     losses, norms = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClippingWarning)  # of the step that is left out, which is what is wanted
+        warnings.simplefilter("ignore", ClippingWarning)  # about skipped steps, which are intended here
         for step in range(config.steps):
             characters, following = random_windows(text.training, BATCH, batches)
             loss = next_character_loss(model, (characters, following))
@@ -153,7 +153,7 @@ def train(config: Config, text: Text, kind: str, contender: str, seed: int) -> R
 
 
 def _rows(results: Sequence[Result], config: Config) -> list[dict[str, Any]]:
-    """Return a row for every step, with a loss for each contender; NaN where there is none."""
+    """Return a row for every step, with a loss for each contender, NaN if there is none."""
     columns = {(r["kind"], r["seed"], r["contender"]): r["losses"] for r in results}
     return [
         {"batches": kind, "seed": seed, "step": step}
@@ -165,8 +165,8 @@ def _rows(results: Sequence[Result], config: Config) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> int:
     """Train, write spikes.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
-    torch.set_num_threads(1)  # a second one would only wait: the model is small
+    torch.set_num_threads(1)  # the model is too small for a second one to help
     parser = parser_of("spikes", __doc__)
-    parser.add_argument("--seeds", type=int, help="how many seeds (default: 6)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 6)")
     parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
     return command(parser, plan, QUICK, arguments)

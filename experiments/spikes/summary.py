@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..common.tables import aligned
 
-SMOOTHING = 10  # losses in the mean that is compared before and after a corrupted batch
+SMOOTHING = 10  # losses in the means before and after a corrupted batch
 DEVIATIONS = 7.0
 SCORE_WINDOW = 128
 Summary = dict[str, Any]
@@ -24,13 +24,13 @@ def spike_score(losses: ArrayLike, window: int = SCORE_WINDOW, deviations: float
     where mean_t and std_t are those of the ``window`` losses before step t.
 
     Args:
-        losses: of all steps, shape (steps,).
-        window: how many losses before a step it is compared with. Walsh et al. take 1000; trainings of some hundred steps
-            need a shorter one, and 128 is what Karpathy's outlier detector looks back on.
-        deviations: how many standard deviations are far.
+        losses: losses of all steps, shape (steps,).
+        window: number of losses before a step that it is compared with. Walsh et al. take 1000; trainings of a few hundred
+            steps need a shorter window, and Karpathy's outlier detector uses 128.
+        deviations: number of standard deviations that count as far.
 
     Returns:
-        A share from 0 to 1; None if there are no more losses than the window holds. Losses that are not finite are far.
+        A share from 0 to 1; None if there are at most ``window`` losses. Losses that are not finite count as far.
 
     Example:
         >>> spike_score([1.0, 1.1, 0.9, 1.0, 9.0, 1.0], window=4)
@@ -49,18 +49,18 @@ def spike_score(losses: ArrayLike, window: int = SCORE_WINDOW, deviations: float
 
 
 def recovery(losses: Sequence[float], corrupted: int, end: int) -> int | None:
-    """Return how many steps after a corrupted batch the smoothed loss is back at its value before that batch.
+    """Return the number of steps after a corrupted batch until the smoothed loss is back at its value before it.
 
     Args:
-        losses: of all steps, each measured before its step.
-        corrupted: the step whose batch was corrupted: the first loss that can show it is the next one.
-        end: the losses after this step are not looked at: its batch is the next corrupted one.
+        losses: losses of all steps, each measured before its step.
+        corrupted: step whose batch was corrupted; the next loss is the first one that it can change.
+        end: step of the next corrupted batch; later losses are ignored.
 
     Returns:
         The smallest n >= 1 such that the mean of the losses of steps corrupted + n, ..., corrupted + n + SMOOTHING - 1 is no
         higher than that of the SMOOTHING losses up to and with step ``corrupted``; None if there is none before ``end``.
     """
-    if corrupted >= len(losses):  # the training had ended before
+    if corrupted >= len(losses):  # the training ended before this step
         return None
     level = np.mean(losses[corrupted + 1 - SMOOTHING : corrupted + 1])
     for first in range(corrupted + 1, min(end + 1, len(losses)) - SMOOTHING + 1):
@@ -105,7 +105,7 @@ def _finite(value: float) -> float | None:
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    """Return the median, for which None counts as more than all others; None also where there are no values."""
+    """Return the median; None counts as larger than all values. Without values, return None."""
     median = float(np.median([np.inf if value is None else value for value in values])) if values else np.inf
     return median if np.isfinite(median) else None
 
@@ -134,8 +134,8 @@ def table(summary: Summary) -> str:
     ]
     note = (
         f"Medians over the seeds. Final loss: mean of the last tenth. Recovery: steps until the mean of {SMOOTHING} losses\n"
-        "is no higher than before the corrupted batch (-: half or more did not come to that before the next). Spike score:\n"
-        f"losses {DEVIATIONS:g} standard deviations from the mean of the {SCORE_WINDOW} before. Norms: before clipping."
+        "is no higher than before the corrupted batch (-: half or more did not recover before the next). Spike score: share of\n"
+        f"losses more than {DEVIATIONS:g} standard deviations from the mean of the {SCORE_WINDOW} before. Norms: before clipping."
     )
     return "\n".join([title, "", *aligned([HEADER, *rows]), "", note])
 
@@ -149,7 +149,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def guide_table(written: Summary) -> str:
-    """Return a row for each contender, in Markdown: the final loss, and how many corrupted batches it did not recover from."""
+    """Return a row for each contender, in Markdown: the final loss, and the number of batches it did not recover from."""
     kinds = list(written["config"]["weights"])
     head = " | ".join(f"{kind}: final loss | not recovered" for kind in kinds)
     lines = [f"| | {head} |", "|---" * (1 + 2 * len(kinds)) + "|"]

@@ -1,4 +1,4 @@
-"""Compare clipping with no clipping, seed by seed, each at the cell that is best over other seeds."""
+"""Compare clipping with no clipping, seed by seed, each at the best cell over other seeds."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ UNKNOWN = "not known"
 def compare(kind: str, cells: Sequence[Summary], results: Sequence[Summary]) -> Summary:
     """Return losses of the best cell of a kind and of the best unclipped one, and the interval of their difference.
 
-    Both cells are those with the lowest median over the first half of the seeds, and are reported on the others, so that no
-    cell is judged by the losses it was chosen by. Only seeds that every cell has are used.
+    Both cells have the lowest median over the first half of the seeds. They are reported on the other seeds, so that no cell is
+    judged by the losses it was chosen by. Only seeds that every cell has are used.
 
     Args:
-        kind: of the clipped cells, ``"clipped"`` (at times) or ``"normalized"``.
-        cells: of one problem.
-        results: of its trainings.
+        kind: kind of the clipped cells, ``"clipped"`` (at times) or ``"normalized"``.
+        cells: cells of one problem.
+        results: results of its trainings.
 
     Returns:
-        ``difference``, ``low`` and ``high``: mean and t-interval of the loss minus the unclipped loss; None where fewer than
-        three seeds or a loss that is not finite leave them open. ``words``: better, worse, no difference shown or not known.
+        ``difference``, ``low`` and ``high``: mean and t-interval of the loss minus the unclipped loss; None if there are
+        fewer than three seeds or a loss is not finite. ``words``: better, worse, no difference shown or not known.
     """
     places = {name: [(cell["lr"], cell["level"]) for cell in cells if cell["kind"] == name] for name in (kind, "unclipped")}
     losses = losses_of(results)
@@ -63,7 +63,7 @@ def _chosen(places: Sequence[Place], losses: Losses, seeds: Sequence[int]) -> Pl
 
 
 def losses_of(results: Sequence[Summary]) -> Losses:
-    """Return the validation losses by place and seed; infinity for NaN, which is worse than any other."""
+    """Return the validation losses by place and seed; NaN becomes infinity, worse than any other loss."""
     ends = {((one["lr"], one["level"]), one["seed"]): one["validation_loss"] for one in results}
     return {key: math.inf if math.isnan(loss) else loss for key, loss in ends.items()}
 
@@ -75,7 +75,7 @@ def whole_seeds(losses: Losses) -> list[int]:
 
 
 def _interval(differences: Sequence[float]) -> Summary:
-    """Return mean and t-interval of differences of losses, and what they show."""
+    """Return mean and t-interval of differences of losses, and their verdict."""
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return {"difference": None, "low": None, "high": None, "words": UNKNOWN}
     mean, std = float(np.mean(differences)), float(np.std(differences, ddof=1))

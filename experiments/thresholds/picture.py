@@ -1,4 +1,4 @@
-"""Draw ``thresholds`` from what it has written: a map of each problem, and the losses of its three best rows."""
+"""Draw the picture of ``thresholds`` from its files: a map of each problem, and the losses of its three best rows."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from matplotlib.ticker import NullLocator
 from ..common.style import BLACK, BLUE, GREY, VERMILION
 
 Summary = dict[str, Any]
-RANGE = 8  # losses of more than so many times (on a logarithmic scale) what is usable get the last colour
+RANGE = 8  # largest loss with a colour of its own, as a power of the bar of usable losses
 COLOURS = {"unclipped": BLACK, "clipped": BLUE, "normalized": VERMILION}
-PALE = "#E4E4E4"  # of diverged cells
+PALE = "#E4E4E4"  # diverged cells
 EXPLAINED = (
     "Number: % of the steps clipped. Frame: best cell of its kind; its row is drawn on the right. "
     "\N{MULTIPLICATION SIGN}: half of the seeds or more diverged.\n"
@@ -44,7 +44,7 @@ def plot(summary_file: Path, picture: Path) -> None:
 
 
 def scale_of(problem: Summary) -> LogNorm:
-    """Return the scale of losses, from the best one to far beyond what is usable."""
+    """Return the scale of losses, from the best one to far above the usable ones."""
     losses = [cell["validation_loss"] for cell in problem["cells"] if cell["validation_loss"] is not None] or [1.0, 2.0]
     return LogNorm(min(losses), min(max(losses), min(losses) * problem["bar"] ** RANGE) * 1.0001)
 
@@ -72,7 +72,7 @@ def _draw_map(figure: Figure, axes: Axes, problem: Summary, scale: LogNorm) -> N
 
 
 def _label_losses(axes: Axes, scale: LogNorm) -> None:
-    """Label a logarithmic axis at a few losses, of two digits."""
+    """Label a logarithmic axis at a few losses with two digits."""
     ticks = np.geomspace(scale.vmin, scale.vmax, 6).tolist()
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_yticks(ticks, [f"{loss:.2g}" for loss in ticks])
@@ -84,7 +84,7 @@ def is_diverged(cell: Summary) -> bool:
 
 
 def percent(rate: float) -> str:
-    """Return a share in percent, rounded down, so that 99 is normalized."""
+    """Return a share in percent, rounded down, so that cells labelled 99 are normalized."""
     return "<1" if 0 < rate < 0.01 else f"{math.floor(100 * rate + 1e-9)}"
 
 
@@ -103,12 +103,12 @@ def _draw_cell(axes: Axes, cell: Summary, row: int, column: int, scale: LogNorm)
 
 
 def image_colour(cell: Summary, scale: LogNorm) -> Any:
-    """Return the colour of a cell, which its number stands on where lines would cross it."""
+    """Return the colour of a cell, the background of its number in hatched cells."""
     return PALE if is_diverged(cell) else colormaps["cividis_r"](float(scale(cell["validation_loss"])))
 
 
 def power_words(lr: float) -> str:
-    """Return a learning rate, as a fraction if it is one half, one quarter and so on."""
+    """Return a learning rate as text, as a fraction if it is one half, one quarter and so on."""
     return f"1/{1 / lr:g}" if lr < 1 and (1 / lr).is_integer() else f"{lr:g}"
 
 
@@ -142,7 +142,7 @@ def _draw_curves(axes: Axes, problem: Summary, scale: LogNorm) -> None:
 
 
 def _draw_row(axes: Axes, row: list[Summary], colour: str, highest: float) -> None:
-    """Draw the median losses of a row over a band from the lowest to the highest; what is not finite leaves at the top."""
+    """Draw the median losses of a row over a band from the lowest to the highest; infinite losses leave the panel at the top."""
     lrs = [cell["lr"] for cell in row]
     median, low, high = (
         [highest if cell[name] is None else min(cell[name], highest) for cell in row]
@@ -153,7 +153,7 @@ def _draw_row(axes: Axes, row: list[Summary], colour: str, highest: float) -> No
 
 
 def words_of(kind: str, best: Summary) -> str:
-    """Return the label of a curve: its level, what is clipped at its best cell, and the loss there."""
+    """Return the label of a curve: its level, the clip rate of its best cell, and the loss there."""
     end = f"{best['validation_loss']:#.3g} at {power_words(best['lr'])}"
     if kind == "unclipped":
         return f"unclipped\n{end}"

@@ -1,4 +1,4 @@
-"""Make the two problems of ``thresholds``: a forecaster of sine waves and the language model of ``heavy_tails``."""
+"""Problems of ``thresholds``: a forecaster of sine waves and the language model of ``heavy_tails``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ HIDDEN = 50
 PERIODS = (10.0, 50.0)  # of the waves, in values
 AMPLITUDES = (0.5, 1.5)
 VALIDATION_WAVES = 512
-VALIDATION_SEED = 10**6  # of the waves that are not trained on
+VALIDATION_SEED = 10**6  # of the validation waves
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Settings of a problem, and its grid; the batches of ``validation`` are of one size."""
+    """Settings of a problem, and its grid; all batches of ``validation`` have the same size."""
 
     name: str
     data: str
@@ -38,11 +38,11 @@ class Problem:
     lrs: tuple[float, ...]
     levels: tuple[float, ...]
     steps: int
-    bar: float  # times the best loss: up to there a learning rate is usable
+    bar: float  # a learning rate is usable up to this multiple of the best loss
     momentum: float = 0.9
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the numbers depend on."""
+        """Return all settings that the numbers depend on."""
         names = ("name", "data", "loss_name", "lrs", "levels", "steps", "bar", "momentum")
         return {name: getattr(self, name) for name in names} | {"batch": BATCH}
 
@@ -92,7 +92,7 @@ def sine_waves() -> Problem:
 
 
 def language_model(text: Text) -> Problem:
-    """Return the LSTM on characters; weights and batches of a seed are those of ``heavy_tails``."""
+    """Return the LSTM on characters; weights and batches of a seed are the same as in ``heavy_tails``."""
     return Problem(
         name="language model",
         data=f"LSTM, 128 hidden units, on the characters of {text.source}",

@@ -1,12 +1,12 @@
 """Map where clipping helps: the loss after training, over learning rate and clipping level.
 
 ``python -m experiments thresholds`` trains two small LSTMs, a forecaster of sine waves and a language model, by SGD with
-momentum, with clipping type norm at several levels and unclipped. Learning rates go by factors of 2, levels by factors of
-about 3, up to one at which nothing is clipped. Start and batches of a seed are the same in every cell of the map.
+momentum, with clipping type norm at several levels and unclipped. Learning rates differ by factors of 2, levels by factors of
+about 3, up to a level at which nothing is clipped. Start and batches of a seed are the same in every cell of the map.
 
-Where at least 99 % of the steps are clipped, the step is normalized: only learning rate times level counts. Such cells are
-told apart from those where clipping is occasional, and each kind is compared with no clipping, seed by seed, at the cell that
-is best over the first half of the seeds, on the others.
+If at least 99 % of the steps are clipped, the step is normalized: only learning rate times level counts. Such cells are
+separated from cells that are clipped at times. Each kind is compared with no clipping, seed by seed: the cell is chosen on the
+first half of the seeds, and compared on the others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .problems import Problem, language_model, sine_waves
 from .summary import summarize
 from .table import table
 
-LAST = 10  # losses at the end of a training, of which the mean is kept
+LAST = 10  # losses at the end of a training whose mean is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Config:
 
     seed: int = 0
     seeds: int = 5
-    every: int = 1  # learning rate and level of the grids
-    shorter: int = 1  # so many times fewer steps
+    every: int = 1  # take one in so many learning rates and levels
+    shorter: int = 1  # divide the number of steps by this
 
     def __post_init__(self) -> None:
         check_at_least(self, {"seed": 0, "seeds": 1})
@@ -53,7 +53,7 @@ QUICK = {"seeds": 1, "every": 2, "shorter": 4}
 
 
 def plan(**options: Any) -> Plan:
-    """Return the trainings of a :class:`Config` with these options, and what they write."""
+    """Return the plan of a :class:`Config` with these options."""
     config = Config(**options)
     problems = [_reduced(problem, config) for problem in (sine_waves(), language_model(load_text(None)))]
     settings = {**asdict(config), "problems": [problem.settings() for problem in problems]}
@@ -82,7 +82,7 @@ def _reduced(problem: Problem, config: Config) -> Problem:
 
 
 def _trainings(config: Config, problems: Sequence[Problem]) -> list[tuple[Problem, float, float | None, int]]:
-    """Return problem, learning rate, level and seed of each training, seed by seed, so that an interruption leaves whole maps."""
+    """Return problem, learning rate, level and seed of each training, seed by seed; interrupted runs have complete maps."""
     return [
         (problem, lr, level, seed)
         for seed in range(config.seed, config.seed + config.seeds)
@@ -95,8 +95,8 @@ def _trainings(config: Config, problems: Sequence[Problem]) -> list[tuple[Proble
 def train(problem: Problem, lr: float, level: float | None, seed: int) -> Result:
     """Train with one learning rate, level and seed; return losses and clip rate.
 
-    A training has diverged if a loss was not finite, which ends it, or if its validation loss is above the first training
-    loss. In the former case its losses are NaN.
+    A training has diverged if a loss was not finite, or if its validation loss is above the first training loss. A loss that
+    is not finite ends the training, and its losses become NaN.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,7 +107,9 @@ def train(problem: Problem, lr: float, level: float | None, seed: int) -> Result
     result: Result = {"problem": problem.name, "lr": lr, "level": "none" if level is None else level, "seed": seed}
     losses: list[float] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClippingWarning)  # the lowest levels may well crush every gradient
+        warnings.simplefilter(
+            "ignore", ClippingWarning
+        )  # about the lowest levels, which may clip every gradient to almost nothing
         for _ in range(problem.steps):
             loss = problem.loss(model, problem.draw(generator))
             losses.append(loss.item())
@@ -134,8 +136,8 @@ def _validation_loss(problem: Problem, model: nn.Module) -> float:
 
 def main(arguments: Sequence[str]) -> int:
     """Train, write thresholds.csv, .json and .png, print the table; return 130 after an interruption, else 0."""
-    torch.set_num_threads(1)  # a second one would only wait: the models are small
+    torch.set_num_threads(1)  # the models are too small for a second one to help
     parser = parser_of("thresholds", __doc__)
-    parser.add_argument("--seeds", type=int, help="how many seeds (default: 5)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 5)")
     parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
     return command(parser, plan, QUICK, arguments)

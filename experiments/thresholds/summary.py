@@ -12,7 +12,7 @@ from .comparisons import Losses, compare, losses_of, whole_seeds
 
 Summary = dict[str, Any]
 Level = float | str  # "none" is no clipping
-NORMALIZED = 0.99  # share of clipped steps from which on a cell is called normalized
+NORMALIZED = 0.99  # smallest share of clipped steps of a normalized cell
 
 
 def summarize(problems: Sequence[Summary], results: Sequence[Summary]) -> list[Summary]:
@@ -42,7 +42,7 @@ def _of_problem(problem: Summary, results: Sequence[Summary]) -> Summary:
 
 
 def _cell(lr: float, level: Level, results: Sequence[Summary]) -> Summary:
-    """Summarize the seeds of a cell; a loss that is not finite counts as larger than all others, and a median of such is None."""
+    """Summarize the seeds of a cell; a loss that is not finite counts as larger than all others, and such a median is None."""
     mine = [result for result in results if (result["lr"], result["level"]) == (lr, level)]
     losses = [math.inf if math.isnan(result["validation_loss"]) else result["validation_loss"] for result in mine]
     rates = [result["clip_rate"] for result in mine if result["clip_rate"] is not None]
@@ -63,7 +63,7 @@ def _cell(lr: float, level: Level, results: Sequence[Summary]) -> Summary:
 
 
 def _kind(level: Level, rate: float | None) -> str:
-    """Return what clipping does in a cell; at a rate of 0 the training is the unclipped one."""
+    """Return the kind of a cell; at a clip rate of 0 the training equals the unclipped one."""
     if level == "none":
         return "unclipped"
     if not rate:
@@ -77,9 +77,9 @@ def _best(cells: Sequence[Summary]) -> Summary | None:
 
 
 def _row(cells: Sequence[Summary], problem: Summary, best: Summary | None) -> Summary:
-    """Return the best learning rate of a level and how far around it the loss stays within the bar of two losses.
+    """Return the best learning rate of a level, and the ranges around it whose loss is within the bar.
 
-    The losses are the best of the row and the best of the whole map.
+    The bar is a multiple of the best loss of the row, or of the best loss of the whole map.
     """
     own = _best(cells)
     return {
@@ -95,7 +95,7 @@ def _row(cells: Sequence[Summary], problem: Summary, best: Summary | None) -> Su
 
 
 def _factors(cells: Sequence[Summary], bar: float, losses: Losses) -> list[float]:
-    """Return for each seed the factor of the usable range of a row, by the seed's own best loss of all; 0 for none."""
+    """Return for each seed the factor of the usable range of a row, by the seed's best loss in the map; 0 for none."""
     found = []
     for seed in whole_seeds(losses):
         row = [{"lr": cell["lr"], "validation_loss": _finite(losses[(cell["lr"], cell["level"]), seed])} for cell in cells]
@@ -107,12 +107,12 @@ def _factors(cells: Sequence[Summary], bar: float, losses: Losses) -> list[float
 
 
 def usable_range(cells: Sequence[Summary], best: Summary, bar: float) -> Summary | None:
-    """Return the learning rates around the best one whose median loss is at most ``bar``; None where the best is above it.
+    """Return the learning rates around the best one whose median loss is at most ``bar``; None if the best is above it.
 
     Args:
-        cells: of one row, by learning rate.
-        best: one of them.
-        bar: the largest loss that is usable.
+        cells: cells of one row, by learning rate.
+        best: the best of these cells.
+        bar: the largest usable loss.
     """
     good = [cell["validation_loss"] is not None and cell["validation_loss"] <= bar for cell in cells]
     low = high = cells.index(best)

@@ -1,4 +1,4 @@
-"""Print what ``thresholds`` shows, and what it does not: a line for every level, and sentences."""
+"""Format the summary of ``thresholds`` as text: a line for every level, and the claims."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _of_problem(problem: Summary) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return four digits, or a dash for what is not known."""
+    """Return four digits, or a dash for an unknown number."""
     return "-" if value is None else f"{value:.4g}"
 
 
@@ -49,7 +49,7 @@ def range_words(usable: Summary | None) -> str:
 
 
 def claims(problem: Summary) -> list[str]:
-    """Return sentences: what was shown, what was not, usable learning rates, and against what all this is."""
+    """Return sentences: what was shown and what was not, the usable learning rates, and the baseline."""
     shown = [one for one in problem["comparisons"] if one["words"] in ("better", "worse")]
     open_ones = [one for one in problem["comparisons"] if one not in shown]
     occasional, normalized = problem["comparisons"]
@@ -58,7 +58,7 @@ def claims(problem: Summary) -> list[str]:
         f"Shown: {'; '.join(map(_of_comparison, shown)) or 'nothing'}.",
         f"Not shown: {'; '.join([*map(_of_comparison, open_ones), others])}.",
         f"Usable of all: {_of_ranges(problem)}.",
-        f"Against: the same SGD unclipped at the best of {occasional['unclipped_candidates']} learning rates, seed by seed. "
+        f"Baseline: the same SGD unclipped at the best of {occasional['unclipped_candidates']} learning rates, seed by seed. "
         f"Clipping chose among more: {occasional['candidates']} cells clipped at times, {normalized['candidates']} normalized. "
         f"All were chosen on {len(occasional['chosen_on'])} seeds and are reported on {len(occasional['reported_on'])} others.",
     ]

@@ -70,7 +70,7 @@ def descend(config: Config, clipped: bool) -> NDArray[np.float64]:
 
 
 def expected(final: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return how many times smaller f is with clipping, repeat by repeat: the source shows by pictures that it is."""
+    """Return the ratio of f with and without clipping, repeat by repeat; the source shows in pictures that it is below 1."""
     plain, clipped = METHODS
     expectation = Expectation("x^2 / 2", f"{clipped} : {plain}", "final f", 0.0, 1.0, ORDER)
     return [expectation.against([row[clipped] / row[plain] for row in final])]

@@ -1,4 +1,4 @@
-"""Draw noise for the toy problems: distributions from light to heavy tails, with exact means and standard deviations."""
+"""Noise of the toy problems: distributions from light to heavy tails, with exact means and standard deviations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HALF_TAIL = 1.5  # P(|X| > x) = (1 + x)^-1.5 for the density 3/4 (1 + |x|)^-2.5
 
 @dataclass(frozen=True)
 class Noise:
-    """Distribution with the mean and standard deviation of ``raw``; ``draw`` takes a generator and a shape, too."""
+    """Distribution with mean and standard deviation of ``raw``; ``raw`` and ``draw`` take a generator and a shape."""
 
     name: str
     raw: Callable[[np.random.Generator, tuple[int, ...]], Array]
@@ -34,7 +34,7 @@ class Noise:
 
 def _weibull(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     values = generator.standard_exponential(shape)
-    return values * np.square(np.square(values))  # E^(1 / c) with c = 1/5, and E^5 is quicker so
+    return values * np.square(np.square(values))  # E^(1 / c) with c = 1/5; E^5 is faster this way
 
 
 def _burr(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:

@@ -1,4 +1,4 @@
-"""Draw the pictures of ``toy`` from what it has written."""
+"""Draw the pictures of ``toy`` from its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..common.files import read_csv
 from ..common.style import BLACK, BLUE, GREEN, SKY, VERMILION
 
-# For a print without colours the line styles differ, too
+# The line styles differ too, for prints without colours
 STYLES: dict[str, dict[str, Any]] = {
     "SGD": {"color": VERMILION, "linestyle": "--"},
     "clipped SGD": {"color": BLUE, "linestyle": "-"},

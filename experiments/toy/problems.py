@@ -32,11 +32,11 @@ class Problem:
     """Toy problem.
 
     Attributes:
-        settings: all that its numbers depend on.
-        parts: how many results ``run`` keeps.
-        steps: of all parts.
-        run: keeps the results by ``Journal.done``.
-        write: takes all of them and a folder; writes csv, json and png there and returns the table.
+        settings: all settings that the numbers depend on.
+        parts: number of results that ``run`` keeps.
+        steps: number of steps of all parts together.
+        run: runs the parts, each through ``Journal.done``.
+        write: takes all results and a folder; writes csv, json and png there and returns the table.
     """
 
     settings: dict[str, Any]
@@ -71,7 +71,7 @@ def quadratic(config: toy_quadratic.Config) -> Problem:
 
 
 def adagrad(config: toy_adagrad.Config) -> Problem:
-    """Return AdaGrad with and without clipping, a single part: it takes seconds."""
+    """Return AdaGrad with and without clipping, in a single part because it takes seconds."""
     steps = config.steps * len(toy_adagrad.METHODS)
 
     def run(journal: Journal) -> None:
@@ -96,7 +96,7 @@ def adagrad(config: toy_adagrad.Config) -> Problem:
 
 
 def regression(config: toy_regression.Config) -> Problem:
-    """Return five methods on a regression, each training a part."""
+    """Return five methods on a regression; each training is a part."""
     parts = len(toy_regression.METHODS) * (len(toy_regression.HALF_DECADES) + config.seeds)
 
     def run(journal: Journal) -> None:
@@ -117,7 +117,7 @@ def regression(config: toy_regression.Config) -> Problem:
 
 
 def published(config: toy_published.Config) -> Problem:
-    """Return the regression as its authors ran it; all methods on one draw of the data are a part."""
+    """Return the regression as its authors ran it; a part trains all methods on one draw of the data."""
 
     def run(journal: Journal) -> None:
         toy_published.run(config, journal)

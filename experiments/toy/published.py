@@ -1,8 +1,8 @@
-"""Run the regression of ``regression`` as its authors did: their split, batches and settings, without a search of ours.
+"""Run the regression of ``regression`` as its authors did: with their split, batches and settings, without a search.
 
-Half of the 10,000 samples are trained on, with noise in the labels; the other half measures, without noise. Each method has the
-batch size and the settings that the authors chose, those of synthetic.ipynb in the code of Gorbunov et al., 2021,
-https://arxiv.org/abs/2106.05958, at https://github.com/ClippedStochasticMethods/clipped-SSTM. They took three draws of the data.
+Half of the 10,000 samples are for training, with noise in the labels; the other half is for tests, without noise. Each method has
+the batch size and the settings of the authors, from synthetic.ipynb in the code of Gorbunov et al., 2021,
+https://arxiv.org/abs/2106.05958, at https://github.com/ClippedStochasticMethods/clipped-SSTM. They used three draws of the data.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ METHODS = [
         "batch 5, lr 0.001, L 1, norm at 0.01",
     ),
 ]
-EXPECTED = [  # of the final test loss divided by that of a method without clipping, with the same seed
+EXPECTED = [  # for the final test loss divided by that of a method without clipping, with the same seed
     Expectation("as published", f"{name} : {plain}", "final test loss", 0.0, 1.0, ORDER)
     for name in ("clipped SGD", "clipped SSTM")
     for plain in ("SGD", "Adam")
@@ -105,14 +105,14 @@ def _of_answer(optimizer: Optimizer, measure: Callable[[], float]) -> float:
 
 
 def steps(config: Config) -> int:
-    """Return how many steps all methods take on one draw of the data."""
+    """Return the number of steps of all methods on one draw of the data."""
     return sum(config.epochs * -(-(config.samples // 2) // method.batch) for method in METHODS)
 
 
 def run(config: Config, journal: Journal) -> None:
     """Train on each draw of the data."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClippingWarning)  # almost every gradient is longer than the published levels
+        warnings.simplefilter("ignore", ClippingWarning)  # about almost every gradient being above the published levels
         for seed in range(config.seed, config.seed + config.seeds):
 
             def new(seed: int = seed) -> Result:
@@ -132,7 +132,7 @@ def curves(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def expected(config: Config, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the ratios of the final test losses, against what was expected."""
+    """Return the measured ratios of the final test losses beside the expected ones."""
     final = {(row["method"], row["seed"]): row["loss"] for row in rows if row["epoch"] == config.epochs}
     seeds = sorted({seed for _, seed in final})
     found = []

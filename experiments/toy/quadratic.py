@@ -2,7 +2,7 @@
 
 The setting of Eduard Gorbunov, Marina Danilova, Alexander Gasnikov, Stochastic Optimization with Heavy-Tailed Noise via
 Accelerated Gradient Clipping, 2020, https://arxiv.org/abs/2005.10785. All repeats under all noises are rows of one matrix, and
-the clipping type clips every row on its own.
+the clipping type clips every row separately.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .noise import NOISES, Noise
 from .table import THEORY, Expectation
 
 NEAR = 0.1  # of a mean by theory, to both sides
-DRAWS = 100_000  # of the noise, for the mean and the variance that clipping leaves
-CHUNK = 500  # steps whose noise is drawn at a time, and the window of the curves
+DRAWS = 100_000  # of the noise, for its mean and variance after clipping
+CHUNK = 500  # steps whose noise is drawn at once, and the window of the curves
 ROW_WISE = "row_wise_norm"
 METHODS = ("SGD", "clipped SGD")
 
@@ -45,7 +45,7 @@ class Config:
     seed: int = 0
 
 
-EXPECTED = [  # of f over the measured steps, in a run; "about v" stands as v - 10 % to v + 10 %
+EXPECTED = [  # of f over the measured steps of a run; "about v" becomes v - 10 % to v + 10 %
     Expectation("normal", "SGD", "p99", 0.029, 0.035),
     Expectation("normal", "SGD", "max", 0.031, 0.037),
     Expectation("exponential", "SGD", "p99", 0.030, 0.036),
@@ -77,7 +77,7 @@ class Descent:
     def through(self, noise: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
         """Step through noise (steps, rows, n), and write f (steps, rows) into ``values``.
 
-        Return for each row how many of its gradients exceed the level.
+        Return for each row the number of its gradients above the level.
         """
         weights, grad = self.weights.numpy(), self.weights.grad
         assert grad is not None
@@ -99,7 +99,7 @@ def row_wise() -> str:
 
 
 def run(config: Config, part: int, progress: tqdm[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the runs of a part, one row each with f over the measured steps, and the largest f of each in every window."""
+    """Return the runs of a part, one row each, and the largest f of each run in every window."""
     generators = [np.random.default_rng([config.seed + part, number]) for number in range(len(NOISES))]
     rows = len(NOISES) * config.repeats
     values = {method: np.empty((config.steps, rows)) for method in METHODS}
@@ -126,7 +126,7 @@ def run(config: Config, part: int, progress: tqdm[Any]) -> tuple[list[dict[str, 
 
 
 def expected(config: Config, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the runs gave, against what was expected."""
+    """Return the measured numbers of the runs beside the expected ones."""
 
     def of(noise: str, method: str, quantity: str) -> NDArray[np.float64]:
         return np.array([run[quantity] for run in runs if (run["noise"], run["method"]) == (noise, method)])
@@ -144,16 +144,16 @@ def expected(config: Config, runs: Sequence[dict[str, Any]]) -> list[dict[str, A
 def mean_by_theory(config: Config, noise: Noise, clipped: bool) -> float:
     """Return the mean of f in the long run.
 
-    Near the minimum the gradient is x plus noise of variance V = n, and x goes to 0 by the factor 1 - lr, so that in the long run
+    Near the minimum the gradient is x plus noise of variance V = n, and a step multiplies x by 1 - lr. So in the long run
 
         E f = lr V / (2 - lr) / 2
 
-    Clipping multiplies the noise by c = min(1, level / ||noise||). It leaves the variance V_c and a mean b, which moves the point
-    where x stays. Of a small x it leaves on average m = E (c - [c < 1] c / n), since it takes all that is along the noise:
+    Clipping multiplies the noise by c = min(1, level / ||noise||). The clipped noise has variance V_c and mean b, which shifts x.
+    A small x is multiplied by m = E (c - [c < 1] c / n) on average, because clipping removes its part along the noise:
 
         E f = (lr V_c / (2 - lr) / m + ||b||^2 / m^2) / 2
 
-    m, b and V_c are taken from 100,000 draws.
+    m, b and V_c are estimated from 100,000 draws.
     """
     share = config.lr / (2 - config.lr)
     if not clipped:
@@ -163,7 +163,7 @@ def mean_by_theory(config: Config, noise: Noise, clipped: bool) -> float:
     drawn *= factors[:, None]
     mean, kept = drawn.mean(axis=0), float((factors * (1 - (factors < 1) / config.dimension)).mean())
     variance = float(np.square(drawn - mean).sum(axis=1).mean())
-    # Of the squared mean of so many draws a part is their own variance.
+    # The squared mean of the draws includes their own variance.
     bias = max(0.0, float(mean @ mean) - variance / DRAWS)
     return (share * variance / kept + bias / kept**2) / 2
 

@@ -2,8 +2,8 @@
 
 The setting of Eduard Gorbunov, Marina Danilova, Innokentiy Shibaev, Pavel Dvurechensky, Alexander Gasnikov, Near-Optimal High
 Probability Complexity Bounds for Non-Smooth Stochastic Optimization with Heavy-Tailed Noise, 2021, https://arxiv.org/abs/2106.05958.
-Each method gets its learning rate from a grid of the same size: the one with the lowest loss after training with a seed
-that is used for nothing else. Batches, start and data of a seed are the same for all methods.
+The learning rate of each method is the one with the lowest final loss in a grid of the same size, with a seed that is used
+only for this. Batches, start and data of a seed are the same for all methods.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..common.journal import Journal, Result
 from ..common.regression import Data, make_data
 from .table import ORDER, Expectation
 
-HALF_DECADES = (-2, -1, 0, 1, 2)  # a grid is its middle times 10 to the half of these
+HALF_DECADES = (-2, -1, 0, 1, 2)  # a grid is its middle times 10 ** (half / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class Config:
     epochs: int = 8
     momentum: float = 0.9
     clipping_level: float = 1.0  # about the median norm of a batch's gradient at the start
-    sstm_clipping_level: float = 0.1  # how far a step may move z: a hundredth of the way from the start
+    sstm_clipping_level: float = 0.1  # bounds the change of z in a step to a hundredth of the distance from the start
     first_restart: int = 50
     seeds: int = 60
     seed: int = 0
 
     def steps(self) -> int:
-        """Return how many steps a training takes."""
+        """Return the number of steps of a training."""
         return self.epochs * -(-self.samples // self.batch)
 
 
@@ -61,7 +61,7 @@ class Method:
     restarts: bool = False
 
     def grid(self) -> list[float]:
-        """Return the learning rates of its grid."""
+        """Return the learning rates of the grid."""
         return [float(f"{self.middle * 10 ** (half / 2):.3g}") for half in HALF_DECADES]
 
 
@@ -80,7 +80,7 @@ METHODS = [
         1e-2,
     ),
 ]
-EXPECTED = [  # of the final loss divided by that of SGD with the same seed: the paper shows by pictures that it is lower
+EXPECTED = [  # for the final loss divided by that of SGD with the same seed: the paper shows in pictures that it is lower
     Expectation("regression", f"{name} : SGD", "final loss", 0.0, 1.0, ORDER)
     for name in ("clipped SGD", "R-clipped SGD", "clipped SSTM")
 ]
@@ -98,7 +98,7 @@ def gradient(features: Tensor, labels: Tensor, x: Tensor, power: float) -> Tenso
 
 
 def train(config: Config, method: Method, lr: float, data: Data, seed: int) -> list[float]:
-    """Train; return the loss of all samples before training and after each epoch, inf from where it is not finite."""
+    """Train; return the loss of all samples before training and after each epoch, inf once it is not finite."""
     parameter = nn.Parameter(data.start.clone())
     x, optimizer = parameter.detach(), method.make(config, parameter, lr)
     restarter = Restarter(optimizer, first_restart_steps_cnt=config.first_restart) if method.restarts else None
@@ -138,7 +138,9 @@ def run(config: Config, journal: Journal) -> None:
         return float(journal.done(f"regression, {method.name}, lr {lr:g}, seed {seed}", config.steps(), new)["losses"][-1])
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClippingWarning)  # the ends of a grid may well crush every gradient
+        warnings.simplefilter(
+            "ignore", ClippingWarning
+        )  # about the ends of a grid, which may clip every gradient to almost nothing
         final = {method: {lr: trained(method, lr, TUNING_SEED) for lr in method.grid()} for method in METHODS}
         for seed in range(config.seed, config.seed + config.seeds):
             for method, losses in final.items():
@@ -151,7 +153,7 @@ def _data(samples: int, features: int, seed: int) -> Data:
 
 
 def grids_and_curves(trainings: Sequence[Result]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the grids, one row a method and learning rate, and the curves, one row a method, seed and epoch."""
+    """Return the grids, a row for each method and learning rate, and the curves, a row for each method, seed and epoch."""
     chosen = {training["method"]: training["lr"] for training in trainings if training["seed"] != TUNING_SEED}
     grids, curves = [], []
     for training in trainings:
@@ -165,7 +167,7 @@ def grids_and_curves(trainings: Sequence[Result]) -> tuple[list[dict[str, Any]],
 
 
 def expected(config: Config, curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the final losses divided by those of SGD, against what was expected."""
+    """Return the final losses divided by those of SGD, beside the expected ratios."""
     final = {(row["method"], row["seed"]): row["loss"] for row in curves if row["epoch"] == config.epochs}
     seeds = sorted({seed for _, seed in final})
     return [
@@ -175,7 +177,7 @@ def expected(config: Config, curves: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def summarize(config: Config, grids: list[dict[str, Any]], curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each method: its learning rate, whether that is an end of the grid, and its final losses."""
+    """Return a row for each method: its learning rate, whether this is an end of the grid, and its final losses."""
     rows = []
     for method in dict.fromkeys(row["method"] for row in curves):
         grid = [row["lr"] for row in grids if row["method"] == method]

@@ -1,11 +1,11 @@
-"""Test clipping against heavy-tailed noise where the answer is known: on small problems from the literature.
+"""Test clipping against heavy-tailed noise on small problems from the literature, whose answers are known.
 
 ``python -m experiments toy`` writes, for each problem, its runs and curves (csv), its config with a table of expected and
 measured numbers (json), and a picture (png).
 
 quadratic: SGD and clipped SGD on ||x||^2 / 2 under four noises. adagrad: AdaGrad with and without clipping on x^2 / 2 under noise
-without a variance. regression: five methods on mean |Ax - y|^1.75 with heavy-tailed features. published: the same as its authors
-ran it.
+without a variance. regression: five methods on mean |Ax - y|^1.75 with heavy-tailed features. published: the same with the
+settings of its authors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .problems import NOTES, Problem, adagrad, published, quadratic, regression
 
 QUICK = {"quick": True}
 FEW = {"epochs": 1, "seeds": 5}
-PROBLEMS: dict[str, Callable[[int, bool], Problem]] = {  # of a seed, and whether it is to be smaller and shorter
+PROBLEMS: dict[str, Callable[[int, bool], Problem]] = {  # by seed, and whether to make it smaller and shorter
     "quadratic": lambda seed, quick: quadratic(
         toy_quadratic.Config(seed=seed, **({"steps": 12_500, "measured_steps": 10_000, "parts": 1} if quick else {}))
     ),
@@ -36,20 +36,22 @@ PROBLEMS: dict[str, Callable[[int, bool], Problem]] = {  # of a seed, and whethe
 
 
 def plan(seed: int = 0, only: str | None = None, quick: bool = False) -> Plan:
-    """Return the runs of all problems, or of ``only`` one, ``quick`` ones smaller and shorter, and what they write."""
+    """Return the plan for all problems or ``only`` one; ``quick`` makes them smaller and shorter."""
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     problems = {name: PROBLEMS[name](seed, quick) for name in ([only] if only else PROBLEMS)}
     seeds = problems["regression"].settings["seeds"] if "regression" in problems else 0
     if TUNING_SEED in range(seed, seed + seeds):
-        raise ValueError(f"seed must leave out {TUNING_SEED}, with which the learning rates are chosen, got {seed}")
+        raise ValueError(
+            f"seed must not make the seeds include {TUNING_SEED}, which is kept for choosing the learning rates, got {seed}"
+        )
 
     def run_all(journal: Journal) -> None:
         for problem in problems.values():
             problem.run(journal)
 
     def write(results: Sequence[Result], folder: Path) -> str:
-        """Write the problems all of whose parts are there."""
+        """Write the problems whose parts are complete."""
         tables = []
         for name, problem in problems.items():
             mine = [result for result in results if result["problem"] == name]
@@ -66,6 +68,6 @@ def plan(seed: int = 0, only: str | None = None, quick: bool = False) -> Plan:
 def main(arguments: Sequence[str]) -> int:
     """Run the problems, write toy_*.csv, .json and .png, print the tables; return 130 after an interruption, else 0."""
     parser = parser_of("toy", __doc__)
-    parser.add_argument("--only", choices=PROBLEMS, help="one of the problems (default: all)")
+    parser.add_argument("--only", choices=PROBLEMS, help="run one problem (default: all)")
     parser.add_argument("--seed", type=int, help="the first seed (default: 0)")
     return command(parser, plan, QUICK, arguments)

@@ -1,4 +1,4 @@
-"""Compare what was expected of the toy problems with what was measured, as lines of text."""
+"""Compare expected and measured numbers of the toy problems, as text."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from ..common.tables import aligned
 
-PICTURE, THEORY, ORDER = "read off the picture", "theory", "order only"  # where a range comes from
+PICTURE, THEORY, ORDER = "read off the picture", "theory", "order only"  # sources of the ranges
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """Range in which a number was expected; ``setting`` and ``method`` name the runs, ``source`` where the range comes from."""
+    """Expected range of a number; ``setting`` and ``method`` name the runs, ``source`` the source of the range."""
 
     setting: str
     method: str
@@ -25,7 +25,7 @@ class Expectation:
     source: str = PICTURE
 
     def against(self, values: Sequence[float]) -> dict[str, Any]:
-        """Return the median over the runs, where most of them are, and which share of the single runs is in the range."""
+        """Return the median over the runs, their 10 % and 90 % quantiles, and the share of the runs in the range."""
         low, median, high = np.quantile(values, [0.1, 0.5, 0.9], method="nearest")
         return {
             "setting": self.setting,

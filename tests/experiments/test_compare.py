@@ -296,7 +296,7 @@ def test_table_is_sorted_and_says_what_was_shown_and_what_was_not(written):
     assert claims(made) == [
         "Better than without clipping: a.",
         "Diverged with more seeds than without clipping: c.",
-        "No difference shown for 1 of 3 clipped methods; by chance alone, 0.2 of 3 intervals would leave out 0.",
+        "No difference shown for 1 of 3 clipped methods; by chance alone, 0.2 of 3 intervals would exclude 0.",
     ]
 
 
@@ -309,7 +309,7 @@ def test_resumed_run_is_bit_for_bit_the_unbroken_one(written, line, without_pict
     finished = line.models - 1
     path = tmp_path / "compare_image.partial.jsonl"
     assert list(tmp_path.iterdir()) == [path]
-    words = f"{finished} finished trainings are kept in {path}: the same command with --resume --out {tmp_path} goes on"
+    words = f"{finished} finished trainings are kept in {path}: to continue, run the same command with --resume --out {tmp_path}"
     assert words in capsys.readouterr().err
     for option, value, message in (
         ("--steps", "7", "steps was 12 and is 7"),

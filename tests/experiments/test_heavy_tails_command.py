@@ -143,7 +143,7 @@ def test_interruption_leaves_what_was_done(tmp_path, monkeypatch):
     assert len(trained.rows) == trained.summary["rows"] == 2 * 5  # the third training is lost
     assert trained.summary["interrupted"]
     assert [run["seeds"][0]["finished"] for run in trained.runs] == [True, True]
-    assert "Interrupted: these are the 10 steps that were done." in trained.printed
+    assert "Interrupted: the results cover the 10 steps that were done." in trained.printed
 
 
 def test_resumed_run_writes_what_an_unbroken_one_does(tmp_path, monkeypatch):

@@ -166,7 +166,8 @@ def test_interrupted_command_keeps_what_is_done_says_how_to_go_on_and_does(write
     assert made.command("--quick", "--out", folder) == 130
     assert made.written == [[0, 1]] * writes_parts
     words = (
-        f"2 finished trainings are kept in {folder}/made.partial.jsonl: the same command with --resume --out '{folder}' goes on"
+        f"2 finished trainings are kept in {folder}/made.partial.jsonl: "
+        f"to continue, run the same command with --resume --out '{folder}'"
     )
     assert words in capsys.readouterr().err
     made.interrupted_at = None
@@ -191,7 +192,9 @@ def test_error_in_a_training_is_raised_after_saying_how_to_go_on(error, tmp_path
     made.interrupted_at, made.interruption = 2, error
     with pytest.raises(type(error)):
         made.command("--out", tmp_path)
-    words = f"Ended by an error, 2 finished trainings are kept in {tmp_path}/made.partial.jsonl: the same command with --resume"
+    words = (
+        f"Ended by an error, 2 finished trainings are kept in {tmp_path}/made.partial.jsonl: to continue, run the same command"
+    )
     assert words in capsys.readouterr().err
     made.interrupted_at = None
     assert made.command("--out", tmp_path, "--resume") == 0

@@ -262,7 +262,7 @@ def test_command_runs_both_problems_with_the_seed_it_is_given(problems, tmp_path
     out = ["--out", str(tmp_path / "never")]
     for options, message in (
         ([*out, "--seed", "-1"], "seed must be at least 0"),
-        ([*out, "--seed", "999"], "seed must leave out 1000"),  # two seeds
+        ([*out, "--seed", "999"], "seed must not make the seeds include 1000"),  # two seeds
         (["--out", str(tmp_path / "file")], "out must be"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -180,7 +180,7 @@ def test_picture_shows_all_contenders_and_marks_the_corrupted_batches(written, t
     monkeypatch.setattr(Axes, "axvline", lambda axes, x, **k: marks.append(x) or axvline(axes, x, **k))
     spikes_picture.plot(written[0] / "spikes.csv", written[0] / "spikes.json", tmp_path / "spikes.png")
     assert (tmp_path / "spikes.png").read_bytes().startswith(b"\x89PNG")
-    upper = ["no corrupted batch", "not clipped", "zclip at 2.5", "left out by hand"]
+    upper = ["no corrupted batch", "not clipped", "zclip at 2.5", "corrupted batches skipped"]
     assert [label for label in labels if label] == 2 * upper
     assert marks == 4 * [20, 30]
 

@@ -289,7 +289,7 @@ def test_table_has_a_line_for_each_level_and_says_what_was_shown():
     )
     assert lines[8] == "Not shown: anything about other schedules, more steps or larger models."
     assert lines[9] == "Usable of all: not known, or none with clipping."
-    assert lines[10].startswith("Against: the same SGD unclipped at the best of 2 learning rates, seed by seed.")
+    assert lines[10].startswith("Baseline: the same SGD unclipped at the best of 2 learning rates, seed by seed.")
     assert lines[10].endswith("All were chosen on 2 seeds and are reported on 3 others.")
     assert len(lines) == 11
 

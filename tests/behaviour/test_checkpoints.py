@@ -8,10 +8,12 @@ import random
 import subprocess
 import sys
 import warnings
+from itertools import cycle, product
 
 import pytest
 import torch
 from support import resumable_run
+from support.cases import pairwise
 from support.pages import ROOT
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -19,6 +21,7 @@ from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, clip_optimizer
 
 TYPES = resumable_run.TYPES
 CLIPPING = [name for name in TYPES if name != "none"]
+KINDS = ["norm", "zclip", "adagc", "linear_rand_auto"]  # with "layer_wise_auto" one type of each kind of state
 ARGUMENTS = {
     "clipping_type": "layer_wise_auto",
     "clipping_level": 0.5,
@@ -175,13 +178,18 @@ def go_on(problem, optimizer, first, last):
     return clipped
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    ("clipping_type", "name"),
+    ("clipping_type", "name", "way"),
     [
-        *((clipping_type, ["sgd", "adamw"][number % 2]) for number, clipping_type in enumerate(TYPES)),
-        *(("layer_wise_auto", name) for name in ("sgd without momentum", "adam", "rmsprop")),
-        *(("linear_rand_auto", name) for name in ("sgd without momentum", "rmsprop")),
+        *product(["layer_wise_auto"], MAKERS, WAYS),
+        *((kind, name, way) for kind, name in zip(KINDS, cycle(["sgd", "adamw"]), strict=False) for way in WAYS),
+        *product(["linear_rand_auto"], ["sgd without momentum"], ["distributed", "distributed, flattened"]),
+        *zip(
+            [name for name in TYPES if name not in (*KINDS, "layer_wise_auto")],
+            cycle(["sgd", "adamw"]),
+            cycle(WAYS),
+            strict=False,
+        ),
     ],
 )
 def test_run_goes_on_bit_for_bit_after_every_way_of_saving(problem, clipping_type, name, way):
@@ -209,8 +217,10 @@ def test_run_goes_on_bit_for_bit_after_every_way_of_saving(problem, clipping_typ
     assert told(other) == same(told(optimizer))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [*product(["rmsprop"], WAYS), *zip(cycle(["sgd without momentum", "adam", "sgd", "adamw"]), WAYS, strict=False)],
+)
 @pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_arguments_of_the_checkpoint_win_as_lr_does(problem, name, way):
     if not torch_can(name, way):
@@ -256,8 +266,7 @@ def test_checkpoint_in_memory_is_not_changed_by_steps_of_the_one_who_loaded_it(p
 # Plain torch checkpoints, older and newer ones.
 
 
-@pytest.mark.parametrize("clipping_type", TYPES)
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(("clipping_type", "name"), [*zip(TYPES, cycle(PLAIN), strict=False)])
 def test_checkpoints_go_from_torch_to_us_and_back(problem, name, clipping_type):
     plain_params = problem.parameters()
     plain = PLAIN[name](two_groups(plain_params))
@@ -284,8 +293,7 @@ def test_checkpoints_go_from_torch_to_us_and_back(problem, name, clipping_type):
         torch.testing.assert_close(p, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
-@pytest.mark.parametrize("missing", ARGUMENTS)
+@pytest.mark.parametrize(("missing", "name"), [*zip(ARGUMENTS, cycle(["sgd", "adamw", "rmsprop"]), strict=False)])
 @pytest.mark.filterwarnings("ignore:the checkpoint has brought")
 def test_argument_that_an_old_checkpoint_lacks_is_the_constructors(problem, missing, name):
     """The type goes with its level: an old checkpoint has both or none."""
@@ -393,9 +401,7 @@ def test_window_and_history_of_the_checkpoint_win(problem, clipping_type, saved,
     assert_same(go_on(problem, other, 14, 18), go_on(problem, optimizer, 14, 18))
 
 
-@pytest.mark.parametrize("window", [2, 3, 6, 50])
-@pytest.mark.parametrize("p", [0.3, 1.0])
-@pytest.mark.parametrize("clipping_type", ["auto", "layer_wise_auto"])
+@pairwise(clipping_type=["auto", "layer_wise_auto"], p=[0.3, 1.0], window=[2, 3, 6, 50])
 def test_window_edited_after_loading_keeps_the_newest_lengths(clipping_type, p, window):
     def make():
         param = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
@@ -438,9 +444,13 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
-@pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize(("argument", "value"), NONSENSE)
+@pytest.mark.parametrize(
+    ("argument", "value", "place", "name"),
+    [
+        (*row, place, name)
+        for (row, place), name in zip(product(NONSENSE, [0, 1]), cycle(["sgd", "adamw", "rmsprop"]), strict=False)
+    ],
+)
 def test_nonsense_in_a_checkpoint_is_refused_and_changes_nothing(problem, argument, value, place, name):
     optimizer = MAKERS[name](two_groups(problem.parameters()), clipping_type="auto", clipping_window=5)
     go_on(problem, optimizer, 0, 4)
@@ -499,9 +509,18 @@ def test_checkpoint_of_other_groups_is_refused_by_torch_and_changes_nothing(prob
 # torch.distributed.checkpoint.
 
 
-@pytest.mark.parametrize("options", [{}, {"flatten_optimizer_state_dict": True}], ids=str)
-@pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("clipping_type", TYPES)
+STATEFUL = [name for name in MAKERS if name != "sgd without momentum"]
+OPTIONS = [{}, {"flatten_optimizer_state_dict": True}]
+
+
+@pytest.mark.parametrize(
+    ("clipping_type", "name", "options"),
+    [
+        *zip(TYPES, cycle(["sgd without momentum"]), cycle(OPTIONS), strict=False),  # stepped at every save
+        *((name, *row) for name, row in zip(TYPES, cycle(product(STATEFUL, OPTIONS)), strict=False)),
+    ],
+    ids=str,
+)
 def test_saving_a_fresh_optimizer_records_nothing(problem, clipping_type, name, options):
     params = problem.parameters()
     optimizer = MAKERS[name](two_groups(params), clipping_type=clipping_type, clipping_window=4)

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+from support.cases import pairwise
 from torch import nn
 
 from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, LevelScheduler, linear_warmup
@@ -151,9 +152,7 @@ SAVES = {
 }
 
 
-@pytest.mark.parametrize("save", SAVES)
-@pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("clipping_type", ["auto", "layer_wise_auto", "zclip"])
+@pairwise(clipping_type=["auto", "layer_wise_auto", "zclip"], edit=EDITS, save=SAVES)
 def test_groups_that_are_edited_and_saved_before_a_step_go_on_as_without_saving(clipping_type, edit, save):
     def run(save):
         params = [parameter(norm, size) for norm, size in ((3.0, 2), (4.0, 5), (5.0, 3))]

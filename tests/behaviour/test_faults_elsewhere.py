@@ -3,10 +3,12 @@
 import io
 import math
 import random
+from itertools import cycle, product
 
 import numpy as np
 import pytest
 import torch
+from support.cases import pairwise
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
@@ -58,8 +60,10 @@ def lengths_bounded_by_level(clipping_type, moves):
     return [torch.cat([move.double().flatten() for move in moves]).norm().item()]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("clipping_type", DEFAULT_LEVELS)
+@pytest.mark.parametrize(
+    ("clipping_type", "implementation"),
+    [*product(DEFAULT_LEVELS, ["chosen"]), *product(["norm", "layer_wise", "coord_wise"], ["fused", "foreach", "loop"])],
+)
 def test_spike_moves_weights_no_further_than_its_bound(problem, clipping_type, implementation):
     lr, momentum, norm = 0.1, 0.9, 0.05
     params = problem.parameters()
@@ -167,15 +171,15 @@ def test_draws_do_not_depend_on_global_random_state(problem, clipping_type):
 # An int level silently replaced by a default; a default that never clips; a swallowed typo.
 
 
-@pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("clipping_type", ["norm", "layer_wise", "coord_wise"])
-def test_int_level_means_what_it_says(clipping_type, level):
-    param = torch.nn.Parameter(torch.zeros(1))
-    optimizer = ClippedSGD([param], lr=1.0, clipping_type=clipping_type, clipping_level=level)
-    param.grad = torch.tensor([50.0])
-    optimizer.step()
-    assert (param.grad.item(), param.item()) == pytest.approx((level, -level))
-    assert optimizer.param_groups[0]["clipping_level"] == level
+def test_int_level_means_what_it_says(clipping_type):
+    for level in (1, 2):
+        param = torch.nn.Parameter(torch.zeros(1))
+        optimizer = ClippedSGD([param], lr=1.0, clipping_type=clipping_type, clipping_level=level)
+        param.grad = torch.tensor([50.0])
+        optimizer.step()
+        assert (param.grad.item(), param.item()) == pytest.approx((level, -level))
+        assert optimizer.param_groups[0]["clipping_level"] == level
 
 
 def test_int_level_of_quantile_is_the_largest_norm():
@@ -274,8 +278,10 @@ def test_first_step_with_memory_is_finite_and_not_clipped(problem, clipping_type
 # Clipping before the closure runs.
 
 
-@pytest.mark.parametrize("call", ["positional", "keyword"])
-@pytest.mark.parametrize("clipping_type", ["norm", "layer_wise", "coord_wise"])
+@pytest.mark.parametrize(
+    ("clipping_type", "call"),
+    [("norm", "positional"), ("norm", "keyword"), ("layer_wise", "positional"), ("coord_wise", "keyword")],
+)
 def test_gradients_of_closure_are_clipped(clipping_type, call):
     param = torch.nn.Parameter(torch.zeros(1))
     optimizer = ClippedSGD([param], lr=0.1, momentum=0.9, clipping_type=clipping_type, clipping_level=0.5)
@@ -364,8 +370,7 @@ def test_plain_torch_checkpoint_keeps_clipping_arguments_of_each_group(problem):
     assert optimizer.clipping_stats()["steps"] == 1
 
 
-@pytest.mark.parametrize("clipping_type", ["none", *DEFAULT_LEVELS])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "clipping_type"), [*zip(cycle(OPTIMIZERS), ["none", *DEFAULT_LEVELS])])
 def test_clipped_checkpoint_loads_into_torch_optimizer(problem, name, clipping_type):
     clipped_class, plain_class, options = OPTIMIZERS[name]
     clipped_params = problem.parameters()
@@ -382,9 +387,7 @@ def test_clipped_checkpoint_loads_into_torch_optimizer(problem, name, clipping_t
         torch.testing.assert_close(p, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["chosen", "foreach"])
-@pytest.mark.parametrize("clipping_type", ["none", *DEFAULT_LEVELS])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pairwise(name=OPTIMIZERS, clipping_type=["none", *DEFAULT_LEVELS], implementation=["chosen", "foreach"])
 def test_resumed_run_is_the_unbroken_one_bit_for_bit(problem, name, clipping_type, implementation):
     clipped_class, _, options = OPTIMIZERS[name]
     arguments = {"clipping_type": clipping_type, "clipping_window": 6, "clipping_beta": 0.5, "clipping_seed": 11}
@@ -454,10 +457,7 @@ FLOWS = {
 }
 
 
-@pytest.mark.parametrize("overflow_at", [None, 0, 5])
-@pytest.mark.parametrize("flow", FLOWS)
-@pytest.mark.parametrize("clipping_type", DEFAULT_LEVELS)
-@pytest.mark.parametrize("clipped_class", [ClippedSGD, ClippedAdamW])
+@pairwise(clipped_class=[ClippedSGD, ClippedAdamW], clipping_type=DEFAULT_LEVELS, flow=FLOWS, overflow_at=[None, 0, 5])
 def test_grad_scaler_gives_the_result_of_the_unfused_flow(problem, clipped_class, clipping_type, flow, overflow_at):
     wanted = scaled_run(problem, clipped_class, clipping_type, "loop", overflow_at=overflow_at)
     weights, stats, norms, lengths = scaled_run(problem, clipped_class, clipping_type, **FLOWS[flow], overflow_at=overflow_at)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.cases import pairwise
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
 
@@ -68,9 +69,7 @@ def test_flags_of_the_user_are_obeyed(flags, kernel_calls):
     assert kernel_calls == []
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("level", [0.5, 1e9])
-@pytest.mark.parametrize("lay_out", ["grad", "param", "both", "transposed", "holes"])
+@pairwise(lay_out=["grad", "param", "both", "transposed", "holes"], level=[0.5, 1e9], name=CLASSES)
 def test_memory_layouts_that_fused_kernels_get_wrong(lay_out, level, name):
     cls, options = CLASSES[name]
     runs = []

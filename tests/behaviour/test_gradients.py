@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from support.cases import pairwise
 from support.problems import Problem
 from support.reference import ReferenceClipper
 
@@ -15,10 +16,13 @@ from torch_clipped.decisions import uniform
 
 F64 = torch.float64
 REAL = [name for name in CLIPPING_TYPES if name != "none"]
+ONE_A_MEASURE = ["norm", "layer_wise", "coord_wise", "adaptive"]
+ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 CLASSES = {
     "SGD": (ClippedSGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
     "AdamW": (ClippedAdamW, torch.optim.AdamW, {"lr": 0.01}),
 }
+NAMES_AND_TYPES = [*(("SGD", name) for name in REAL), *(("AdamW", name) for name in ONE_A_MEASURE)]
 FLAGS = {"chosen": {}, "loop": {"foreach": False, "fused": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 LEVELS = {
     "adaptive": 0.05,
@@ -98,8 +102,7 @@ def assert_oracles(clipped, wanted, what, digits=0.0):
 # Missing gradients
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("name", "clipping_type"), NAMES_AND_TYPES)
 def test_missing_gradients_are_the_oracles(problem, name, clipping_type):
     clipped_class, _, options = CLASSES[name]
     params = problem.parameters()
@@ -129,9 +132,7 @@ def test_parameter_that_never_has_a_gradient_changes_nothing_for_the_others(prob
     assert optimizer.grad_norms().tolist() == other.grad_norms().tolist()
 
 
-@pytest.mark.parametrize("flags", ["chosen", "fused"])
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("name", CLASSES)
+@pairwise(name=CLASSES, clipping_type=ONE_A_KIND, flags=["chosen", "fused"])
 def test_steps_without_any_gradient_change_nothing(problem, name, clipping_type, flags):
     clipped_class, _, options = CLASSES[name]
     params = problem.parameters()
@@ -154,9 +155,7 @@ def test_steps_without_any_gradient_change_nothing(problem, name, clipping_type,
 # Shapes
 
 
-@pytest.mark.parametrize("flags", ["chosen", "loop"])
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("name", CLASSES)
+@pairwise(name=CLASSES, clipping_type=REAL, flags=["chosen", "loop"])
 def test_empty_tensors_change_nothing_for_the_others(problem, name, clipping_type, flags):
     clipped_class, _, options = CLASSES[name]
     options = options | FLAGS[flags] | arguments_of(clipping_type)
@@ -184,8 +183,7 @@ def test_nothing_but_empty_tensors(clipping_type):
     assert clip_gradients_(params).item() == 0
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("name", "clipping_type"), NAMES_AND_TYPES)
 def test_scalars_are_the_oracles(problem, name, clipping_type):
     clipped_class, _, options = CLASSES[name]
     shapes = ((), (), (1,))
@@ -213,9 +211,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("clipping_type", ["norm", "layer_wise", "coord_wise", "adaptive", "layer_wise_auto", "adagc"])
-@pytest.mark.parametrize("name", CLASSES)
+@pairwise(name=CLASSES, clipping_type=ONE_A_MEASURE, layout=LAYOUTS)
 def test_layout_in_memory_plays_no_part(problem, name, clipping_type, layout):
     clipped_class, _, options = CLASSES[name]
     lay_param, lay_grad = LAYOUTS[layout]
@@ -234,9 +230,7 @@ def test_layout_in_memory_plays_no_part(problem, name, clipping_type, layout):
     assert optimizer.clipping_stats()["clipped_steps"] == other.clipping_stats()["clipped_steps"] > 0
 
 
-@pytest.mark.parametrize("flags", ["chosen", "loop", "foreach"])
-@pytest.mark.parametrize("clipping_type", ["norm", "layer_wise", "coord_wise", "adaptive"])
-@pytest.mark.parametrize("name", CLASSES)
+@pairwise(name=CLASSES, clipping_type=ONE_A_MEASURE, flags=["chosen", "loop", "foreach"])
 def test_expanded_gradient_is_clipped_as_the_dense_one_or_refused_before_anything_changed(problem, name, clipping_type, flags):
     clipped_class, _, options = CLASSES[name]
     runs = []
@@ -307,9 +301,7 @@ def look_up(module, step):
     (module(torch.cat([rows, rows[:2]])) * torch.cat([factors, factors[:2]]).to(module.weight.dtype)).sum().backward()
 
 
-@pytest.mark.parametrize("coalesced", [False, True])
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("optimizer_class", [ClippedSGD, ClippedSparseAdam])
+@pairwise(optimizer_class=[ClippedSGD, ClippedSparseAdam], clipping_type=REAL, coalesced=[False, True])
 def test_sparse_gradients_are_clipped_as_the_dense_ones(optimizer_class, clipping_type, coalesced):
     sparse, dense = embedding(True), embedding(False)
     optimizer = optimizer_class([sparse.weight], lr=0.05, **arguments_of(clipping_type))
@@ -357,8 +349,9 @@ def test_sparse_adam_steps_as_the_plain_one_with_gradients_clipped_by_hand(clipp
     assert clipped > 3
 
 
-@pytest.mark.parametrize("flags", ["chosen", "loop"])
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize(
+    ("clipping_type", "flags"), [*((name, "chosen") for name in REAL), *((name, "loop") for name in ONE_A_MEASURE)]
+)
 def test_sparse_and_dense_gradients_form_one_length(problem, clipping_type, flags):
     sparse, params = embedding(True), problem.parameters(F64)
     every = [sparse.weight, *params]
@@ -375,7 +368,7 @@ def test_sparse_and_dense_gradients_form_one_length(problem, clipping_type, flag
         assert_oracles([sparse.weight.grad.to_dense(), *(p.grad for p in params)], wanted, f"step {step}")
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize("clipping_type", ONE_A_KIND)
 @pytest.mark.filterwarnings("ignore:a gradient was not finite")
 def test_sparse_gradient_that_is_not_finite_is_skipped(clipping_type):
     module = embedding(True)
@@ -390,9 +383,7 @@ def test_sparse_gradient_that_is_not_finite_is_skipped(clipping_type):
 # Complex parameters
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("name", CLASSES)
+@pairwise(ids=str, name=CLASSES, clipping_type=ONE_A_KIND, dtype=[torch.complex64, torch.complex128])
 def test_complex_gradients_are_the_oracles(problem, name, clipping_type, dtype):
     clipped_class, plain_class, options = CLASSES[name]
     shapes = ((3, 4), (5,), ())
@@ -430,9 +421,7 @@ def test_complex_and_real_parameters_form_one_length(problem, clipping_type):
 # Types of number
 
 
-@pytest.mark.parametrize("dtype", DIGITS, ids=str)
-@pytest.mark.parametrize("flags", ["chosen", "foreach"])
-@pytest.mark.parametrize("clipping_type", REAL)
+@pairwise(ids=str, clipping_type=ONE_A_KIND, flags=["chosen", "foreach"], dtype=DIGITS)
 def test_every_type_of_number_is_the_oracles(problem, clipping_type, flags, dtype):
     params = problem.parameters(dtype)
     optimizer = ClippedSGD(params, lr=0.01, momentum=0.9, **FLAGS[flags], **arguments_of(clipping_type))
@@ -445,9 +434,7 @@ def test_every_type_of_number_is_the_oracles(problem, clipping_type, flags, dtyp
         assert all(g.dtype == p.dtype == dtype for g, p in zip(clipped, params, strict=True))
 
 
-@pytest.mark.parametrize("flags", ["chosen", "foreach"])
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("name", CLASSES)
+@pairwise(name=CLASSES, clipping_type=ONE_A_KIND, flags=["chosen", "foreach"])
 def test_mixtures_of_types_are_the_oracles(problem, name, clipping_type, flags):
     clipped_class, _, options = CLASSES[name]
     dtypes = list(DIGITS)
@@ -461,25 +448,30 @@ def test_mixtures_of_types_are_the_oracles(problem, name, clipping_type, flags):
     assert optimizer.clipping_stats()["clipped_steps"] == oracle.clipper.clipped_steps > 0
 
 
+KERNELS = {
+    "SGD": (ClippedSGD, {}),
+    "SGD with momentum": (ClippedSGD, {"momentum": 0.9}),
+    "AdamW": (ClippedAdamW, {"weight_decay": 0.0}),
+}
+
+
 @pytest.mark.parametrize("flags", ["chosen", "foreach"])
-@pytest.mark.parametrize("size", [1, 15, 16, 33, 1000])
 @pytest.mark.parametrize("dtype", DIGITS, ids=str)
-@pytest.mark.parametrize("momentum", [0, 0.9])
-@pytest.mark.parametrize("clipped_class", [ClippedSGD, ClippedAdamW])
-def test_every_entry_of_every_size_and_type_of_number_is_stepped(clipped_class, momentum, dtype, size, flags):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_entry_of_every_size_and_type_of_number_is_stepped(kernel, dtype, flags):
     """Vectorised kernels treat the first entries of a tensor and the last ones apart."""
-    weight = torch.nn.Parameter(torch.zeros(size, dtype=dtype))
-    options = {"momentum": momentum} if clipped_class is ClippedSGD else {"weight_decay": 0.0}
-    optimizer = clipped_class([weight], lr=0.5, clipping_level=math.sqrt(size), **options, **FLAGS[flags])
-    for step, wanted in enumerate((-0.5, -1.0 - 0.5 * momentum if clipped_class is ClippedSGD else -1.0)):
-        weight.grad = torch.full_like(weight, 4.0 if step else 1.0)  # the second one is clipped to ones
-        optimizer.step()
-        torch.testing.assert_close(weight.detach().double(), torch.full((size,), wanted, dtype=F64), rtol=2e-2, atol=0)
+    clipped_class, options = KERNELS[kernel]
+    for size in (1, 15, 16, 33, 1000):
+        weight = torch.nn.Parameter(torch.zeros(size, dtype=dtype))
+        optimizer = clipped_class([weight], lr=0.5, clipping_level=math.sqrt(size), **options, **FLAGS[flags])
+        for step, wanted in enumerate((-0.5, -1.0 - 0.5 * options.get("momentum", 0))):
+            weight.grad = torch.full_like(weight, 4.0 if step else 1.0)  # the second one is clipped to ones
+            optimizer.step()
+            torch.testing.assert_close(weight.detach().double(), torch.full((size,), wanted, dtype=F64), rtol=2e-2, atol=0)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("name", "clipping_type"), NAMES_AND_TYPES)
 def test_parameters_on_several_devices_form_one_length(problem, name, clipping_type):
     if not torch.accelerator.is_available():
         pytest.skip("parameters on several devices need an accelerator, there is none")
@@ -522,9 +514,7 @@ def test_parameter_given_twice_gives_torchs_error_and_warning(problem):
             optimizer_class([{"params": [weight]}, {"params": [weight]}], lr=0.1)
 
 
-@pytest.mark.parametrize("flags", ["chosen", "fused"])
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("name", CLASSES)
+@pairwise(name=CLASSES, clipping_type=REAL, flags=["chosen", "fused"])
 def test_parameters_frozen_and_unfrozen_are_the_oracles(problem, name, clipping_type, flags):
     clipped_class, plain_class, options = CLASSES[name]
     if name == "SGD":
@@ -551,7 +541,7 @@ def test_parameters_frozen_and_unfrozen_are_the_oracles(problem, name, clipping_
         assert_close(params, plain_params, 1e-4)
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize("clipping_type", ONE_A_KIND)
 @pytest.mark.parametrize("name", CLASSES)
 def test_parameter_whose_data_is_replaced_is_stepped_where_it_is_now(problem, name, clipping_type):
     clipped_class, _, options = CLASSES[name]
@@ -569,15 +559,16 @@ def test_parameter_whose_data_is_replaced_is_stepped_where_it_is_now(problem, na
     assert not equal(kept, params)
 
 
-@pytest.mark.parametrize("after", [0, 4])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("clipping_type", ["none", "norm", "coord_wise", "layer_wise_auto", "adaptive", "adagc"])
-@pytest.mark.parametrize("name", CLASSES)
-def test_model_converted_after_construction_steps_as_with_the_plain_optimizer(problem, name, clipping_type, dtype, after):
+@pairwise(
+    ids=str,
+    name_and_step=[("SGD", 0), ("SGD", 4), ("AdamW", 0)],  # torch's AdamW needs parameters of the type of their moments
+    clipping_type=["none", "norm", "coord_wise", "layer_wise_auto", "adaptive", "adagc"],
+    dtype=[torch.float64, torch.bfloat16, torch.float16],
+)
+def test_model_converted_after_construction_steps_as_with_the_plain_optimizer(problem, name_and_step, clipping_type, dtype):
+    name, after = name_and_step
     clipped_class, plain_class, options = CLASSES[name]
     if name != "SGD":
-        if after > 0:
-            pytest.skip("torch's Adam and AdamW do not step parameters whose type is no longer that of their moments")
         options = options | {"eps": 1e-3}  # float16 does not know 1e-8
     params, plain_params = problem.parameters(), problem.parameters()
     model, plain_model = torch.nn.ParameterList(params), torch.nn.ParameterList(plain_params)

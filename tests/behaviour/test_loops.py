@@ -6,9 +6,11 @@ import json
 import math
 import subprocess
 import sys
+from itertools import cycle
 
 import pytest
 import torch
+from support.cases import pairwise
 from support.reference import ReferenceClipper
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -30,6 +32,7 @@ from torch_clipped.decisions import uniform
 F64 = torch.float64
 ALL = list(CLIPPING_TYPES)
 REAL = [name for name in ALL if name != "none"]
+KINDS = ["norm", "layer_wise_auto", "coord_wise", "adaptive", "adagc", "linear_rand_auto"]  # of measures, thresholds, decisions
 CLASSES = {
     "SGD": (ClippedSGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
     "Adam": (ClippedAdam, torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.01}),
@@ -43,6 +46,11 @@ class ClippedRMSprop(Clipped, torch.optim.RMSprop):
 
 class ClippedLBFGS(Clipped, torch.optim.LBFGS):
     """LBFGS that clips."""
+
+
+def each_type_with(value, *others):
+    """Rows of an axis that does not choose how a type clips: each type with one value, one type of each kind with the others."""
+    return [(clipping_type, value) for clipping_type in REAL] + [(kind, other) for other in others for kind in KINDS]
 
 
 def equal(left, right):
@@ -78,9 +86,11 @@ def closure_of(optimizer, params, grads, calls):
 # Closures
 
 
-@pytest.mark.parametrize("call", ["positional", "keyword"])
-@pytest.mark.parametrize("clipping_type", ["none", "norm", "layer_wise_auto", "linear_rand_auto", "adaptive"])
-@pytest.mark.parametrize("optimizer_class", [ClippedSGD, ClippedAdam, ClippedAdamW, ClippedRMSprop])
+@pairwise(
+    optimizer_class=[ClippedSGD, ClippedAdam, ClippedAdamW, ClippedRMSprop],
+    clipping_type=["none", "norm", "layer_wise_auto", "linear_rand_auto", "adaptive"],
+    call=["positional", "keyword"],
+)
 def test_step_with_a_closure_is_the_step_without_one(problem, optimizer_class, clipping_type, call):
     params, other_params = problem.parameters(), problem.parameters()
     optimizer = optimizer_class(params, lr=0.01, clipping_type=clipping_type, clipping_window=4)
@@ -122,8 +132,7 @@ def lbfgs(problem, search, bad_at=(), value=math.inf, bad_loss=True, **arguments
     return optimizer, params, closure, lengths
 
 
-@pytest.mark.parametrize("search", [None, "strong_wolfe"])
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize(("clipping_type", "search"), each_type_with("strong_wolfe", None))
 def test_every_evaluation_of_lbfgs_is_clipped_and_recorded(problem, clipping_type, search):
     optimizer, params, closure, lengths = lbfgs(problem, search, clipping_type=clipping_type)
     kept = []
@@ -150,10 +159,7 @@ def run_and_watch_for_finite_weights(optimizer, params, closure):
         assert all(p.isfinite().all() for p in params)
 
 
-@pytest.mark.parametrize("bad_loss", [False, True])
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-@pytest.mark.parametrize("bad_at", [0, 1, 2, 3, 4, 6, 8])
-@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+@pairwise(search=[None, "strong_wolfe"], bad_at=[0, 1, 2, 3, 4, 6, 8], value=[math.inf, math.nan], bad_loss=[False, True])
 def test_evaluation_of_lbfgs_that_is_not_finite_leaves_finite_weights(problem, search, bad_at, value, bad_loss):
     optimizer, params, closure, lengths = lbfgs(problem, search, {bad_at, bad_at + 1}, value, bad_loss)
     with pytest.warns(ClippingWarning, match="not finite") as caught:
@@ -227,9 +233,7 @@ def scaled_run(problem, name, clipping_type, flags, scaled, unscale, overflow, d
     return problem.copies(params), optimizer.clipping_stats(), optimizer.grad_norms()
 
 
-@pytest.mark.parametrize("overflow", [(), (0, 1, 6, 11)], ids=str)
-@pytest.mark.parametrize("clipping_type", ALL)
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pairwise(name=["SGD", "AdamW"], clipping_type=ALL, overflow=[(), (0, 1, 6, 11)], ids=str)
 def test_every_flow_of_a_grad_scaler_gives_the_run_without_one(problem, name, clipping_type, overflow):
     weights, stats, norms = scaled_run(problem, name, clipping_type, FLAGS["loop"], False, False, overflow)
     assert stats["skipped_steps"] == 0 or clipping_type == "none"
@@ -251,8 +255,7 @@ def test_every_flow_of_a_grad_scaler_gives_the_run_without_one(problem, name, cl
 # Gradient accumulation
 
 
-@pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize(("clipping_type", "set_to_none"), each_type_with(True, False))
 def test_accumulated_gradients_are_clipped_once_as_one(problem, clipping_type, set_to_none):
     params = problem.parameters(F64)
     optimizer = ClippedSGD(params, lr=0.05, momentum=0.9, clipping_type=clipping_type, clipping_window=4, clipping_seed=2)
@@ -270,8 +273,7 @@ def test_accumulated_gradients_are_clipped_once_as_one(problem, clipping_type, s
     assert optimizer.clipping_stats()["steps"] == 9
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize(("clipping_type", "flags"), each_type_with(*FLAGS))
 def test_gradients_are_clipped_in_place_and_may_be_zeroed_in_place(problem, clipping_type, flags):
     params = problem.parameters()
     optimizer = ClippedSGD(params, lr=0.05, momentum=0.9, clipping_type=clipping_type, **FLAGS[flags])
@@ -319,9 +321,7 @@ def test_table_of_schedulers_is_torchs():
     assert classes - {"LRScheduler", "_LRScheduler"} == SCHEDULERS.keys() - {"SWALR"}
 
 
-@pytest.mark.parametrize("attached", ["class", "before clip_optimizer", "after clip_optimizer"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pairwise(name=["SGD", "AdamW"], scheduler=SCHEDULERS, attached=["class", "before clip_optimizer", "after clip_optimizer"])
 def test_scheduler_drives_the_clipped_optimizer_as_the_plain_one(problem, name, scheduler, attached):
     clipped_class, plain_class, options = CLASSES[name]
 
@@ -355,7 +355,7 @@ def test_scheduler_drives_the_clipped_optimizer_as_the_plain_one(problem, name, 
     assert_close(params, plain_params, 1e-5)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", ["StepLR", "CyclicLR", "OneCycleLR", "SequentialLR", "ReduceLROnPlateau", "SWALR"])
 def test_scheduler_and_optimizer_are_resumed_together(problem, scheduler):
     def new():
         params = problem.parameters()
@@ -386,8 +386,13 @@ MEDIANS = ("threshold", "coefficient")  # of the blocks, which an added group ha
 GLOBAL_HISTORY = {n for n in REAL if CLIPPING_TYPES[n].measure == "global" and CLIPPING_TYPES[n].threshold.memory(1, 2)}
 
 
-@pytest.mark.parametrize("clipping_type", [name for name in REAL if name not in GLOBAL_HISTORY])
-@pytest.mark.parametrize("optimizer_class", [ClippedSGD, ClippedAdamW, ClippedRMSprop])
+@pytest.mark.parametrize(
+    ("optimizer_class", "clipping_type"),
+    [
+        *((ClippedSGD, name) for name in REAL if name not in GLOBAL_HISTORY),
+        *((other, name) for other in (ClippedAdamW, ClippedRMSprop) for name in ("norm", "layer_wise_auto")),
+    ],
+)
 def test_group_added_in_the_middle_keeps_the_history(problem, optimizer_class, clipping_type):
     arguments = {"clipping_type": clipping_type, "clipping_window": 6, "clipping_seed": 3}
     optimizer = optimizer_class(problem.parameters(F64), lr=0.01, **arguments)
@@ -432,9 +437,11 @@ def test_gradients_of_an_added_group_are_clipped_with_the_others(problem, clippi
 # Step hooks
 
 
-@pytest.mark.parametrize("plain", ["never", "before", "after"])
-@pytest.mark.parametrize("door", ["class", "subclass", "clip_optimizer", "mixin"])
-@pytest.mark.parametrize("clipping_type", ["none", "norm"])
+@pairwise(
+    clipping_type=["none", "norm"],
+    door=["class", "subclass", "clip_optimizer", "mixin"],
+    plain=["never", "before", "after"],
+)
 def test_hooks_of_this_and_of_all_optimizers_run_once(problem, clipping_type, door, plain, monkeypatch):
     parent = torch.optim.RMSprop if door == "mixin" else torch.optim.SGD
     if getattr(parent.step, "hooked", False):  # as if no plain optimizer had ever been made
@@ -513,10 +520,13 @@ def test_pre_hook_may_replace_the_arguments_of_step(problem):
 
 
 @pytest.mark.parametrize(
-    ("clipping_type", "backend"),
-    [*((name, "eager") for name in ("none", "norm", "layer_wise_auto", "linear_rand_auto", "adaptive")), ("norm", "aot_eager")],
+    ("name", "clipping_type", "backend"),
+    [
+        *(("SGD", name, "eager") for name in ("none", "norm", "layer_wise_auto", "linear_rand_auto", "adaptive")),
+        *(("AdamW", name, "eager") for name in ("none", "norm")),
+        *((name, "norm", "aot_eager") for name in ("SGD", "AdamW")),
+    ],
 )
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")  # torch advises 3.13.1
 def test_compiled_step_is_the_eager_one(problem, name, clipping_type, backend):
@@ -572,8 +582,9 @@ def test_maximize_is_torchs_with_clipped_gradients(problem, name, flags):
     assert_close(params, plain_params, 1e-4)
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
-@pytest.mark.parametrize("optimizer_class", [ClippedSGD, ClippedAdam, ClippedAdamW])
+@pytest.mark.parametrize(
+    ("clipping_type", "optimizer_class"), [*zip(REAL, cycle([ClippedSGD, ClippedAdam, ClippedAdamW]), strict=False)]
+)
 def test_differentiable_is_refused_where_gradients_are_clipped(problem, optimizer_class, clipping_type):
     with pytest.raises(ValueError, match="differentiable"):
         optimizer_class(problem.parameters(), lr=0.1, differentiable=True, clipping_type=clipping_type)
@@ -614,8 +625,9 @@ def test_capturable_on_the_cpu_gives_torchs_error(problem, name, clipping_type):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("clipping_type", ["norm", "auto", "layer_wise", "coord_wise"])
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize(
+    ("clipping_type", "name"), [("norm", "Adam"), ("auto", "AdamW"), ("layer_wise", "Adam"), ("coord_wise", "AdamW")]
+)
 def test_capturable_on_an_accelerator_is_the_ordinary_step(problem, name, clipping_type):
     if not torch.accelerator.is_available():
         pytest.skip("capturable needs an accelerator, there is none")
@@ -681,8 +693,11 @@ def test_level_scheduler_refuses_an_optimizer_that_does_not_clip(problem):
     LevelScheduler(clip_optimizer(torch.optim.SGD(problem.parameters())), lambda step: 1.0)
 
 
-@pytest.mark.parametrize("nonsense", [-1.0, 0.0, math.nan, "high", True, [1.0], 1j], ids=str)
-@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize(
+    ("nonsense", "at"),
+    [*((value, 0) for value in [-1.0, 0.0, math.nan, "high", True, [1.0], 1j]), (-1.0, 2), (math.nan, 2), ("high", 2)],
+    ids=str,
+)
 def test_level_scheduler_refuses_nonsense_and_leaves_every_level_alone(problem, nonsense, at):
     params = problem.parameters()
     optimizer = ClippedSGD([{"params": params[:2]}, {"params": params[2:]}], clipping_level=0.7)
@@ -768,8 +783,7 @@ def test_ready_schedules_refuse_nonsense(steps):
         multiple_at_start(0.1, 10, steps=steps)
 
 
-@pytest.mark.parametrize("door", ["scheduler", "param_groups"])
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize(("clipping_type", "door"), each_type_with("scheduler", "param_groups"))
 def test_level_that_changes_each_step_is_the_oracles_and_keeps_the_history(problem, clipping_type, door):
     oracle = ReferenceClipper(clipping_type, window=6)
     default = oracle.level

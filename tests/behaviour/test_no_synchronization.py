@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ LOOKS = {
     aten._unique2.default,
 }
 TYPES = [name for name in CLIPPING_TYPES if name != "none"]
+ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
+POLICIES = ["skip", "zero", "propagate"]
+CLASSES = [ClippedSGD, ClippedAdamW]
 
 
 class HostMayNotLook(TorchDispatchMode):
@@ -78,8 +82,10 @@ def take_steps(problem, params, step, guard):
             step()
 
 
-@pytest.mark.parametrize("nonfinite", ["skip", "zero", "propagate"])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize(
+    ("clipping_type", "nonfinite"),
+    [*product(ONE_A_KIND, POLICIES), *zip([name for name in TYPES if name not in ONE_A_KIND], cycle(POLICIES))],
+)
 def test_engine_does_not_look(problem, no_looking, clipping_type, nonfinite):
     params = problem.parameters()
     groups = [{"params": params[:2]}, {"params": params[2:]}]
@@ -89,8 +95,7 @@ def test_engine_does_not_look(problem, no_looking, clipping_type, nonfinite):
     assert optimizer.clipping_stats()["steps"] == 8
 
 
-@pytest.mark.parametrize("cls", [ClippedSGD, ClippedAdamW])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize(("clipping_type", "cls"), [*zip(TYPES, cycle(CLASSES))])
 def test_step_does_not_look(problem, no_looking, clipping_type, cls):
     params = problem.parameters()
     optimizer = cls(params, clipping_type=clipping_type, clipping_window=5, **({"momentum": 0.9} if cls is ClippedSGD else {}))
@@ -100,8 +105,7 @@ def test_step_does_not_look(problem, no_looking, clipping_type, cls):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("clipping_type", TYPES)
-@pytest.mark.parametrize("cls", [ClippedSGD, ClippedAdamW])
+@pytest.mark.parametrize(("clipping_type", "cls"), [*zip(TYPES, cycle(CLASSES))])
 def test_no_synchronization_on_a_device(problem, clipping_type, cls):
     params = [torch.nn.Parameter(p.detach().cuda()) for p in problem.parameters()]
     optimizer = cls(params, clipping_type=clipping_type, clipping_window=5)
@@ -142,8 +146,7 @@ def test_skipped_steps_on_a_device_are_told_of_without_waiting_for_it():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("is_scheduled", [False, True])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize(("clipping_type", "is_scheduled"), [*product(TYPES, [True]), *product(ONE_A_KIND, [False])])
 def test_captured_step_equals_the_step(problem, clipping_type, is_scheduled):
     def run(captured):
         params = [torch.nn.Parameter(p.detach().cuda()) for p in problem.parameters()]

@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 import warnings
+from itertools import cycle
 
 import pytest
 import torch
@@ -51,6 +52,15 @@ def test_entries_are_clamped_beside_such_that_are_not_finite_as_torch_clamps_the
     torch.testing.assert_close(found, [p.grad for p in params], rtol=0, atol=0, equal_nan=True)
     assert found[0].tolist() == [1, 1, -1]
     assert optimizer.clipping_stats()["clipped_steps"] == 1
+
+
+def test_sparse_entries_are_clamped_beside_such_that_are_not_finite():
+    (p,) = parameters(torch.ones(3, 2))
+    grad = torch.tensor([[inf, 4.0], [0.0, 0.0], [nan, -inf]])
+    optimizer = ClippedSGD([p], lr=0.0, clipping_type="value", clipping_level=1.0, nonfinite="propagate")
+    p.grad = grad.to_sparse(1)
+    optimizer.step()
+    torch.testing.assert_close(p.grad.to_dense(), grad.clamp(-1.0, 1.0), rtol=0, atol=0, equal_nan=True)
 
 
 def test_complex_entries_keep_their_direction_beside_such_that_are_not_finite():
@@ -142,8 +152,7 @@ def test_thresholds_of_entries_come_from_finite_norms_only():
     assert optimizer.param_groups[0]["clipping_memory_count"].tolist() == [1]
 
 
-@pytest.mark.parametrize("clipping_type", TYPES)
-@pytest.mark.parametrize("make", [ClippedSGD, ClippedAdamW])
+@pytest.mark.parametrize(("clipping_type", "make"), [*zip(TYPES, cycle([ClippedSGD, ClippedAdamW]), strict=False)])
 def test_gradient_whose_entries_share_memory_is_clipped_as_a_dense_one(clipping_type, make):
     def run(dense):
         params = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(4))]

@@ -6,10 +6,12 @@ import math
 import pickle
 import re
 import warnings
+from itertools import cycle
 
 import numpy as np
 import pytest
 import torch
+from support.cases import pairwise
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
 
@@ -64,11 +66,11 @@ def scalars(count=1, dtype=torch.float32):
 
 # What does not clip changes nothing.
 
+HUGE_LEVELS = dict.fromkeys(CONSTANT, 1e30) | {"auto": 1, "linear_rand_auto": 1.0}
 
-@pytest.mark.parametrize("flags", ["chosen", *FLAGS])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(("clipping_type", "level"), [*((t, 1e30) for t in CONSTANT), ("auto", 1), ("linear_rand_auto", 1.0)])
-def test_huge_threshold_changes_nothing_bit_for_bit(problem, clipping_type, level, name, flags):
+
+@pairwise(clipping_type=HUGE_LEVELS, name=OPTIMIZERS, flags=["chosen", *FLAGS])
+def test_huge_threshold_changes_nothing_bit_for_bit(problem, clipping_type, name, flags):
     clipped_class, _, options = OPTIMIZERS[name]
 
     def run(flags, **arguments):
@@ -80,12 +82,10 @@ def test_huge_threshold_changes_nothing_bit_for_bit(problem, clipping_type, leve
         return [*params, *state_of(optimizer)]
 
     wanted = run(FLAGS["fused" if flags == "chosen" else flags], clipping_type="none")
-    assert equal(run(FLAGS.get(flags, {}), clipping_type=clipping_type, clipping_level=level), wanted)
+    assert equal(run(FLAGS.get(flags, {}), clipping_type=clipping_type, clipping_level=HUGE_LEVELS[clipping_type]), wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("flags", ["default", *FLAGS])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pairwise(ids=str, name=OPTIMIZERS, flags=["default", *FLAGS], dtype=[torch.float32, torch.float64, torch.bfloat16])
 def test_type_none_is_torchs_optimizer_bit_for_bit(problem, name, flags, dtype):
     clipped_class, plain_class, options = OPTIMIZERS[name]
 
@@ -106,9 +106,7 @@ def test_type_none_is_torchs_optimizer_bit_for_bit(problem, name, flags, dtype):
 # What clips.
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pairwise(ids=str, clipping_type=TYPES, flags=FLAGS, dtype=[torch.float32, torch.float64])
 def test_clipped_length_never_exceeds_its_threshold(problem, clipping_type, flags, dtype):
     optimizer = ClippedSGD(
         problem.parameters(dtype), momentum=0.9, clipping_type=clipping_type, clipping_window=9, **FLAGS[flags]
@@ -132,8 +130,7 @@ def test_clipped_length_never_exceeds_its_threshold(problem, clipping_type, flag
     assert optimizer.clipping_stats()["clipped_steps"] == clipped_steps
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("clipping_type", GLOBAL)
+@pytest.mark.parametrize(("clipping_type", "flags"), [*zip(GLOBAL, cycle(FLAGS), strict=False)])
 def test_scalar_measures_keep_the_direction_of_the_whole_gradient(problem, clipping_type, flags):
     optimizer = ClippedSGD(problem.parameters(), momentum=0.9, clipping_type=clipping_type, **FLAGS[flags])
     for step in range(25):
@@ -180,11 +177,10 @@ def decisions(clipping_type, alpha, beta, steps, seed=0):
     return np.array([step_scalars(optimizer, 1 / alpha)[0] < 1 + 1e-5 for _ in range(steps)])
 
 
-@pytest.mark.parametrize("beta", [0.3, 0.85])
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize(("clipping_type", "power"), RANDOM_POWERS.items())
-def test_clip_rate_of_random_types_is_the_published_probability(clipping_type, power, alpha, beta):
-    steps, probability = 1200, beta**alpha**power
+@pairwise(clipping_type=RANDOM_POWERS, alpha=[0.1, 0.5, 0.9], beta=[0.3, 0.85])
+def test_clip_rate_of_random_types_is_the_published_probability(clipping_type, alpha, beta):
+    steps, power = 1200, RANDOM_POWERS[clipping_type]
+    probability = beta**alpha**power
     rate = decisions(clipping_type, alpha, beta, steps).mean()
     assert abs(rate - probability) < 4 * math.sqrt(probability * (1 - probability) / steps)
 
@@ -257,9 +253,7 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("window", [2, 7, 1000])
-@pytest.mark.parametrize("p", [0.1, 0.75, 1.0])
-@pytest.mark.parametrize("stream", STREAMS)
+@pairwise(stream=STREAMS, p=[0.1, 0.75, 1.0], window=[2, 7, 1000])
 def test_auto_is_numpys_percentile_of_the_last_norms(stream, p, window):
     norms = STREAMS[stream]
     options = {"clipping_type": "auto", "clipping_level": p, "clipping_window": window}
@@ -275,9 +269,7 @@ def test_auto_is_numpys_percentile_of_the_last_norms(stream, p, window):
 # A step without a gradient.
 
 
-@pytest.mark.parametrize("nothing", ["zeros", "none", "some zeros, some none"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pairwise(clipping_type=TYPES, name=OPTIMIZERS, nothing=["zeros", "none", "some zeros, some none"])
 def test_step_of_length_zero_records_counts_and_draws_nothing(problem, clipping_type, name, nothing):
     clipped_class, _, options = OPTIMIZERS[name]
     arguments = {"clipping_type": clipping_type, "clipping_beta": 0.5, "clipping_window": 8, **options}
@@ -343,10 +335,7 @@ def poisoned(problem, step, value=math.nan, tensor=1):
     return grads
 
 
-@pytest.mark.parametrize("flags", ["chosen", "foreach"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pairwise(clipping_type=TYPES, value=[math.nan, math.inf, -math.inf], name=OPTIMIZERS, flags=["chosen", "foreach"])
 def test_skip_leaves_everything_as_it_was_warns_once_and_counts(problem, clipping_type, value, name, flags):
     clipped_class, _, options = OPTIMIZERS[name]
     params = problem.parameters()
@@ -410,8 +399,7 @@ def test_skip_skips_every_clip_set_of_the_step():
     assert [stats["steps"] for stats in optimizer.clipping_stats(per_set=True)] == [1, 1]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize(("clipping_type", "name"), [*zip(TYPES, cycle(OPTIMIZERS), strict=False)])
 def test_error_names_the_group_before_anything_changed(problem, clipping_type, name):
     clipped_class, _, options = OPTIMIZERS[name]
     params = problem.parameters()
@@ -439,9 +427,7 @@ def test_error_in_one_clip_set_leaves_the_others_alone():
     assert [stats["steps"] for stats in optimizer.clipping_stats(per_set=True)] == [0, 0]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pairwise(clipping_type=TYPES, value=[math.nan, math.inf, -math.inf], name=OPTIMIZERS)
 def test_zero_clips_what_is_finite(problem, clipping_type, value, name):
     clipped_class, _, options = OPTIMIZERS[name]
 
@@ -638,9 +624,7 @@ def saved(params, optimizer):
     return loaded["params"], fresh
 
 
-@pytest.mark.parametrize("copied", [deepcopied, pickled, saved])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("clipping_type", ["none", *TYPES])
+@pairwise(clipping_type=["none", *TYPES], name=OPTIMIZERS, copied=[deepcopied, pickled, saved])
 def test_copy_keeps_the_history_and_goes_on_by_itself(problem, clipping_type, name, copied):
     clipped_class, _, options = OPTIMIZERS[name]
     params = problem.parameters()
@@ -796,18 +780,18 @@ def test_huge_gradient_is_clipped_to_an_ordinary_level(problem):
     assert problem.length(problem.step(optimizer, problem.gradients(0, 1e30))) == pytest.approx(1.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("norm", [50.0, 1e4, 9.4e5])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)], ids=str)
-@pytest.mark.parametrize("flags", ["chosen", *FLAGS])
-@pytest.mark.parametrize("clipping_type", ["norm", "layer_wise"])
-def test_gradients_of_low_precision_are_clipped_to_the_level(problem, clipping_type, flags, dtype, tolerance, norm):
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@pairwise(ids=str, clipping_type=["norm", "layer_wise"], flags=["chosen", *FLAGS], dtype=TOLERANCE, norm=[50.0, 1e4, 9.4e5])
+def test_gradients_of_low_precision_are_clipped_to_the_level(problem, clipping_type, flags, dtype, norm):
     shapes = ((20, 20),)
     params = problem.parameters(dtype, shapes)
     options = FLAGS.get(flags, {}) | {"clipping_type": clipping_type, "clipping_level": 1}
     optimizer = ClippedSGD(params, lr=0.1, momentum=0.9, **options)
     signs = problem.gradients(0, shapes=shapes)[0].sign()
     grads = problem.step(optimizer, [(signs * norm / 20).to(dtype)])
-    assert problem.length(grads) == pytest.approx(1.0, rel=tolerance)
+    assert problem.length(grads) == pytest.approx(1.0, rel=TOLERANCE[dtype])
 
 
 def test_parameters_of_several_types_form_one_length():

@@ -6,10 +6,12 @@ import math
 import pickle
 import warnings
 from dataclasses import dataclass
+from itertools import cycle, product
 
 import numpy as np
 import pytest
 import torch
+from support.cases import pairwise
 from support.reference import ReferenceClipper, reference_adam_step, reference_sgd_step
 
 from torch_clipped import ClippedAdamW, ClippedSGD, Clipping, Constant, GradientClipper, clip_optimizer, register_clipping
@@ -21,6 +23,9 @@ STEPS = 60
 LEVELS = {"auto": 0.6, "linear_rand_auto": 0.6, "quadratic_rand_auto": 0.6, "coord_wise": 2.0, "norm": 6.0, "layer_wise": 4.0}
 LEVELS |= {"linear_rand_norm": 6.0, "quadratic_rand_norm": 6.0, "adaptive": 2.0}
 TYPES = [name for name, rule in CLIPPING_TYPES.items() if rule is not None]
+ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
+ACTIONS = ["clip", "skip"]
+TYPES_AND_ACTIONS = [*product(ONE_A_KIND, ACTIONS), *zip([name for name in TYPES if name not in ONE_A_KIND], cycle(ACTIONS))]
 REMEMBERING = [name for name in TYPES if CLIPPING_TYPES[name].threshold.memory(1, 2)]
 CAPS = {"coord_wise": 1.5, "adaptive": 1.5}
 BOTH = pytest.mark.parametrize("arithmetic", ["host", "accelerator"], indirect=True)
@@ -93,8 +98,7 @@ def check_against_the_oracle(name, clipping_type, action="clip", cap=None, warm_
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize(("clipping_type", "name"), [*zip(TYPES, cycle(["sgd", "adamw"]))])
 def test_steps_with_a_spike_are_skipped(clipping_type, name, arithmetic):
     warm_up = 20 if clipping_type == "adagc" else None
     _, oracle = check_against_the_oracle(name, clipping_type, action="skip", warm_up=warm_up)
@@ -103,16 +107,13 @@ def test_steps_with_a_spike_are_skipped(clipping_type, name, arithmetic):
 
 
 @BOTH
-@pytest.mark.parametrize("action", ["clip", "skip"])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize(("clipping_type", "action"), TYPES_AND_ACTIONS)
 def test_no_block_is_left_longer_than_the_cap(clipping_type, action, arithmetic):
     _, oracle = check_against_the_oracle("adamw", clipping_type, action=action, cap=CAPS.get(clipping_type, 3.0))
     assert oracle.clipped_steps > oracle.skipped_steps
 
 
-@BOTH
-@pytest.mark.parametrize("warm_up", [0, 5, 20])
-@pytest.mark.parametrize("clipping_type", REMEMBERING)
+@pairwise(clipping_type=REMEMBERING, warm_up=[0, 5, 20], arithmetic=["host", "accelerator"]).with_args(indirect=["arithmetic"])
 def test_types_do_not_clip_before_the_end_of_their_warm_up(clipping_type, warm_up, arithmetic):
     _, oracle = check_against_the_oracle("sgd", clipping_type, warm_up=warm_up)
     assert oracle.clipped_steps > 0
@@ -391,8 +392,7 @@ def test_what_does_not_clip_has_neither_cap_nor_warm_up(name, value):
 
 
 @BOTH
-@pytest.mark.parametrize("action", ["clip", "skip"])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize(("clipping_type", "action"), TYPES_AND_ACTIONS)
 def test_step_that_is_not_finite_is_no_clipped_one_whatever_the_cap(clipping_type, action, arithmetic):
     weight = one_weight(1.0, count=2)
     arguments = {"clipping_type": clipping_type, "clipping_cap": 1.0, "clipping_action": action}

@@ -4,8 +4,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 import experiments
 import torch_clipped
 
@@ -94,16 +92,21 @@ def test_any_stands_in_few_lines():
     assert len(lines) < 40
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.py")), ids=lambda path: f"{path.parent.name}.{path.stem}")
-def test_experiment_imports_what_all_share_and_itself(path):
-    own = path.parent.name
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level > 1:
-            assert (node.level, (node.module or "").partition(".")[0]) == (2, "common")
-            assert own != "common"
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            assert not any(name.partition(".")[0] in ("experiments", "tests") for name in names)
+def is_of_all_or_itself(node, own):
+    """Return whether an import in the folder ``own`` is from that folder, from what all share, or from another package."""
+    if isinstance(node, ast.ImportFrom) and node.level > 1:
+        return (node.level, (node.module or "").partition(".")[0]) == (2, "common") and own != "common"
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+    return not any(name.partition(".")[0] in ("experiments", "tests") for name in names)
+
+
+def test_experiment_imports_what_all_share_and_itself():
+    wrong = []
+    for path in sorted(EXPERIMENTS.glob("*/*.py")):
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        found = [ast.unparse(node) for node in imports if not is_of_all_or_itself(node, path.parent.name)]
+        wrong += [f"{path.parent.name}.{path.stem}: {line}" for line in found]
+    assert wrong == []
 
 
 def test_experiments_are_folders():

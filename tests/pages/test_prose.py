@@ -2,7 +2,6 @@
 
 import ast
 
-import pytest
 from support import pages
 
 VERBS = {  # those in use; a new one is added here
@@ -20,12 +19,13 @@ NO_BEGINNING = {  # of a class or a module
 FILES = [path for folder in ("torch_clipped", "experiments") for path in sorted((pages.ROOT / folder).rglob("*.py"))]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(pages.ROOT)))
-def test_summaries_begin_with_a_verb_or_a_plain_noun(path):
+def test_summaries_begin_with_a_verb_or_a_plain_noun():
     wrong = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (words := ast.get_docstring(node)):
-            first = words.split()[0].rstrip(",.:;")
-            if first not in VERBS if isinstance(node, ast.FunctionDef) else first in NO_BEGINNING:
-                wrong.append(f"{getattr(node, 'name', 'module')}: {words.splitlines()[0]}")
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (words := ast.get_docstring(node)):
+                first = words.split()[0].rstrip(",.:;")
+                if first not in VERBS if isinstance(node, ast.FunctionDef) else first in NO_BEGINNING:
+                    place = f"{path.relative_to(pages.ROOT)}:{getattr(node, 'lineno', 1)}"
+                    wrong.append(f"{place} {getattr(node, 'name', 'module')}: {words.splitlines()[0]}")
     assert wrong == []

@@ -38,7 +38,6 @@ TYPE_OF = {
     None: ("clipping_threshold", "clip_threshold", "clip_level", "clipping_levels", "clipping_levle"),
 }
 LEVELS = [(name, clipping_type) for clipping_type, names in TYPE_OF.items() for name in names]
-levels = pytest.mark.parametrize(("name", "clipping_type"), LEVELS, ids=[name for name, _ in LEVELS])
 
 
 class ClippedRMSprop(Clipped, torch.optim.RMSprop):
@@ -89,19 +88,23 @@ DOORS = {
     "parameter group 0": lambda **arguments: ClippedSGD([{"params": [one()], **arguments}]),
     "parameter group 1": lambda **arguments: ClippedSGD([one()]).add_param_group({"params": [one()], **arguments}),
 }
-doors = pytest.mark.parametrize("door", DOORS)
 
 
-@doors
-@levels
+@pytest.mark.parametrize(
+    ("door", "name", "clipping_type"),
+    [
+        *(("ClippedSGD", *level) for level in LEVELS),
+        *((door, *level) for door in DOORS if door != "ClippedSGD" for level in [("max_norm", "norm"), ("clipping_levle", None)]),
+    ],
+)
 def test_level_under_a_foreign_name_is_refused_and_the_argument_named(door, name, clipping_type):
     with pytest.raises(TypeError, match=rf"^{door} has no argument '{name}'; did you mean 'clipping_level'\?") as error:
         DOORS[door](**{name: 0.5})
     assert re.findall("clipping_type='(.*?)'", str(error.value)) == ([clipping_type] if clipping_type else [])
 
 
-@levels
-def test_optimizer_properties_give_the_same_hint(name, clipping_type):
+@pytest.mark.parametrize("name", [names[0] for names in TYPE_OF.values()])
+def test_optimizer_properties_give_the_same_hint(name):
     with pytest.raises(TypeError) as wanted:
         ClippedAdam([one()], **{name: 0.5})
     with pytest.raises(TypeError, match=f"^{re.escape(str(wanted.value))}$"):
@@ -114,16 +117,15 @@ def test_hint_says_that_a_quantile_is_between_zero_and_one(name):
         ClippedSGD([one()], **{name: 10})
 
 
-@pytest.mark.parametrize("door", [door for door in DOORS if door != "clip_gradients_"])
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("door", "name", "meant"),
     [
-        ("beta", "clipping_beta"),
-        ("clipping_typ", "clipping_type"),
-        ("clipping_windows", "clipping_window"),
-        ("clip_seed", "clipping_seed"),
-        ("gradient_clip_algorithm", "clipping_type"),
-        ("history_length", "clipping_window"),
+        *((door, "beta", "clipping_beta") for door in DOORS if door != "clip_gradients_"),
+        ("ClippedSGD", "clipping_typ", "clipping_type"),
+        ("ClippedSGD", "clipping_windows", "clipping_window"),
+        ("ClippedSGD", "clip_seed", "clipping_seed"),
+        ("ClippedSGD", "gradient_clip_algorithm", "clipping_type"),
+        ("ClippedSGD", "history_length", "clipping_window"),
     ],
 )
 def test_other_clipping_arguments_are_hinted_at_too(door, name, meant):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from support.cases import pairwise
 from torch import nn, optim
 
 from torch_clipped import Clipped, ClippedAdam, ClippedSGD, Restarter, clip_optimizer
@@ -412,9 +413,9 @@ def saved_and_loaded(state):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("average", ["mean", "last"])
-@pytest.mark.parametrize("name", ["SGD-dampening", "Adagrad", "AdamW-amsgrad", "ClippedSGD", "ClippedAdam"])
-@pytest.mark.parametrize("stop", [2, 3, 5, 9])
+@pairwise(
+    name=["SGD-dampening", "Adagrad", "AdamW-amsgrad", "ClippedSGD", "ClippedAdam"], average=["mean", "last"], stop=[2, 3, 5, 9]
+)
 def test_a_resumed_run_is_the_unbroken_one(problem, name, average, stop):
     cls, arguments = OPTIMIZERS[name]
 

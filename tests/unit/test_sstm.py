@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from support.cases import pairwise
 from support.sstm_reference import ReferenceSSTM, clip_coordinates, clip_layers, clip_norm, clip_randomly
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -65,10 +66,9 @@ def test_every_constant_threshold_has_an_oracle():
     assert constant == set(CLIPPERS)
 
 
-@pytest.mark.parametrize("quadratic", [False, True])
-@pytest.mark.parametrize(("nu", "ratio"), [(1, 1.0), (0.5, 1.0), (0, 1.0), (1, 0.8), (0.3, 0.5)])
-@pytest.mark.parametrize("clipping_type", CLIPPERS)
-def test_iterates_and_clipped_gradients_are_the_oracles(clipping_type, nu, ratio, quadratic):
+@pairwise(clipping_type=CLIPPERS, exponents=[(1, 1.0), (0.5, 1.0), (0, 1.0), (1, 0.8), (0.3, 0.5)], quadratic=[False, True])
+def test_iterates_and_clipped_gradients_are_the_oracles(clipping_type, exponents, quadratic):
+    nu, ratio = exponents
     params, level = start(), {"none": None, "coord_wise": 0.5}.get(clipping_type, 2.0)
     arguments = {"clipping_type": clipping_type, "clipping_level": level, "clipping_beta": 0.6, "clipping_seed": 3}
     optimizer = ClippedSSTM(params, 0.3, 2.0, nu, ratio, **arguments)

@@ -277,6 +277,11 @@ def test_state_of_a_run_is_taken():
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
+def test_counts_of_any_integer_type_are_taken(dtype):
+    check_memory({KEY + "steps": torch.tensor([1, 1, 0], dtype=dtype)}, arguments("none"))
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -143,6 +143,11 @@ def _unused_memory(types: int) -> dict[str, Shape]:
     return {name: shape for rule in CLIPPING_TYPES.values() if rule for name, shape in rule.threshold.memory(0, 0).items()}
 
 
+def _are_counts(value: Tensor) -> bool:
+    counts = value.long()  # a bound that a smaller type cannot hold would wrap around to 0
+    return not value.is_floating_point() and bool(((counts >= 0) & (counts <= LARGEST_COUNT)).all())
+
+
 def check_memory(group: Entries, arguments: Arguments) -> None:
     """Raise ValueError if the clipping state in a loaded parameter group cannot be that of a run with these arguments."""
     rule = arguments.rule
@@ -156,7 +161,7 @@ def check_memory(group: Entries, arguments: Arguments) -> None:
         if name in COMMON and value.shape != COMMON[name][0]:
             raise ValueError(f"{key} must have shape {COMMON[name][0]}, got {tuple(value.shape)}")
         if name in (*COMMON, "norms") or is_own:
-            if name in _COUNTS and (value.is_floating_point() or bool(((value < 0) | (value > LARGEST_COUNT)).any())):
+            if name in _COUNTS and not _are_counts(value):
                 raise ValueError(f"{key} must hold integers from 0 to 2**62, got {value.tolist()}")
             if name in _NORMS and not bool((value.isfinite() & (value >= 0)).all()):
                 raise ValueError(f"{key} must hold numbers that are finite and at least 0, got {value.tolist()}")

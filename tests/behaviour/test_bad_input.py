@@ -9,11 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from support.reference import CLIPPING_TYPES
+from support.cases import TYPES, parameters_of
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, ClippingWarning
-
-TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 
 OPTIMIZERS = {
     "sgd": lambda params, **options: ClippedSGD(params, lr=1e-3, momentum=0.9, **options),
@@ -114,10 +112,6 @@ def parameters(shapes, dtypes):
     generator = torch.Generator().manual_seed(1)
     values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     return [torch.nn.Parameter(v.to(dtypes[i % len(dtypes)])) for i, v in enumerate(values)]
-
-
-def parameters_of(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def reloaded(optimizer, by_file):

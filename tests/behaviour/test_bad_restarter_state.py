@@ -1,29 +1,14 @@
 """Bad state of Restarter and LevelScheduler: refused by name, and everything stays as it was."""
 
-import io
 import math
 
 import pytest
 import torch
+from support.assertions import bits
+from support.cases import saved_and_loaded
 from torch import nn, optim
 
 from torch_clipped import ClippedSGD, LevelScheduler, Restarter, linear_warmup
-
-
-def snapshot(value):
-    """The bits of whatever a state holds, to be compared."""
-    if isinstance(value, torch.Tensor):
-        return (value.dtype, tuple(value.shape), value.detach().cpu().numpy().tobytes())
-    if isinstance(value, dict):
-        return {key: snapshot(one) for key, one in value.items()}
-    return [snapshot(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def saved_and_loaded(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def weights():
@@ -99,11 +84,11 @@ def bad_restarts():
 def test_a_restarter_refuses_bad_state_and_stays_as_it_was(case):
     wrong, message = bad_restarts()[case]
     restarter, twin = trained_restarter(), trained_restarter()
-    before = snapshot(restarter.state_dict())
+    before = bits(restarter.state_dict())
     with pytest.raises(ValueError, match=message):
         restarter.load_state_dict(restarter.state_dict() | wrong if isinstance(wrong, dict) else wrong)
-    assert snapshot(restarter.state_dict()) == before
-    assert snapshot(go_on(restarter, 6)) == snapshot(go_on(twin, 6))
+    assert bits(restarter.state_dict()) == before
+    assert bits(go_on(restarter, 6)) == bits(go_on(twin, 6))
     assert restarter.restarts == 2
 
 
@@ -111,11 +96,11 @@ def test_a_restarter_refuses_bad_state_and_stays_as_it_was(case):
 def test_a_restarter_needs_every_key(key):
     restarter = trained_restarter()
     state = restarter.state_dict()
-    before = snapshot(state)
+    before = bits(state)
     del state[key]
     with pytest.raises(ValueError, match=f"state_dict must be one of a Restarter, but has no '{key}'"):
         restarter.load_state_dict(state)
-    assert snapshot(restarter.state_dict()) == before
+    assert bits(restarter.state_dict()) == before
 
 
 def test_a_restarter_without_an_average_refuses_means():
@@ -123,7 +108,7 @@ def test_a_restarter_without_an_average_refuses_means():
     state = restarter.state_dict()
     with pytest.raises(ValueError, match=r"counts\[0\] must be at most 0, the steps that are averaged, got 2"):
         restarter.load_state_dict(state | {"counts": [2, 2], "means": [ONE, TWO]})
-    assert snapshot(restarter.state_dict()) == snapshot(state)
+    assert bits(restarter.state_dict()) == bits(state)
 
 
 def test_a_loaded_mean_is_a_plain_copy():
@@ -136,15 +121,15 @@ def test_a_loaded_mean_is_a_plain_copy():
         for mean in state["means"]:
             mean.fill_(9)
     assert not any(mean.requires_grad for mean in restarter.state_dict()["means"])
-    assert snapshot(go_on(restarter, 6)) == snapshot(go_on(twin, 6))
+    assert bits(go_on(restarter, 6)) == bits(go_on(twin, 6))
 
 
 def test_state_is_that_of_its_step_while_training_goes_on():
     restarter = trained_restarter()
     state = restarter.state_dict()
-    before = snapshot(state)
+    before = bits(state)
     go_on(restarter, 1)
-    assert snapshot(state) == before
+    assert bits(state) == before
 
 
 @pytest.mark.parametrize("coeff", [1.25, 1e308])
@@ -160,7 +145,7 @@ def test_every_state_of_a_run_loads(coeff):
         state = saved_and_loaded(restarter.state_dict())
         other = made()
         other.load_state_dict(state)
-        assert snapshot(other.state_dict()) == snapshot(state)
+        assert bits(other.state_dict()) == bits(state)
         go_on(restarter, 1)
 
 
@@ -180,7 +165,7 @@ def test_an_entry_whose_mean_is_not_finite_keeps_its_last_iterate(bad):
     assert restarter.restarts == twin.restarts == 2
     assert params[0].tolist() == [right[0][0].item(), last[1].item(), right[0][2].item()]
     assert math.isfinite(last[1])
-    assert snapshot(params[1]) == snapshot(right[1])
+    assert bits(params[1]) == bits(right[1])
 
 
 # levels

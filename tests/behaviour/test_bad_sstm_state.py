@@ -5,18 +5,10 @@ import math
 
 import pytest
 import torch
+from support.assertions import bits
 from torch import nn
 
 from torch_clipped import ClippedSSTM
-
-
-def snapshot(value):
-    """The bits of whatever a state holds, to be compared."""
-    if isinstance(value, torch.Tensor):
-        return (value.dtype, tuple(value.shape), value.detach().cpu().numpy().tobytes())
-    if isinstance(value, dict):
-        return {key: snapshot(one) for key, one in value.items()}
-    return [snapshot(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def made(lr=0.1):
@@ -97,15 +89,15 @@ def test_bad_state_is_refused_and_the_optimizer_stays_as_it_was(case, mode):
     optimizer, twin = trained(), trained()
     for one in (optimizer, twin):
         getattr(one, mode)()
-    before = snapshot([optimizer.state_dict(), *go_on(optimizer, 0)])
+    before = bits([optimizer.state_dict(), *go_on(optimizer, 0)])
     state = copy.deepcopy(optimizer.state_dict())
     spoil(state)
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(state)
-    assert snapshot([optimizer.state_dict(), *go_on(optimizer, 0)]) == before
+    assert bits([optimizer.state_dict(), *go_on(optimizer, 0)]) == before
     for one in (optimizer, twin):
         one.train()
-    assert snapshot(go_on(optimizer, 3)) == snapshot(go_on(twin, 3))
+    assert bits(go_on(optimizer, 3)) == bits(go_on(twin, 3))
 
 
 @pytest.mark.parametrize("wrong", [None, [1, 2], 3])
@@ -122,18 +114,18 @@ def test_a_loaded_tensor_is_a_plain_copy():
     with torch.no_grad():
         for name in "yz":
             state["state"][0][name].fill_(9)
-    assert snapshot(go_on(optimizer, 3)) == snapshot(go_on(twin, 3))
-    assert snapshot(state["state"][0]["y"]) == snapshot(torch.full((3,), 9.0))
+    assert bits(go_on(optimizer, 3)) == bits(go_on(twin, 3))
+    assert bits(state["state"][0]["y"]) == bits(torch.full((3,), 9.0))
 
 
 def test_what_the_hooks_of_others_return_is_checked():
     optimizer = trained()
     optimizer.register_load_state_dict_pre_hook(lambda _, state: state["state"][0].update(A=-1.0))
-    before = snapshot(optimizer.state_dict())
+    before = bits(optimizer.state_dict())
     for _ in range(2):
         with pytest.raises(ValueError, match=r"state\[0\]\['A'\] must be a number at least 0 and finite, got -1.0"):
             optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert snapshot(optimizer.state_dict()) == before
+    assert bits(optimizer.state_dict()) == before
 
 
 def test_every_state_of_a_run_loads_though_a_scheduler_ends_below_zero_or_weights_are_not_finite():
@@ -146,7 +138,7 @@ def test_every_state_of_a_run_loads_though_a_scheduler_ends_below_zero_or_weight
         state = copy.deepcopy(optimizer.state_dict())
         other = made()
         other.load_state_dict(state)
-        assert snapshot(other.state_dict()) == snapshot(state)
+        assert bits(other.state_dict()) == bits(state)
         weight.grad = torch.ones(3)
         optimizer.step()
         scheduler.step()

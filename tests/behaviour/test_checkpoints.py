@@ -1,7 +1,6 @@
 """Checkpoints: every way out and in again, old and foreign ones, and a run that is killed."""
 
 import copy
-import io
 import math
 import pickle
 import random
@@ -13,7 +12,8 @@ from itertools import cycle, product
 import pytest
 import torch
 from support import resumable_run
-from support.cases import pairwise
+from support.assertions import assert_same, equal
+from support.cases import pairwise, parameters_of, saved_and_loaded
 from support.pages import ROOT
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -51,40 +51,12 @@ PLAIN = {
 }
 
 
-def equal(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
 def told(optimizer):
     return [optimizer.clipping_stats(), *optimizer.clipping_stats(per_set=True)]
 
 
 def same(stats):
     return [pytest.approx(s, rel=0, abs=0, nan_ok=True) for s in stats]
-
-
-def assert_same(left, right):
-    """Whether two nested values are bit for bit the same; NaN equals NaN."""
-    if isinstance(left, torch.Tensor):
-        torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for a, b in zip(left, right, strict=True):
-            assert_same(a, b)
-    else:
-        assert left == right or (left != left and right != right)
-
-
-def reloaded(content):
-    """As it comes back from a file, which holds plain tensors and numbers only."""
-    file = io.BytesIO()
-    torch.save(content, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def two_groups(params):
@@ -119,7 +91,7 @@ def by_state_dict(params, optimizer, make):
 
 def by_file(params, optimizer, make):
     fresh = make(fresh_like(params))
-    fresh.load_state_dict(reloaded(optimizer.state_dict()))
+    fresh.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     return list(parameters_of(fresh)), fresh
 
 
@@ -136,7 +108,7 @@ def by_distributed_checkpoint(**options):
         chosen = StateDictOptions(**options)
         for p in params:
             p.grad = None
-        saved = reloaded(get_optimizer_state_dict(Model(params), optimizer, options=chosen))
+        saved = saved_and_loaded(get_optimizer_state_dict(Model(params), optimizer, options=chosen))
         fresh_params = fresh_like(params)
         fresh = make(fresh_params)
         set_optimizer_state_dict(Model(fresh_params), fresh, saved, options=chosen)
@@ -159,10 +131,6 @@ WAYS = {
 def torch_can(name, way):
     """The full form of torch 2.13 loses the empty state of an optimizer without any."""
     return (name, way) != ("sgd without momentum", "distributed, full")
-
-
-def parameters_of(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def go_on(problem, optimizer, first, last):
@@ -243,10 +211,10 @@ def test_arguments_of_the_checkpoint_win_as_lr_does(problem, name, way):
 def test_saving_twice_gives_the_same_checkpoint(problem, name):
     optimizer = MAKERS[name](three_sets(problem.parameters()), clipping_type="layer_wise_zscore")
     go_on(problem, optimizer, 0, 6)
-    first = reloaded(optimizer.state_dict())
+    first = saved_and_loaded(optimizer.state_dict())
     other = MAKERS[name](three_sets(problem.parameters()), clipping_type="norm")
     other.load_state_dict(first)
-    assert_same(reloaded(other.state_dict()), reloaded(optimizer.state_dict()))
+    assert_same(saved_and_loaded(other.state_dict()), saved_and_loaded(optimizer.state_dict()))
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint has brought")
@@ -278,14 +246,14 @@ def test_checkpoints_go_from_torch_to_us_and_back(problem, name, clipping_type):
     groups[1] |= {"clipping_type": "layer_wise", "clipping_level": 7.0, "nonfinite": "zero"}
     optimizer = MAKERS[name](groups, clipping_type=clipping_type, clipping_window=4, clipping_seed=9)
     arguments = [{key: group[key] for key in ARGUMENTS} for group in optimizer.param_groups]
-    optimizer.load_state_dict(reloaded(plain.state_dict()))
+    optimizer.load_state_dict(saved_and_loaded(plain.state_dict()))
     assert [{key: group[key] for key in ARGUMENTS} for group in optimizer.param_groups] == arguments
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.125]
     for step in range(3, 6):
         problem.step(optimizer, problem.gradients(step))
     assert optimizer.clipping_stats()["steps"] == 3
     returned = PLAIN[name](two_groups(fresh_like(params)))
-    returned.load_state_dict(reloaded(optimizer.state_dict()))
+    returned.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     assert [group["lr"] for group in returned.param_groups] == [0.01, 0.125]
     for step in range(6, 9):
         problem.step(returned, problem.step(optimizer, problem.gradients(step)))
@@ -308,7 +276,7 @@ def test_argument_that_an_old_checkpoint_lacks_is_the_constructors(problem, miss
     }
     optimizer = MAKERS[name](two_groups(problem.parameters()), **ARGUMENTS)
     go_on(problem, optimizer, 0, 5)
-    checkpoint = reloaded(optimizer.state_dict())
+    checkpoint = saved_and_loaded(optimizer.state_dict())
     for group in checkpoint["param_groups"]:
         del group[missing]
     fresh = MAKERS[name](two_groups(problem.parameters()), **other)
@@ -333,7 +301,7 @@ def test_memory_that_an_old_checkpoint_lacks_starts_anew(problem, clipping_type)
     keys = memory_keys(optimizer)
     assert keys
     for missing in [*keys, None]:
-        checkpoint = reloaded(optimizer.state_dict())
+        checkpoint = saved_and_loaded(optimizer.state_dict())
         for group in checkpoint["param_groups"]:
             for key in keys if missing is None else [missing]:
                 group.pop(key, None)
@@ -352,7 +320,7 @@ def test_checkpoint_without_anything_of_ours_starts_the_history_anew(problem):
     optimizer = ClippedSGD(two_groups(problem.parameters()), momentum=0.9, clipping_type="auto")
     plain = torch.optim.SGD(two_groups(problem.parameters()), momentum=0.9)
     problem.step(plain, problem.gradients(0))
-    optimizer.load_state_dict(reloaded(plain.state_dict()))
+    optimizer.load_state_dict(saved_and_loaded(plain.state_dict()))
     assert len(optimizer.grad_norms()) == 0
     assert optimizer.clipping_stats()["steps"] == 0
 
@@ -375,7 +343,7 @@ def test_parameter_groups_are_matched_by_position_as_torch_does(problem):
     for step in range(7):
         problem.step(optimizer, problem.gradients(step, shapes=shapes))
     other = ClippedSGD(groups(problem.parameters(shapes=shapes), ("vector", "matrix")), momentum=0.9)
-    other.load_state_dict(reloaded(optimizer.state_dict()))
+    other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     keys = [*ARGUMENTS, "lr"]
     for got, wanted in zip(other.param_groups, optimizer.param_groups, strict=True):
         assert {key: got[key] for key in keys} == {key: wanted[key] for key in keys}
@@ -394,7 +362,7 @@ def test_window_and_history_of_the_checkpoint_win(problem, clipping_type, saved,
     optimizer, other = make(saved), make(constructed)
     go_on(problem, optimizer, 0, 13)
     go_on(problem, other, 30, 35)
-    other.load_state_dict(reloaded(optimizer.state_dict()))
+    other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     assert [group["clipping_window"] for group in other.param_groups] == [saved] * 2
     assert torch.equal(other.grad_norms(), optimizer.grad_norms())
     assert len(other.grad_norms()) == min(saved, 11)
@@ -416,7 +384,7 @@ def test_window_edited_after_loading_keeps_the_newest_lengths(clipping_type, p, 
     optimizer, other = make(), make()
     for norm in norms:
         step(optimizer, norm)
-    other.load_state_dict(reloaded(optimizer.state_dict()))
+    other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     other.param_groups[0]["clipping_window"] = window
     assert other.grad_norms().tolist() == norms[-6:][-window:]
     step(other, 6.0)
@@ -454,7 +422,7 @@ NONSENSE = [
 def test_nonsense_in_a_checkpoint_is_refused_and_changes_nothing(problem, argument, value, place, name):
     optimizer = MAKERS[name](two_groups(problem.parameters()), clipping_type="auto", clipping_window=5)
     go_on(problem, optimizer, 0, 4)
-    bad = reloaded(optimizer.state_dict())
+    bad = saved_and_loaded(optimizer.state_dict())
     bad["param_groups"][place][argument] = value
     bad["param_groups"][0]["lr"] = 123.0
     params = problem.parameters()
@@ -478,7 +446,7 @@ def test_garbage_in_the_memory_of_a_checkpoint_is_refused_or_forgotten(problem, 
     optimizer = ClippedSGD(two_groups(problem.parameters()), clipping_type=clipping_type, clipping_window=5)
     go_on(problem, optimizer, 0, 4)
     for key in memory_keys(optimizer):
-        bad = reloaded(optimizer.state_dict())
+        bad = saved_and_loaded(optimizer.state_dict())
         for group in bad["param_groups"]:
             group[key] = GARBAGE[garbage]
         params = problem.parameters()
@@ -556,7 +524,7 @@ def test_distributed_checkpoint_loads_into_torchs_optimizer_where_keys_may_be_mo
         problem.step(optimizer, problem.gradients(step))
     for p in params:
         p.grad = None
-    saved = reloaded(get_optimizer_state_dict(Model(params), optimizer, options=options))
+    saved = saved_and_loaded(get_optimizer_state_dict(Model(params), optimizer, options=options))
     plain_params = fresh_like(params)
     plain = PLAIN[name](two_groups(plain_params))
     set_optimizer_state_dict(Model(plain_params), plain, saved, options=options)
@@ -613,7 +581,7 @@ def test_killed_run_ends_where_the_unbroken_one_does(tmp_path, seed):
         assert child.stdout.read().endswith("done\n")
     assert child.returncode == 0
     for got, run in zip(torch.load(tmp_path / "result.pt", weights_only=True), runs, strict=True):
-        assert_same(got, reloaded(run.result()))
+        assert_same(got, saved_and_loaded(run.result()))
         if run.optimizer.param_groups[0]["clipping_type"] != "none":
             assert (got["stats"][0]["skipped_steps"], got["stats"][0]["steps"]) == (8, resumable_run.STEPS - 8)
             assert got["stats"][0]["clipped_steps"] > 0

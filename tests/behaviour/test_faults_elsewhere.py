@@ -1,6 +1,5 @@
 """What goes wrong in other implementations of clipping, each fault as a test."""
 
-import io
 import math
 import random
 from itertools import cycle, product
@@ -8,22 +7,13 @@ from itertools import cycle, product
 import numpy as np
 import pytest
 import torch
-from support.cases import pairwise
+from support.assertions import equal
+from support.cases import LEVELS, pairwise, saved_and_loaded
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
 
-DEFAULT_LEVELS = {
-    "norm": 1.0,
-    "layer_wise": 0.3,
-    "coord_wise": 0.1,
-    "auto": 0.75,
-    "linear_rand_norm": 1.0,
-    "quadratic_rand_norm": 1.0,
-    "linear_rand_auto": 0.75,
-    "quadratic_rand_auto": 0.75,
-}
-RANDOM = [name for name in DEFAULT_LEVELS if "rand" in name]
+RANDOM = [name for name in LEVELS if "rand" in name]
 IMPLEMENTATIONS = {
     "chosen": {},
     "fused": {"fused": True},
@@ -35,18 +25,6 @@ OPTIMIZERS = {
     "adam": (ClippedAdam, torch.optim.Adam, {"lr": 0.05}),
     "adamw": (ClippedAdamW, torch.optim.AdamW, {"lr": 0.05}),
 }
-
-
-def equal(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def reloaded(state_dict):
-    """The state as it comes back from a file."""
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # The coefficient of the raw gradient applied to the momentum buffer.
@@ -62,14 +40,14 @@ def lengths_bounded_by_level(clipping_type, moves):
 
 @pytest.mark.parametrize(
     ("clipping_type", "implementation"),
-    [*product(DEFAULT_LEVELS, ["chosen"]), *product(["norm", "layer_wise", "coord_wise"], ["fused", "foreach", "loop"])],
+    [*product(LEVELS, ["chosen"]), *product(["norm", "layer_wise", "coord_wise"], ["fused", "foreach", "loop"])],
 )
 def test_spike_moves_weights_no_further_than_its_bound(problem, clipping_type, implementation):
     lr, momentum, norm = 0.1, 0.9, 0.05
     params = problem.parameters()
     options = IMPLEMENTATIONS[implementation] | {"clipping_type": clipping_type}
     optimizer = ClippedSGD(params, lr=lr, momentum=momentum, **options)
-    level = norm if "auto" in clipping_type else DEFAULT_LEVELS[clipping_type]
+    level = norm if "auto" in clipping_type else LEVELS[clipping_type]
     bound = lr * level / (1 - momentum)
     for step in range(40):
         before = problem.copies(params)
@@ -143,7 +121,7 @@ def test_one_draw_per_step_keeps_direction(problem, clipping_type):
     assert optimizer.clipping_stats()["clipped_steps"] == clipped_steps
 
 
-@pytest.mark.parametrize("clipping_type", DEFAULT_LEVELS)
+@pytest.mark.parametrize("clipping_type", LEVELS)
 def test_global_random_states_are_left_alone(problem, clipping_type):
     torch.manual_seed(0)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -192,7 +170,7 @@ def test_int_level_of_quantile_is_the_largest_norm():
     assert optimizer.clipping_stats()["threshold"] == 7.0
 
 
-@pytest.mark.parametrize(("clipping_type", "level"), DEFAULT_LEVELS.items())
+@pytest.mark.parametrize(("clipping_type", "level"), LEVELS.items())
 def test_default_level_is_the_documented_one_and_clips(problem, clipping_type, level):
     optimizer = ClippedSGD(problem.parameters(), clipping_type=clipping_type)
     assert optimizer.param_groups[0]["clipping_level"] == level
@@ -237,7 +215,7 @@ def elements(state_dict):
     return count(state_dict)
 
 
-@pytest.mark.parametrize("clipping_type", DEFAULT_LEVELS)
+@pytest.mark.parametrize("clipping_type", LEVELS)
 def test_history_does_not_grow(problem, clipping_type):
     optimizer = ClippedSGD(problem.parameters(), clipping_type=clipping_type, clipping_window=5)
     problem.step(optimizer, problem.gradients(0))
@@ -256,7 +234,7 @@ def test_history_is_in_state_dict(problem, clipping_type):
     optimizer, fresh = new(), new()
     for step in range(8):
         problem.step(optimizer, problem.gradients(step))
-    fresh.load_state_dict(reloaded(optimizer.state_dict()))
+    fresh.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     assert len(fresh.grad_norms()) == 5
     assert torch.equal(fresh.grad_norms(), optimizer.grad_norms())
     assert fresh.clipping_stats() == pytest.approx(optimizer.clipping_stats(), nan_ok=True, rel=0, abs=0)
@@ -321,7 +299,7 @@ def test_closure_of_unclipped_optimizer_runs_once():
 # Zero-initialised tensors that never train.
 
 
-@pytest.mark.parametrize("clipping_type", DEFAULT_LEVELS)
+@pytest.mark.parametrize("clipping_type", LEVELS)
 def test_zero_initialised_tensors_train(clipping_type):
     param = torch.nn.Parameter(torch.zeros(3))
     optimizer = ClippedSGD([param], lr=0.1, clipping_type=clipping_type)
@@ -344,7 +322,7 @@ def test_plain_torch_checkpoint_loads(problem, name):
     params = problem.copies(plain_params)
     arguments = {"clipping_type": "layer_wise", "clipping_level": 1e9, "clipping_window": 7, "clipping_seed": 3}
     optimizer = clipped_class(params, **(options | {"lr": 9.0}), **arguments)
-    optimizer.load_state_dict(reloaded(plain.state_dict()))
+    optimizer.load_state_dict(saved_and_loaded(plain.state_dict()))
     group = optimizer.param_groups[0]
     assert {key: group[key] for key in arguments} == arguments
     assert group["lr"] == options["lr"]
@@ -363,14 +341,14 @@ def test_plain_torch_checkpoint_keeps_clipping_arguments_of_each_group(problem):
     problem.step(plain, problem.gradients(0))
     groups = [{"params": params[:2], "clipping_type": "auto"}, {"params": params[2:], "clipping_level": 5.0}]
     optimizer = ClippedSGD(groups, clipping_type="layer_wise", clipping_level=2.0)
-    optimizer.load_state_dict(reloaded(plain.state_dict()))
+    optimizer.load_state_dict(saved_and_loaded(plain.state_dict()))
     kept = [(g["clipping_type"], g["clipping_level"], g["lr"]) for g in optimizer.param_groups]
     assert kept == [("auto", 0.75, 0.1), ("layer_wise", 5.0, 0.2)]
     problem.step(optimizer, problem.gradients(1))
     assert optimizer.clipping_stats()["steps"] == 1
 
 
-@pytest.mark.parametrize(("name", "clipping_type"), [*zip(cycle(OPTIMIZERS), ["none", *DEFAULT_LEVELS])])
+@pytest.mark.parametrize(("name", "clipping_type"), [*zip(cycle(OPTIMIZERS), ["none", *LEVELS])])
 def test_clipped_checkpoint_loads_into_torch_optimizer(problem, name, clipping_type):
     clipped_class, plain_class, options = OPTIMIZERS[name]
     clipped_params = problem.parameters()
@@ -379,7 +357,7 @@ def test_clipped_checkpoint_loads_into_torch_optimizer(problem, name, clipping_t
         problem.step(optimizer, problem.gradients(step))
     params = [torch.nn.Parameter(p) for p in problem.copies(clipped_params)]
     plain = plain_class(params, **(options | {"lr": 9.0}))
-    plain.load_state_dict(reloaded(optimizer.state_dict()))
+    plain.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     for step in range(3, 6):
         clipped_grads = problem.step(optimizer, problem.gradients(step))
         problem.step(plain, clipped_grads)
@@ -387,7 +365,7 @@ def test_clipped_checkpoint_loads_into_torch_optimizer(problem, name, clipping_t
         torch.testing.assert_close(p, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pairwise(name=OPTIMIZERS, clipping_type=["none", *DEFAULT_LEVELS], implementation=["chosen", "foreach"])
+@pairwise(name=OPTIMIZERS, clipping_type=["none", *LEVELS], implementation=["chosen", "foreach"])
 def test_resumed_run_is_the_unbroken_one_bit_for_bit(problem, name, clipping_type, implementation):
     clipped_class, _, options = OPTIMIZERS[name]
     arguments = {"clipping_type": clipping_type, "clipping_window": 6, "clipping_beta": 0.5, "clipping_seed": 11}
@@ -398,7 +376,7 @@ def test_resumed_run_is_the_unbroken_one_bit_for_bit(problem, name, clipping_typ
         problem.step(optimizer, problem.gradients(step))
     resumed_params = [torch.nn.Parameter(p) for p in problem.copies(params)]
     resumed = clipped_class(resumed_params, **arguments)
-    resumed.load_state_dict(reloaded(optimizer.state_dict()))
+    resumed.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     for step in range(9, 30):
         wanted = problem.step(optimizer, problem.gradients(step))
         assert equal(problem.step(resumed, problem.gradients(step)), wanted)
@@ -457,7 +435,7 @@ FLOWS = {
 }
 
 
-@pairwise(clipped_class=[ClippedSGD, ClippedAdamW], clipping_type=DEFAULT_LEVELS, flow=FLOWS, overflow_at=[None, 0, 5])
+@pairwise(clipped_class=[ClippedSGD, ClippedAdamW], clipping_type=LEVELS, flow=FLOWS, overflow_at=[None, 0, 5])
 def test_grad_scaler_gives_the_result_of_the_unfused_flow(problem, clipped_class, clipping_type, flow, overflow_at):
     wanted = scaled_run(problem, clipped_class, clipping_type, "loop", overflow_at=overflow_at)
     weights, stats, norms, lengths = scaled_run(problem, clipped_class, clipping_type, **FLOWS[flow], overflow_at=overflow_at)
@@ -550,7 +528,7 @@ def test_hooks_of_plain_optimizer_still_run(problem):
 # print left in a hot path.
 
 
-@pytest.mark.parametrize("clipping_type", ["none", *DEFAULT_LEVELS])
+@pytest.mark.parametrize("clipping_type", ["none", *LEVELS])
 def test_nothing_is_printed(problem, clipping_type, capsys, caplog):
     optimizer = ClippedSGD(problem.parameters(), momentum=0.9, clipping_type=clipping_type, nonfinite="zero")
     for step in range(5):

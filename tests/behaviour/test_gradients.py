@@ -6,23 +6,22 @@ import sys
 
 import pytest
 import torch
-from support.cases import pairwise
+from support.assertions import assert_close, equal
+from support.cases import TYPES, pairwise
 from support.problems import Problem
 from support.reference import ReferenceClipper
 
 from torch_clipped import Clipped, ClippedAdamW, ClippedSGD, clip_gradients_
-from torch_clipped.clipping import CLIPPING_TYPES
 from torch_clipped.decisions import uniform
 
 F64 = torch.float64
-REAL = [name for name in CLIPPING_TYPES if name != "none"]
 ONE_A_MEASURE = ["norm", "layer_wise", "coord_wise", "adaptive"]
 ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 CLASSES = {
     "SGD": (ClippedSGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
     "AdamW": (ClippedAdamW, torch.optim.AdamW, {"lr": 0.01}),
 }
-NAMES_AND_TYPES = [*(("SGD", name) for name in REAL), *(("AdamW", name) for name in ONE_A_MEASURE)]
+NAMES_AND_TYPES = [*(("SGD", name) for name in TYPES), *(("AdamW", name) for name in ONE_A_MEASURE)]
 FLAGS = {"chosen": {}, "loop": {"foreach": False, "fused": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 LEVELS = {
     "adaptive": 0.05,
@@ -59,15 +58,6 @@ def arguments_of(clipping_type):
         "clipping_window": 6,
         "clipping_seed": 3,
     }
-
-
-def equal(left, right):
-    return all((a is None and b is None) or torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def assert_close(left, right, tolerance=1e-10):
-    for a, b in zip(left, right, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 class Oracle:
@@ -119,7 +109,7 @@ def test_missing_gradients_are_the_oracles(problem, name, clipping_type):
     assert optimizer.clipping_stats()["clipped_steps"] == oracle.clipper.clipped_steps > 0
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize("clipping_type", TYPES)
 def test_parameter_that_never_has_a_gradient_changes_nothing_for_the_others(problem, clipping_type):
     params, other_params = problem.parameters(F64), problem.parameters(F64)
     optimizer = ClippedAdamW(params, lr=0.01, **arguments_of(clipping_type))
@@ -155,7 +145,7 @@ def test_steps_without_any_gradient_change_nothing(problem, name, clipping_type,
 # Shapes
 
 
-@pairwise(name=CLASSES, clipping_type=REAL, flags=["chosen", "loop"])
+@pairwise(name=CLASSES, clipping_type=TYPES, flags=["chosen", "loop"])
 def test_empty_tensors_change_nothing_for_the_others(problem, name, clipping_type, flags):
     clipped_class, _, options = CLASSES[name]
     options = options | FLAGS[flags] | arguments_of(clipping_type)
@@ -172,7 +162,7 @@ def test_empty_tensors_change_nothing_for_the_others(problem, name, clipping_typ
     assert counts[0]["clipped_steps"] > 0
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize("clipping_type", TYPES)
 def test_nothing_but_empty_tensors(clipping_type):
     params = [torch.nn.Parameter(torch.empty(shape)) for shape in ((0,), (3, 0))]
     optimizer = ClippedSGD(params, lr=0.1, momentum=0.9, **arguments_of(clipping_type))
@@ -301,7 +291,7 @@ def look_up(module, step):
     (module(torch.cat([rows, rows[:2]])) * torch.cat([factors, factors[:2]]).to(module.weight.dtype)).sum().backward()
 
 
-@pairwise(optimizer_class=[ClippedSGD, ClippedSparseAdam], clipping_type=REAL, coalesced=[False, True])
+@pairwise(optimizer_class=[ClippedSGD, ClippedSparseAdam], clipping_type=TYPES, coalesced=[False, True])
 def test_sparse_gradients_are_clipped_as_the_dense_ones(optimizer_class, clipping_type, coalesced):
     sparse, dense = embedding(True), embedding(False)
     optimizer = optimizer_class([sparse.weight], lr=0.05, **arguments_of(clipping_type))
@@ -350,7 +340,7 @@ def test_sparse_adam_steps_as_the_plain_one_with_gradients_clipped_by_hand(clipp
 
 
 @pytest.mark.parametrize(
-    ("clipping_type", "flags"), [*((name, "chosen") for name in REAL), *((name, "loop") for name in ONE_A_MEASURE)]
+    ("clipping_type", "flags"), [*((name, "chosen") for name in TYPES), *((name, "loop") for name in ONE_A_MEASURE)]
 )
 def test_sparse_and_dense_gradients_form_one_length(problem, clipping_type, flags):
     sparse, params = embedding(True), problem.parameters(F64)
@@ -405,7 +395,7 @@ def test_complex_gradients_are_the_oracles(problem, name, clipping_type, dtype):
     assert optimizer.clipping_stats()["clipped_steps"] == oracle.clipper.clipped_steps > 0
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize("clipping_type", TYPES)
 def test_complex_and_real_parameters_form_one_length(problem, clipping_type):
     shapes = ((3, 4), (5,))
     real, complex_ = problem.parameters(shapes=shapes), problem.parameters(torch.complex64, shapes)
@@ -488,7 +478,7 @@ def test_parameters_on_several_devices_form_one_length(problem, name, clipping_t
 # Parameters that are shared, frozen, moved and converted
 
 
-@pytest.mark.parametrize("clipping_type", REAL)
+@pytest.mark.parametrize("clipping_type", TYPES)
 def test_tied_parameter_counts_once(clipping_type):
     torch.manual_seed(0)
     first, second = (torch.nn.Linear(3, 3, dtype=F64) for _ in range(2))
@@ -514,7 +504,7 @@ def test_parameter_given_twice_gives_torchs_error_and_warning(problem):
             optimizer_class([{"params": [weight]}, {"params": [weight]}], lr=0.1)
 
 
-@pairwise(name=CLASSES, clipping_type=REAL, flags=["chosen", "fused"])
+@pairwise(name=CLASSES, clipping_type=TYPES, flags=["chosen", "fused"])
 def test_parameters_frozen_and_unfrozen_are_the_oracles(problem, name, clipping_type, flags):
     clipped_class, plain_class, options = CLASSES[name]
     if name == "SGD":

@@ -10,6 +10,7 @@ from itertools import cycle
 
 import pytest
 import torch
+from support.assertions import assert_close, equal
 from support.cases import pairwise
 from support.reference import ReferenceClipper
 from torch.optim import lr_scheduler, swa_utils
@@ -53,21 +54,12 @@ def each_type_with(value, *others):
     return [(clipping_type, value) for clipping_type in REAL] + [(kind, other) for other in others for kind in KINDS]
 
 
-def equal(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
 def flat(tensors):
     return [t.detach().double().flatten().tolist() for t in tensors]
 
 
 def gradients_of(params):
     return [p.grad for p in params]
-
-
-def assert_close(left, right, tolerance):
-    for a, b in zip(left, right, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def closure_of(optimizer, params, grads, calls):

@@ -8,6 +8,7 @@ from itertools import cycle, product
 
 import pytest
 import torch
+from support.assertions import assert_same
 from torch import nn
 
 from torch_clipped import ClippedAdamW, ClippedSGD, GradientClipper, clip_optimizer
@@ -38,10 +39,6 @@ def train(disturb=None, steps=40, at=9, make=None, clipping_type="auto"):
 
 def clipping_state(state_dict):
     return [{k: v for k, v in group.items() if isinstance(v, torch.Tensor)} for group in state_dict["param_groups"]]
-
-
-def assert_same(one, other):
-    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def through_a_queue(value):

@@ -6,11 +6,11 @@ from itertools import cycle, product
 
 import pytest
 import torch
+from support.cases import TYPES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, LevelScheduler
 from torch_clipped._engine.step import clip_
-from torch_clipped.clipping import CLIPPING_TYPES
 
 aten = torch.ops.aten
 LOOKS = {
@@ -22,7 +22,6 @@ LOOKS = {
     aten.unique_dim.default,
     aten._unique2.default,
 }
-TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 POLICIES = ["skip", "zero", "propagate"]
 CLASSES = [ClippedSGD, ClippedAdamW]

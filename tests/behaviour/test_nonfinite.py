@@ -7,12 +7,11 @@ from itertools import cycle
 
 import pytest
 import torch
-from support.cases import pairwise
-from support.reference import CLIPPING_TYPES
+from support.assertions import assert_same, equal
+from support.cases import TYPES, pairwise, parameters_of
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, ClippingWarning, clip_optimizer
 
-TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 CONSTANT = ["norm", "layer_wise", "linear_rand_norm", "quadratic_rand_norm"]
 OPTIMIZERS = {
@@ -34,18 +33,10 @@ def stays_bad(policy, clipping_type, value):
     return policy == "propagate" and not (clipping_type == "coord_wise" and math.isinf(value))
 
 
-def equal(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
 def equal_or_both_nan(left, right):
     return all(
         torch.equal(a.isnan(), b.isnan()) and equal([a.nan_to_num()], [b.nan_to_num()]) for a, b in zip(left, right, strict=True)
     )
-
-
-def parameters_of(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def states(optimizer):
@@ -67,24 +58,6 @@ def snapshot(optimizer):
     """A copy of everything that a checkpoint would hold, and of the gradients."""
     grads = [None if p.grad is None else p.grad.clone() for p in parameters_of(optimizer)]
     return copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in parameters_of(optimizer)], grads
-
-
-def assert_same(left, right):
-    """Whether two nested values are bit for bit the same; NaN equals NaN."""
-    if isinstance(left, torch.Tensor):
-        assert left.layout == right.layout
-        left, right = (t.coalesce().to_dense() if t.is_sparse else t for t in (left, right))
-        torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for a, b in zip(left, right, strict=True):
-            assert_same(a, b)
-    else:
-        assert left == right
 
 
 def poisoned(grads, value, tensor=1, entry=0):
@@ -481,6 +454,7 @@ def embedding_gradient(values, indices=(1, 3, 1)):
 
 SPARSE = {
     "inf": [[1.0, math.inf], [4.0, 1.0], [2.0, 1.0]],
+    "-inf": [[1.0, -math.inf], [4.0, 1.0], [2.0, 1.0]],
     "nan": [[1.0, 2.0], [4.0, math.nan], [2.0, 1.0]],
     "nan as the sum of inf and -inf": [[1.0, math.inf], [4.0, 1.0], [2.0, -math.inf]],
     "inf as the sum of finite entries": [[1.0, 3e38], [4.0, 1.0], [2.0, 3e38]],
@@ -685,11 +659,15 @@ def test_scaled_gradient_near_overflow_is_measured_without_its_scale(problem, cl
     options = {"clipping_type": clipping_type, "clipping_beta": 0.5} | FLAGS[flags]
     optimizer = ClippedSGD(params, lr=0.1, nonfinite="error", **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=1000)
+    before = problem.copies(params)
     scaled_step(problem, scaler, optimizer, problem.gradients(0, 1e5), unscale=False)
     stats = optimizer.clipping_stats()
     assert stats["steps"] == 1
     assert all(p.isfinite().all() for p in params)
-    if clipping_type != "coord_wise":
+    if clipping_type == "coord_wise":
+        furthest = max(float((p - start).abs().max()) for p, start in zip(problem.copies(params), before, strict=True))
+        assert furthest == pytest.approx(0.1 * 0.1, rel=1e-4)  # learning rate x level
+    else:
         assert stats["grad_norm"] == pytest.approx(1e5, rel=1e-5)
 
 

@@ -9,7 +9,7 @@ from itertools import cycle
 
 import pytest
 import torch
-from support.reference import CLIPPING_TYPES
+from support.cases import TYPES
 from torch import nn
 
 from torch_clipped import (
@@ -25,7 +25,6 @@ from torch_clipped import (
     register_clipping,
 )
 
-TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 inf, nan = math.inf, math.nan
 
 

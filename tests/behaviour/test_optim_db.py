@@ -6,14 +6,13 @@ from itertools import cycle, product
 
 import pytest
 import torch
-from support.reference import CLIPPING_TYPES
+from support.cases import TYPES
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
 
 CLIPPED = {"SGD": ClippedSGD, "Adam": ClippedAdam, "AdamW": ClippedAdamW}
 DTYPES = [torch.float32, torch.float64]
-TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 FLAGS = {
     "default": {},
     "fused": {"fused": True},

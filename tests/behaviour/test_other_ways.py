@@ -2,14 +2,14 @@
 
 import copy
 import inspect
-import io
 import itertools
 import math
 import pickle
 
 import pytest
 import torch
-from support.cases import pairwise
+from support.assertions import assert_close, equal
+from support.cases import pairwise, saved_and_loaded
 from support.reference import ReferenceClipper
 from torch.optim import lr_scheduler
 
@@ -80,22 +80,6 @@ def clip_by_hand(params, clipping_type, level):
             torch.nn.utils.clip_grad_norm_([p], level)
     else:
         torch.nn.utils.clip_grad_value_(params, level)
-
-
-def equal(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def assert_close(left, right, tolerance=1e-12):
-    for a, b in zip(left, right, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def saved_and_loaded(value, **options):
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, **options)
 
 
 def gradients_of(params):

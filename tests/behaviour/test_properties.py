@@ -11,6 +11,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 import torch
+from support.assertions import equal
 from support.cases import pairwise
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
@@ -35,10 +36,6 @@ STATS = {
     "clipped_steps",
     "skipped_steps",
 }
-
-
-def equal(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 def state_of(optimizer):

@@ -5,14 +5,13 @@ import json
 
 import pytest
 import torch
+from support.cases import TYPES
 
 from experiments.__main__ import main
 from experiments.launches.counting import CountedOperations, called_modules
 from experiments.launches.run import OPTIMIZERS, TORCHS_WAY, Row, aim, count, guide_table, misses
 from torch_clipped import ClippedSGD
-from torch_clipped.clipping import CLIPPING_TYPES
 
-TYPES = [name for name in CLIPPING_TYPES if name != "none"]
 OVER_THE_AIM = {"zscore": 49, "zclip": 49}  # where 45 were aimed at
 CALLS = {"norm": (35, 24)}  # functions and changes of module, where 35 and 15 were aimed at
 

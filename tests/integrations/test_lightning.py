@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import pages
+from support.assertions import assert_same
 
 from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, LevelScheduler, clip_optimizer, linear_warmup
 from torch_clipped.clipping import CLIPPING_TYPES
@@ -103,7 +104,7 @@ def plain_loop(make, epochs=EPOCHS, accumulate=1, scaler=None, autocast=None, af
     return net, optimizer
 
 
-def assert_same(module, optimizer, net, by_hand):
+def assert_same_run(module, optimizer, net, by_hand):
     for left, right in zip(module.net.parameters(), net.parameters(), strict=True):
         assert torch.equal(left, right)
     told = [optimizer.clipping_stats(), *optimizer.clipping_stats(per_set=True)]
@@ -117,7 +118,7 @@ def test_automatic_optimization_is_the_plain_loop(clipping_type, tmp_path):
     make = partial(momentum, clipping_type=clipping_type, clipping_level=0.5 if clipping_type == "zclip" else None)
     module = Regression(make)
     optimizer = fit(tmp_path, module).optimizers[0]
-    assert_same(module, optimizer, *plain_loop(make))
+    assert_same_run(module, optimizer, *plain_loop(make))
     assert optimizer.clipping_stats()["steps"] == (0 if clipping_type == "none" else EPOCHS * BATCHES)
     assert clipping_type == "none" or optimizer.clipping_stats()["clipped_steps"] > 0
 
@@ -146,7 +147,7 @@ def test_other_optimizers_too(make, tmp_path):
                 return loss
 
             by_hand.step(closure)
-    assert_same(module, optimizer, net, by_hand)
+    assert_same_run(module, optimizer, net, by_hand)
     assert optimizer.clipping_stats()["clipped_steps"] > 0
 
 
@@ -161,12 +162,12 @@ def test_fabric_is_the_plain_loop(tmp_path):
             wrapper.zero_grad()
             fabric.backward(loss_of(net, batch))
             wrapper.step()
-    assert_same(module, wrapper, *plain_loop(make))
+    assert_same_run(module, wrapper, *plain_loop(make))
     assert wrapper.clipping_stats() == optimizer.clipping_stats()
     fabric.save(tmp_path / "run.ckpt", {"optimizer": wrapper})
     other = fabric.setup_optimizers(make(network().parameters()))
     fabric.load(tmp_path / "run.ckpt", {"optimizer": other})
-    assert_equal_states(other.optimizer.state_dict(), optimizer.state_dict())
+    assert_same(other.optimizer.state_dict(), optimizer.state_dict())
 
 
 class Norms(pl.Callback):
@@ -196,7 +197,7 @@ def test_accumulated_gradient_is_clipped_once_as_a_whole(tmp_path):
     make = partial(momentum, clipping_type="auto", clipping_level=0.5)
     module = Regression(make)
     made = fit(tmp_path, module, accumulate_grad_batches=3, callbacks=[LightningClippingCallback()])
-    assert_same(module, made.optimizers[0], *plain_loop(make, accumulate=3))
+    assert_same_run(module, made.optimizers[0], *plain_loop(make, accumulate=3))
     assert made.logged_metrics["clipping/steps"] == 3 * EPOCHS  # 8 batches make 3 steps, the last one of 2 batches
 
 
@@ -218,7 +219,7 @@ def half_precision(init_scale=2.0**4):
 def test_bfloat16_is_the_plain_loop(tmp_path):
     module = Regression(partial(momentum, clipping_level=0.5))
     optimizer = fit(tmp_path, module, precision="bf16-mixed").optimizers[0]
-    assert_same(module, optimizer, *plain_loop(module.make, autocast=torch.bfloat16))
+    assert_same_run(module, optimizer, *plain_loop(module.make, autocast=torch.bfloat16))
     assert optimizer.clipping_stats()["clipped_steps"] > 0
 
 
@@ -226,7 +227,7 @@ def test_float16_is_not_for_the_cpu_and_becomes_bfloat16(tmp_path):
     module = Regression(partial(momentum, clipping_level=0.5))
     with pytest.warns(UserWarning, match="Using `precision='bf16-mixed'` instead"):
         optimizer = fit(tmp_path, module, precision="16-mixed").optimizers[0]
-    assert_same(module, optimizer, *plain_loop(module.make, autocast=torch.bfloat16))
+    assert_same_run(module, optimizer, *plain_loop(module.make, autocast=torch.bfloat16))
 
 
 @pytest.mark.parametrize("fused", [None, True], ids=["default", "fused"])
@@ -243,7 +244,7 @@ def test_gradient_scaler_is_the_plain_loop(init_scale, fused, tmp_path):
     assert (stats["steps"] == EPOCHS * BATCHES) == (init_scale == 2.0**4)
     assert stats["clipped_steps"] > 0
     assert stats["skipped_steps"] == 0  # the scaler leaves them out by itself
-    assert_same(module, optimizer, net, by_hand)
+    assert_same_run(module, optimizer, net, by_hand)
 
 
 def test_fused_optimizer_clips_under_the_gradient_scaler_where_the_trainer_cannot(tmp_path):
@@ -348,7 +349,7 @@ def test_learning_rate_schedulers_drive_the_optimizer(schedule, tmp_path):
         return optimizer
 
     net, by_hand = plain_loop(make, after_step=after_step)
-    assert_same(module, made.optimizers[0], net, by_hand)
+    assert_same_run(module, made.optimizers[0], net, by_hand)
     assert made.optimizers[0].param_groups[0]["lr"] == by_hand.param_groups[0]["lr"] != 0.05
 
 
@@ -370,20 +371,6 @@ def test_level_scheduler_is_stepped_and_resumed_like_others(tmp_path):
     assert made.optimizers[0].param_groups[0]["clipping_level"] == pytest.approx(0.5)
 
 
-def assert_equal_states(left, right):
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        left, right = list(left.values()), list(right.values())
-    if isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for a, b in zip(left, right, strict=True):
-            assert_equal_states(a, b)
-    elif isinstance(left, torch.Tensor):
-        torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
-    else:
-        assert left == right
-
-
 @pytest.mark.parametrize("clipping_type", WITH_MEMORY)
 @pytest.mark.parametrize("scaled", [False, True], ids=["float32", "float16"])
 def test_resumed_run_is_the_unbroken_one(scaled, clipping_type, tmp_path):
@@ -395,15 +382,15 @@ def test_resumed_run_is_the_unbroken_one(scaled, clipping_type, tmp_path):
     fit(tmp_path, Regression(make), epochs=2, plugins=plugins()).save_checkpoint(tmp_path / "run.ckpt")
     resumed = fit(tmp_path, Regression(make), ckpt_path=tmp_path / "run.ckpt", plugins=plugins())
     assert resumed.optimizers[0].clipping_stats()["steps"] == EPOCHS * BATCHES
-    assert_same(resumed.model, resumed.optimizers[0], unbroken.model.net, unbroken.optimizers[0])
-    assert_equal_states(resumed.optimizers[0].state_dict(), unbroken.optimizers[0].state_dict())
+    assert_same_run(resumed.model, resumed.optimizers[0], unbroken.model.net, unbroken.optimizers[0])
+    assert_same(resumed.optimizers[0].state_dict(), unbroken.optimizers[0].state_dict())
 
 
 def test_checkpoint_is_read_without_running_code(tmp_path):
     made = fit(tmp_path, Regression(partial(momentum, clipping_type="auto")), epochs=1)
     made.save_checkpoint(tmp_path / "run.ckpt")
     read = torch.load(tmp_path / "run.ckpt", weights_only=True)
-    assert_equal_states(read["optimizer_states"][0], made.optimizers[0].state_dict())
+    assert_same(read["optimizer_states"][0], made.optimizers[0].state_dict())
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1], ids=["norms above 1", "norms below 1"])

@@ -1,9 +1,25 @@
-"""Rows of arguments for tests."""
+"""Arguments of tests, and states that went through a file."""
 
+import io
 from collections.abc import Callable, Iterable
 
 import pytest
+import torch
 from allpairspy import AllPairs
+
+from .reference import CLIPPING_TYPES
+
+TYPES = [name for name in CLIPPING_TYPES if name != "none"]
+LEVELS = {  # the defaults of the types whose level is a norm or a quantile
+    "norm": 1.0,
+    "layer_wise": 0.3,
+    "coord_wise": 0.1,
+    "auto": 0.75,
+    "linear_rand_norm": 1.0,
+    "quadratic_rand_norm": 1.0,
+    "linear_rand_auto": 0.75,
+    "quadratic_rand_auto": 0.75,
+}
 
 
 def pairwise(*, ids: Callable | None = None, **axes: Iterable):
@@ -23,3 +39,16 @@ def pairwise(*, ids: Callable | None = None, **axes: Iterable):
     """
     rows = [tuple(row) for row in AllPairs([list(axis) for axis in axes.values()])]
     return pytest.mark.parametrize(tuple(axes), rows, ids=ids)
+
+
+def parameters_of(optimizer):
+    """Return the parameters of all groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def saved_and_loaded(value, **options):
+    """Return a value as it comes back from a file, which by default holds plain tensors and numbers only."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, **{"weights_only": True} | options)

@@ -9,22 +9,14 @@ from itertools import cycle
 import numpy as np
 import pytest
 import torch
+from support.assertions import equal
+from support.cases import LEVELS
 from support.versions import needs_torch
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
 
 CLASSES = {ClippedSGD: torch.optim.SGD, ClippedAdam: torch.optim.Adam, ClippedAdamW: torch.optim.AdamW}
-DEFAULT_LEVELS = {
-    "none": None,
-    "norm": 1.0,
-    "layer_wise": 0.3,
-    "coord_wise": 0.1,
-    "auto": 0.75,
-    "linear_rand_norm": 1.0,
-    "quadratic_rand_norm": 1.0,
-    "linear_rand_auto": 0.75,
-    "quadratic_rand_auto": 0.75,
-}
+DEFAULT_LEVELS = {"none": None} | LEVELS
 LENGTHS = [name for name in DEFAULT_LEVELS if name != "none" and "auto" not in name]
 QUANTILES = [name for name in DEFAULT_LEVELS if "auto" in name]
 OLDER_SPELLINGS = {
@@ -90,10 +82,6 @@ def bad_arguments(rows):
 
 
 REFUSED = (TypeError, ValueError)
-
-
-def equal(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 def one(value=0.0):

@@ -2,12 +2,12 @@
 
 import copy
 import gc
-import io
 import math
 
 import pytest
 import torch
-from support.cases import pairwise
+from support.assertions import equal
+from support.cases import pairwise, saved_and_loaded
 from torch import nn, optim
 
 from torch_clipped import Clipped, ClippedAdam, ClippedSGD, Restarter, clip_optimizer
@@ -61,10 +61,6 @@ def train(problem, optimizer, restarter, steps, dtype=torch.float32):
     return iterates
 
 
-def same(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
 # the schedule of windows
 
 
@@ -114,8 +110,8 @@ def test_weights_become_the_mean_of_the_windows_iterates_and_of_nothing_before_i
             mean = torch.stack([iterate[i].double() for iterate in iterates]).mean(0)
             torch.testing.assert_close(p.detach().double(), mean, rtol=1e-6, atol=1e-7)
     before = problem.copies(params)
-    assert same(before, params)
-    assert not same(iterates[-1], params)
+    assert equal(before, params)
+    assert not equal(iterates[-1], params)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
@@ -180,7 +176,7 @@ def test_frozen_parameters_stay_exactly_as_they_are(problem):
         value = problem.copies([late])
         restarter.step()
     assert torch.equal(frozen.view(torch.int32), torch.tensor([-0.0, math.inf, -math.inf, math.nan]).view(torch.int32))
-    assert same(value, [late])
+    assert equal(value, [late])
     assert restarter.restarts == 1
 
 
@@ -230,7 +226,7 @@ def test_last_restarts_without_an_average_and_without_a_copy(problem):
     restarter = Restarter(optimizer, 3, average="last")
     iterates = train(problem, optimizer, restarter, range(3))
     assert restarter.restarts == 1
-    assert same(iterates[-1], optimizer.param_groups[0]["params"])
+    assert equal(iterates[-1], optimizer.param_groups[0]["params"])
     assert not optimizer.state
     train(problem, optimizer, restarter, range(3, 5))
     assert all(mean is None for mean in restarter.state_dict()["means"])
@@ -287,7 +283,7 @@ def test_after_a_restart_the_optimizer_steps_as_a_new_one_would(problem, name, c
     for step in (3, 4):
         stepped(optimizer, problem.gradients(step))
         stepped(fresh, problem.gradients(step))
-        assert same(params, fresh.param_groups[0]["params"])
+        assert equal(params, fresh.param_groups[0]["params"])
     assert len(optimizer.state) == len(fresh.state)
 
 
@@ -320,8 +316,8 @@ def test_on_restart_finds_weights_and_state_as_the_next_step_will(problem):
     iterates = train(problem, optimizer, Restarter(optimizer, 2, 2.0, on_restart=look), range(2))
     ((state, window, weights),) = seen
     assert (state, window) == (0, 4)
-    assert same(weights, params)
-    assert not same(weights, iterates[-1])
+    assert equal(weights, params)
+    assert not equal(weights, iterates[-1])
 
 
 def test_a_restarter_may_be_made_in_the_middle_of_training(problem):
@@ -363,7 +359,7 @@ def test_compiled_steps_go_on_after_a_restart(problem):
             step()
             restarter.step()
         runs.append(optimizer.param_groups[0]["params"])
-    assert same(*runs)
+    assert equal(*runs)
 
 
 # batch normalization
@@ -406,13 +402,6 @@ def test_recalibrate_without_a_model_says_where_to_name_it():
 # checkpoints
 
 
-def saved_and_loaded(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 @pairwise(
     name=["SGD-dampening", "Adagrad", "AdamW-amsgrad", "ClippedSGD", "ClippedAdam"], average=["mean", "last"], stop=[2, 3, 5, 9]
 )
@@ -439,7 +428,7 @@ def test_a_resumed_run_is_the_unbroken_one(problem, name, average, stop):
     train(problem, resumed, again, range(stop, 14))
     assert again.restarts == 3
     assert again.finished
-    assert same(unbroken.param_groups[0]["params"], resumed.param_groups[0]["params"])
+    assert equal(unbroken.param_groups[0]["params"], resumed.param_groups[0]["params"])
 
 
 def test_loading_copies_the_means(problem):
@@ -450,8 +439,8 @@ def test_loading_copies_the_means(problem):
     kept = copy.deepcopy(state)
     restarter.load_state_dict(state)
     train(problem, optimizer, restarter, range(1, 2))
-    assert same(state["means"], kept["means"])
-    assert not same(restarter.state_dict()["means"], kept["means"])
+    assert equal(state["means"], kept["means"])
+    assert not equal(restarter.state_dict()["means"], kept["means"])
 
 
 def test_state_of_something_else_is_refused_and_changes_nothing(problem):
@@ -482,7 +471,7 @@ def test_copied_together_they_train_alike_and_apart(problem):
     train(problem, twin, its_restarter, range(2, 5))
     assert (restarter.steps, its_restarter.restarts) == (2, 1)
     train(problem, optimizer, restarter, range(2, 5))
-    assert same(optimizer.param_groups[0]["params"], twin.param_groups[0]["params"])
+    assert equal(optimizer.param_groups[0]["params"], twin.param_groups[0]["params"])
 
 
 # the loop of older code
@@ -519,7 +508,7 @@ def test_the_older_form_is_the_same_run_and_returns_the_optimizer_it_was_given()
         optimizer.zero_grad()
         newer.step()
     assert (newer.restarts, newer.window) == (restarter.restarts, restarter.window) == (3, 8)
-    assert same(net.parameters(), model.parameters())
+    assert equal(net.parameters(), model.parameters())
 
 
 def test_in_the_older_form_the_optimizer_is_known_from_make_restart_on():
@@ -549,7 +538,7 @@ def test_a_restarter_that_goes_on_to_another_model_leaves_the_first_one_alone():
             restarter.add_coords(net.parameters())
             restarter.make_restart(net, optimizer)
     assert restarter.restarts == 1
-    assert same(kept, first.parameters())
+    assert equal(kept, first.parameters())
 
 
 # what is refused

@@ -653,7 +653,7 @@ def test_other_ways_by_hand_refuse_no_parameters(problem, way):
         ["weight"],
         [None],
         {"weight": torch.zeros(2)},
-        torch.nn.Linear(2, 2).named_parameters(),
+        list(torch.nn.Linear(2, 2).named_parameters()),
         [{"params": [torch.zeros(2)]}],
         3,
         None,

@@ -31,7 +31,7 @@ def found(tmp_path_factory):
 @pytest.mark.slow
 def test_looks_and_mixes_are_noticed(found):
     assert found["notices"] == [True, True]
-    assert found["cases"] == len(fake_accelerator.CASES) > 500
+    assert found["cases"] == len(fake_accelerator.CASES) >= len(fake_accelerator.TYPES) * len(fake_accelerator.DEVICES)
 
 
 @pytest.mark.slow

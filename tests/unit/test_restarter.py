@@ -591,3 +591,19 @@ def test_the_wrong_objects_are_refused():
         with pytest.raises(TypeError, match=f"parameters must be an iterable of tensors, got {named}"):
             restarter.add_coords(wrong)
     assert restarter.steps == 0
+
+
+def test_state_from_before_the_first_step_loads():
+    optimizers = [ClippedSGD([nn.Parameter(torch.zeros(2))], lr=0.1) for _ in range(2)]
+    fresh, other = (Restarter(optimizer, 3) for optimizer in optimizers)
+    other.load_state_dict(saved_and_loaded(fresh.state_dict()))
+    assert (other.steps, other.restarts, other.window, other.window_steps) == (0, 0, 3, 0)
+
+
+def test_window_that_grows_without_end_stays_an_integer_of_64_bits():
+    weight = nn.Parameter(torch.zeros(1))
+    restarter = Restarter(optim.SGD([weight], lr=0.1), 1, restart_coeff=1e300, max_steps_cnt=10)
+    weight.grad = torch.ones(1)
+    restarter.step()
+    assert restarter.window == 2**63 - 1
+    assert restarter.finished

@@ -196,12 +196,12 @@ FLAGS = {
 SCALED_STEPS = 12
 
 
-def scaled_run(problem, name, clipping_type, flags, scaled, unscale, overflow, door="class"):
+def scaled_run(problem, name, clipping_type, flags, scaled, unscale, overflow, way="class"):
     """Weights, statistics and history after steps with a scaler, or without one but the steps that overflow left out."""
     clipped_class, plain_class, options = CLASSES[name]
     params = problem.parameters()
     arguments = {"clipping_type": clipping_type, "clipping_window": 5, "clipping_seed": 1}
-    if door == "class":
+    if way == "class":
         optimizer = clipped_class(params, **options, **flags, **arguments)
     else:
         optimizer = clip_optimizer(plain_class(params, **options, **flags), **arguments)
@@ -234,9 +234,9 @@ def test_every_flow_of_a_grad_scaler_gives_the_run_without_one(problem, name, cl
         del flows["fused"]  # torch's fault: its momentum starts from whatever stood in memory
     for label, flags in flows.items():
         for unscale in (False, True):
-            for door in ("class", "clip_optimizer") if label == "chosen" else ("class",):
-                flow = f"{label}, {'unscaled by hand' if unscale else 'not unscaled'}, {door}"
-                got, got_stats, got_norms = scaled_run(problem, name, clipping_type, flags, True, unscale, overflow, door)
+            for way in ("class", "clip_optimizer") if label == "chosen" else ("class",):
+                flow = f"{label}, {'unscaled by hand' if unscale else 'not unscaled'}, {way}"
+                got, got_stats, got_norms = scaled_run(problem, name, clipping_type, flags, True, unscale, overflow, way)
                 assert len(got_norms) == len(norms), flow
                 torch.testing.assert_close(got_norms, norms, rtol=1e-5, atol=0, msg=flow)
                 assert got_stats == pytest.approx(stats, rel=1e-5, nan_ok=True), flow
@@ -431,11 +431,11 @@ def test_gradients_of_an_added_group_are_clipped_with_the_others(problem, clippi
 
 @pairwise(
     clipping_type=["none", "norm"],
-    door=["class", "subclass", "clip_optimizer", "mixin"],
+    way=["class", "subclass", "clip_optimizer", "mixin"],
     plain=["never", "before", "after"],
 )
-def test_hooks_of_this_and_of_all_optimizers_run_once(problem, clipping_type, door, plain, monkeypatch):
-    parent = torch.optim.RMSprop if door == "mixin" else torch.optim.SGD
+def test_hooks_of_this_and_of_all_optimizers_run_once(problem, clipping_type, way, plain, monkeypatch):
+    parent = torch.optim.RMSprop if way == "mixin" else torch.optim.SGD
     if getattr(parent.step, "hooked", False):  # as if no plain optimizer had ever been made
         monkeypatch.setattr(parent, "step", parent.step.__wrapped__)
     if plain == "before":
@@ -443,7 +443,7 @@ def test_hooks_of_this_and_of_all_optimizers_run_once(problem, clipping_type, do
     params = problem.parameters()
     arguments = {"clipping_type": clipping_type}
     classes = {"class": ClippedSGD, "subclass": type("Own", (ClippedSGD,), {}), "mixin": ClippedRMSprop}
-    optimizer = clip_optimizer(parent(params), **arguments) if door == "clip_optimizer" else classes[door](params, **arguments)
+    optimizer = clip_optimizer(parent(params), **arguments) if way == "clip_optimizer" else classes[way](params, **arguments)
     if plain == "after":
         parent(problem.parameters())
     seen = []
@@ -475,12 +475,12 @@ def test_profiler_shows_one_range_a_step(problem, clipping_type):
     assert ranges == {"Optimizer.step#ClippedSGD.step": 2}
 
 
-@pytest.mark.parametrize("door", ["own", "global"])
-def test_post_hook_that_is_registered_during_the_step_runs_as_torchs(problem, door):
+@pytest.mark.parametrize("way", ["own", "global"])
+def test_post_hook_that_is_registered_during_the_step_runs_as_torchs(problem, way):
     def run(cls):
         params, seen = problem.parameters(), []
         optimizer = cls(params)
-        register = register_optimizer_step_post_hook if door == "global" else optimizer.register_step_post_hook
+        register = register_optimizer_step_post_hook if way == "global" else optimizer.register_step_post_hook
         handles = []
 
         def closure():
@@ -775,8 +775,8 @@ def test_ready_schedules_refuse_nonsense(steps):
         multiple_at_start(0.1, 10, steps=steps)
 
 
-@pytest.mark.parametrize(("clipping_type", "door"), each_type_with("scheduler", "param_groups"))
-def test_level_that_changes_each_step_is_the_oracles_and_keeps_the_history(problem, clipping_type, door):
+@pytest.mark.parametrize(("clipping_type", "way"), each_type_with("scheduler", "param_groups"))
+def test_level_that_changes_each_step_is_the_oracles_and_keeps_the_history(problem, clipping_type, way):
     oracle = ReferenceClipper(clipping_type, window=6)
     default = oracle.level
     upwards = "auto" in clipping_type  # a quantile is at most 1
@@ -786,7 +786,7 @@ def test_level_that_changes_each_step_is_the_oracles_and_keeps_the_history(probl
 
     params = problem.parameters(F64)
     optimizer = ClippedSGD(params, lr=0.01, clipping_type=clipping_type, clipping_window=6, clipping_seed=3)
-    scheduler = LevelScheduler(optimizer, schedule) if door == "scheduler" else None
+    scheduler = LevelScheduler(optimizer, schedule) if way == "scheduler" else None
     for step in range(130 if clipping_type == "adagc" else 50):
         optimizer.param_groups[0]["clipping_level"] = oracle.level = schedule(step)
         if scheduler is not None:

@@ -74,7 +74,7 @@ def plain():
     return torch.optim.RMSprop([one()])
 
 
-DOORS = {
+WAYS = {
     "ClippedSGD": lambda **arguments: ClippedSGD([one()], **arguments),
     "ClippedAdam": lambda **arguments: ClippedAdam([one()], **arguments),
     "ClippedAdamW": lambda **arguments: ClippedAdamW([one()], **arguments),
@@ -91,15 +91,15 @@ DOORS = {
 
 
 @pytest.mark.parametrize(
-    ("door", "name", "clipping_type"),
+    ("way", "name", "clipping_type"),
     [
         *(("ClippedSGD", *level) for level in LEVELS),
-        *((door, *level) for door in DOORS if door != "ClippedSGD" for level in [("max_norm", "norm"), ("clipping_levle", None)]),
+        *((way, *level) for way in WAYS if way != "ClippedSGD" for level in [("max_norm", "norm"), ("clipping_levle", None)]),
     ],
 )
-def test_level_under_a_foreign_name_is_refused_and_the_argument_named(door, name, clipping_type):
-    with pytest.raises(TypeError, match=rf"^{door} has no argument '{name}'; did you mean 'clipping_level'\?") as error:
-        DOORS[door](**{name: 0.5})
+def test_level_under_a_foreign_name_is_refused_and_the_argument_named(way, name, clipping_type):
+    with pytest.raises(TypeError, match=rf"^{way} has no argument '{name}'; did you mean 'clipping_level'\?") as error:
+        WAYS[way](**{name: 0.5})
     assert re.findall("clipping_type='(.*?)'", str(error.value)) == ([clipping_type] if clipping_type else [])
 
 
@@ -118,9 +118,9 @@ def test_hint_says_that_a_quantile_is_between_zero_and_one(name):
 
 
 @pytest.mark.parametrize(
-    ("door", "name", "meant"),
+    ("way", "name", "meant"),
     [
-        *((door, "beta", "clipping_beta") for door in DOORS if door != "clip_gradients_"),
+        *((way, "beta", "clipping_beta") for way in WAYS if way != "clip_gradients_"),
         ("ClippedSGD", "clipping_typ", "clipping_type"),
         ("ClippedSGD", "clipping_windows", "clipping_window"),
         ("ClippedSGD", "clip_seed", "clipping_seed"),
@@ -128,24 +128,24 @@ def test_hint_says_that_a_quantile_is_between_zero_and_one(name):
         ("ClippedSGD", "history_length", "clipping_window"),
     ],
 )
-def test_other_clipping_arguments_are_hinted_at_too(door, name, meant):
-    with pytest.raises(TypeError, match=rf"^{door} has no argument '{name}'; did you mean '{meant}'\?"):
-        DOORS[door](**{name: 1})
+def test_other_clipping_arguments_are_hinted_at_too(way, name, meant):
+    with pytest.raises(TypeError, match=rf"^{way} has no argument '{name}'; did you mean '{meant}'\?"):
+        WAYS[way](**{name: 1})
 
 
 @pytest.mark.parametrize(
     ("make", "name", "meant"),
     [
-        (DOORS["ClippedSGD"], "momentun", "momentum"),
-        (DOORS["ClippedSGD"], "Lr", "lr"),
-        (DOORS["ClippedSGD"], "norm_typ", "norm_type"),
-        (DOORS["ClippedSGD"], "window", "clipping_window"),
-        (DOORS["ClippedAdam"], "weight_decy", "weight_decay"),
-        (DOORS["ClippedAdamW"], "betass", "betas"),
-        (DOORS["ClippedRMSprop"], "alhpa", "alpha"),
-        (DOORS["ClippedSSTM"], "a_k_ratio", "a_k_ratio_upper_bound"),
-        (DOORS["ClippedHandingOn"], "momentun", "momentum"),
-        (DOORS["clip_gradients_"], "error_if_nonfinite", "nonfinite"),
+        (WAYS["ClippedSGD"], "momentun", "momentum"),
+        (WAYS["ClippedSGD"], "Lr", "lr"),
+        (WAYS["ClippedSGD"], "norm_typ", "norm_type"),
+        (WAYS["ClippedSGD"], "window", "clipping_window"),
+        (WAYS["ClippedAdam"], "weight_decy", "weight_decay"),
+        (WAYS["ClippedAdamW"], "betass", "betas"),
+        (WAYS["ClippedRMSprop"], "alhpa", "alpha"),
+        (WAYS["ClippedSSTM"], "a_k_ratio", "a_k_ratio_upper_bound"),
+        (WAYS["ClippedHandingOn"], "momentun", "momentum"),
+        (WAYS["clip_gradients_"], "error_if_nonfinite", "nonfinite"),
         (lambda **arguments: OptimizerProperties(ClippedSGD, **arguments), "momentun", "momentum"),
         (lambda **arguments: OptimizerProperties(torch.optim.SGD, **arguments), "momentun", "momentum"),
         (lambda **arguments: ModelProperties(torch.nn.Linear, 3, 1, **arguments), "bais", "bias"),
@@ -174,7 +174,7 @@ def test_argument_of_ours_is_not_hinted_at_where_it_is_none():
 
 
 def test_error_shows_no_error_that_led_to_it():
-    for make in DOORS.values():
+    for make in WAYS.values():
         with pytest.raises(TypeError) as error:
             make(max_norm=1.0)
         assert error.value.__cause__ is None

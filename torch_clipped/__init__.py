@@ -1,4 +1,4 @@
-"""Gradient clipping inside the optimizer: replace ``torch.optim.SGD`` by ``ClippedSGD``, and nothing else changes."""
+"""Gradient clipping inside the optimizer: replace ``torch.optim.SGD`` by ``ClippedSGD``; nothing else changes."""
 
 from ._engine.monitor import ClippingWarning
 from ._older_names import older_name

@@ -1,4 +1,4 @@
-"""``python -m torch_clipped FILE``: what the gradient norms of a run say about clipping."""
+"""``python -m torch_clipped FILE``: a report on the gradient norms of a run and on clipping."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 __all__ = ["main"]
 
 FORMATS = (".png", ".pdf", ".svg")
-LONG = 2000  # norms that are replayed in two seconds
+LONG = 2000  # norms replayed in two seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print tail statistics, levels and what each clipping type would have done; draw a picture."""
+    """Print tail statistics, levels and the effect of each clipping type on a run; draw a picture."""
     parser = argparse.ArgumentParser(
         prog="python -m torch_clipped",
         description="Read the gradient norms of a run. Print how heavy their tails are, the levels that clip given shares of the "

@@ -1,4 +1,4 @@
-"""Pictures of losses, metrics and gradient norms over the steps of a collector."""
+"""Plots of losses, metrics and gradient norms over the steps of a collector."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ def plot_losses(collectors: Collectors, ax: Axes | None = None, smoothing: int =
     """Draw the losses of each optimizer over the steps.
 
     Args:
-        collectors: one, or several with the same labels and other seeds, of which mean, lowest and highest value are drawn.
-        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
-        smoothing (int): how many of the last values each point of a training curve is the mean of. Default: 1.
+        collectors: one collector, or several with the same labels and other seeds; of several, the mean, lowest and highest value
+            are drawn.
+        ax (matplotlib.axes.Axes): the axes to draw into. Default: None, a new figure.
+        smoothing (int): the number of last values that are averaged for each point of a training curve. Default: 1.
 
     Returns:
-        The axes. Lines are training, dashed lines with circles validation, dotted vertical lines restarts.
+        The axes. Solid lines show training, dashed lines with circles validation, dotted vertical lines restarts.
 
     Raises:
-        ValueError: there is nothing to draw, or the collectors have other labels.
+        ValueError: there is nothing to draw, or the collectors have different labels.
         ImportError: matplotlib is missing.
 
     Example:
@@ -49,17 +50,17 @@ def plot_losses(collectors: Collectors, ax: Axes | None = None, smoothing: int =
 
 
 def plot_metric(collectors: Collectors, name: str, ax: Axes | None = None, smoothing: int = 1) -> Axes:
-    """Draw a metric of each optimizer over the steps, by the name that it has in ``step`` and ``evaluate``.
+    """Draw a metric of each optimizer over the steps, by its name in ``step`` and ``evaluate``.
 
     Args:
         collectors, ax, smoothing: as in :func:`plot_losses`.
-        name (str): of the metric.
+        name (str): the name of the metric.
 
     Returns:
-        The axes, as those of :func:`plot_losses`.
+        The axes, as from :func:`plot_losses`.
 
     Raises:
-        ValueError: no collector has such a metric, or they have other labels.
+        ValueError: no collector has such a metric, or the collectors have different labels.
         ImportError: matplotlib is missing.
 
     Example:
@@ -104,7 +105,7 @@ def plot_gradient_norms(collectors: Collectors, ax: Axes | None = None, smoothin
         The axes.
 
     Raises:
-        ValueError: no optimizer has recorded norms, or the collectors have other labels.
+        ValueError: no optimizer has recorded norms, or the collectors have different labels.
         ImportError: matplotlib is missing.
 
     Example:
@@ -145,7 +146,7 @@ def _curve(collector: OptimizersCollector, label: str, phase: str, name: str, wi
 
 
 def _draw(ax: Axes, curves: list[dict[int, float]], colour: str, words: str, look: dict[str, object]) -> None:
-    """Draw the mean of some curves, at the steps that all of them have, in the band of the lowest and highest values."""
+    """Draw the mean of the curves, at their common steps, in the band of the lowest and highest values."""
     steps = sorted(set.intersection(*map(set, curves)))
     if not steps:
         if any(curves):
@@ -158,7 +159,7 @@ def _draw(ax: Axes, curves: list[dict[int, float]], colour: str, words: str, loo
 
 
 def _smoothed(values: Array, width: int) -> Array:
-    """Return the means of the last ``width`` values, of fewer at the beginning."""
+    """Return the means of the last ``width`` values, or of fewer at the beginning."""
     if width == 1 or not len(values):
         return values
     width = min(width, len(values))

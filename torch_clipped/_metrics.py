@@ -1,4 +1,4 @@
-"""Functions of a model and a batch, evaluated beside training without changing it."""
+"""Functions of a model and a batch, evaluated during training without an effect on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def checked_metrics(metrics: Metrics[Batch] | None) -> Metrics[Batch]:
     """Return the metrics.
 
     Raises:
-        TypeError: they are no mapping from names to functions.
+        TypeError: ``metrics`` is not a mapping from names to functions.
         ValueError: a name is that of another curve.
     """
     if metrics is None:
@@ -39,7 +39,7 @@ def checked_metrics(metrics: Metrics[Batch] | None) -> Metrics[Batch]:
 
 @torch.no_grad()
 def values_of(model: Module, batch: Batch, functions: Metrics[Batch], seed: int) -> dict[str, float]:
-    """Return the values of some functions of a model in evaluation mode, each with the same random numbers."""
+    """Return the values of functions of a model in evaluation mode, each with the same random numbers."""
     if not functions:
         return {}
     found, modes = {}, [(module, module.training) for module in model.modules()]
@@ -58,7 +58,7 @@ def values_of(model: Module, batch: Batch, functions: Metrics[Batch], seed: int)
 
 
 def seed_generators(seed: int) -> None:
-    """Do what torch.manual_seed does, which without an accelerator spends most of its time on a stack trace."""
+    """Do the same as torch.manual_seed, which without an accelerator spends most of its time on a stack trace."""
     if current_accelerator() is None:
         torch.default_generator.manual_seed(seed)
     else:

@@ -1,4 +1,4 @@
-"""Gradient norms read from files: csv tables, TensorBoard's event files, and those of a recorder."""
+"""Reader of gradient norms from files: csv tables, event files of TensorBoard, and files of a recorder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 __all__ = ["RecordedNorms", "read_norms"]
 
-SMALLEST = 20  # norms of which statistics can be taken
-LARGEST = 1e300  # that can be drawn
+SMALLEST = 20  # number of norms needed for statistics
+LARGEST = 1e300  # norm that can be drawn
 _UNWANTED = ("__min", "__max")  # columns that Weights & Biases exports beside those of a run
 _OWN = ("steps", "clipped_steps", "skipped_steps", "grad_norm")  # the first columns of a recorder's file
 
 
 class RecordedNorms(NamedTuple):
-    """Norms of a run that are positive and finite, oldest first."""
+    """Positive and finite norms of a run, oldest first."""
 
     name: str  # of the column
     norms: npt.NDArray[np.float64]
@@ -31,13 +31,13 @@ def read_norms(path: Path, column: str | None = None) -> RecordedNorms:
     """Return the gradient norms in a file.
 
     Args:
-        path: a csv file (of numbers alone, or with a line of names), or the event files of a run of TensorBoard: one, or their
-            folder.
-        column: the column or tag with the norms. Default: None, the one whose name has "norm" in it.
+        path: a csv file (numbers only, or with a line of names), an event file of TensorBoard, or the folder of a run's event
+            files.
+        column: the column or tag with the norms. Default: None, the one with "norm" in its name.
 
     Raises:
-        ValueError: the file holds something else, several such columns, or too few norms.
-        OSError: it cannot be read.
+        ValueError: the file has another format, several such columns, or too few norms.
+        OSError: the file cannot be read.
         ImportError: TensorBoard is missing.
     """
     is_of_tensorboard = path.is_dir() or "tfevents" in path.name
@@ -55,7 +55,7 @@ def read_norms(path: Path, column: str | None = None) -> RecordedNorms:
 
 def _from_csv(path: Path, column: str | None) -> tuple[str, list[float]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # exports may begin with a mark of byte order
+        text = path.read_text(encoding="utf-8-sig")  # exports may begin with a byte order mark
     except UnicodeDecodeError:
         raise ValueError(f"{path} must be a csv file in UTF-8 or a TensorBoard event file, but is neither") from None
     try:

@@ -14,14 +14,14 @@ Row = tuple[float, ...]
 
 
 class NormLog:
-    """Csv file to which rows are appended. A last line that a kill has cut off is not read.
+    """Csv file to which rows are appended. An incomplete last line, left by a killed process, is not read.
 
     Args:
-        path: where the file is, or is made. Its folder exists.
-        resume: continue a file that exists.
+        path: the path of the file, in an existing folder.
+        resume: whether to continue an existing file.
 
     Raises:
-        ValueError: the file exists and ``resume`` is False, or it is not a file of this class, or there is no such folder.
+        ValueError: the file exists and ``resume`` is False, the file was not written by this class, or the folder is missing.
     """
 
     def __init__(self, path: str | Path, resume: bool) -> None:
@@ -44,20 +44,20 @@ class NormLog:
         return self._parsed(self.path.read_bytes())
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Write more rows; a fork of the process that made this object writes nothing."""
+        """Write more rows; a fork of the process that made this object does not write."""
         if os.getpid() != self._process:
             return
         lines = (",".join([*(str(int(count)) for count in row[:3]), *map(repr, row[3:])]) for row in rows)
-        with open(self.path, "r+b") as file:  # a file that was removed is not made anew
+        with open(self.path, "r+b") as file:  # a removed file is not made again
             file.seek(0, os.SEEK_END)
             file.write("".join(f"{line}\n" for line in lines).encode())
 
     def cut(self, counts: Row) -> None:
-        """Remove what follows the last row that is not later than these counts of steps."""
+        """Remove the rows that are later than these counts of steps."""
         self._keep(max((i for i, row in enumerate(self.read(), 1) if row[0] <= counts[0] and row[2] <= counts[2]), default=0))
 
     def _keep(self, count: int) -> None:
-        """Keep the first rows only, with a whole line of names before them."""
+        """Keep only the first rows, with a complete line of names before them."""
         with open(self.path, "r+b") as file:
             kept = b"".join(file.read().splitlines(keepends=True)[: 1 + count])
             file.truncate(len(kept) if count else 0)

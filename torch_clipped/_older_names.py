@@ -1,4 +1,4 @@
-"""Names of older code that are gone, and what takes their place."""
+"""Removed names of older code, and their replacements."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _INSTEAD = {
 
 
 def older_name(module: str) -> Callable[[str], object]:
-    """Return a module's ``__getattr__``, which names what takes the place of a name of older code."""
+    """Return a module's ``__getattr__``, which raises an error with the replacement for a removed name."""
 
     def look_up(name: str) -> object:
-        if name in _INSTEAD:  # as AttributeError its text would be lost in "from torch_clipped import ..."
+        if name in _INSTEAD:  # the text of an AttributeError is lost in "from torch_clipped import ..."
             raise ImportError(f"{module} has no {name!r} any more: {_INSTEAD[name]} (see the migration guide)")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 

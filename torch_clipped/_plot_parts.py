@@ -1,4 +1,4 @@
-"""Common parts of the pictures: colours, bands, ticks, and the place of the legend."""
+"""Common parts of the plots: colours, bands, ticks, and the place of the legend."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ __all__ = [
     "scale_of",
 ]
 
-# Colours that colour-blind readers tell apart (M. Okabe and K. Ito); for a print without colours lines and markers differ.
+# Colours that colour-blind readers can tell apart (M. Okabe and K. Ito); for print without colours, lines and markers differ.
 BLACK, BLUE, SKY, VERMILION, ORANGE = "#000000", "#0072B2", "#56B4E9", "#D55E00", "#E69F00"
 COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", ORANGE, SKY, BLACK)  # of curves
-_LEGEND = 4.2  # from the axes down to the legend, in heights of the letters: below tick labels and axis label
-_NARROW, _WIDE = 4.0, 100.0  # ends of a logarithmic axis so far apart: too few powers of ten to read it by, and enough
-_FEW = 40  # points that a marker each does not hide
+_LEGEND = 4.2  # distance from the axes down to the legend, in letter heights: below tick labels and axis label
+_NARROW, _WIDE = 4.0, 100.0  # ratios of the ends of a logarithmic axis: with too few powers of ten to read it, and with enough
+_FEW = 40  # points that may each have a marker
 
 
 def axes_of(ax: Axes | None) -> Axes:
-    """Return these axes, in a figure that makes room for the legend, or those of a new figure that pyplot does not know."""
+    """Return these axes, in a figure with room for the legend, or the axes of a new figure outside pyplot."""
     if ax is not None:
-        figure = ax.figure.figure  # also if the axes are in a part of it
+        figure = ax.figure.figure  # also if the axes are in a subfigure
         if figure.get_layout_engine() is None:
             figure.set_layout_engine("constrained")
         return ax
@@ -57,11 +57,11 @@ def draw_band(ax: Axes, curve: Curve, words: str, interval: str) -> None:
 
 
 def draw_normal_law(ax: Axes, values: Array, edges: Array) -> float:
-    """Draw the normal law with the mean and the variance of the values; return its highest point."""
+    """Draw the normal distribution with the mean and the variance of the values; return its highest point."""
     scaled = relative(values)  # no square overflows
     unit = values.max() / scaled.max()
     mean, std = unit * scaled.mean(), unit * scaled.std()
-    near = np.clip(mean + std * np.linspace(-5, 5, 200), edges[0], edges[-1])  # where a narrow law is not flat
+    near = np.clip(mean + std * np.linspace(-5, 5, 200), edges[0], edges[-1])  # points where a narrow curve is not flat
     places = np.union1d(near, np.linspace(edges[0], edges[-1], 1000))
     heights = len(values) * (edges[1] - edges[0]) / std * np.exp(-0.5 * ((places - mean) / std) ** 2) / math.sqrt(2 * math.pi)
     words = f"normal law of mean {mean:.3g}\nand standard deviation {std:.3g}"
@@ -75,7 +75,7 @@ def scale_of(values: Array) -> str:
 
 
 def finished(ax: Axes, *others: Axes) -> Axes:
-    """Add a grid, ticks and a legend below the axes, at a distance that does not depend on their size; return the axes."""
+    """Add a grid, ticks and a legend at a fixed distance below the axes; return the axes."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
     from matplotlib.transforms import ScaledTranslation
 

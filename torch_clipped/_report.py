@@ -1,4 +1,4 @@
-"""Report on recorded gradient norms: tails, levels, what each clipping type would have done, and a picture of them."""
+"""Report on recorded gradient norms: tails, levels, the effect of each clipping type, and a plot."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .plots import plot_histogram, plot_norms, plot_survival
 __all__ = ["Replay", "advice", "draw", "replay", "report"]
 
 CLIP_RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
-DRIFT = 3.0  # between medians of quarters: more than a level clips evenly
-RARE = 0.05  # share of norms: more are no spikes but a heavy tail
-REPLAYED = 20_000  # norms at most, the newest: a type takes about 150 microseconds a step
-ROWS = {  # of the table of tails
+DRIFT = 3.0  # ratio between medians of quarters above which no level clips evenly
+RARE = 0.05  # largest share of spikes among norms; a larger share is a heavy tail
+REPLAYED = 20_000  # largest number of norms, the newest: a type takes about 150 microseconds per step
+ROWS = {  # of the tail table
     "median": "quantile_0.5",
     "skewness": "skewness",
     "excess kurtosis": "excess_kurtosis",
@@ -43,19 +43,19 @@ class Replay(NamedTuple):
 
     @property
     def is_clipped(self) -> npt.NDArray[np.bool_]:
-        """Return for each step whether it is clipped."""
+        """Return whether each step is clipped."""
         return self.coefficients < 1
 
     @property
     def coefficient(self) -> float:
-        """Return the median coefficient of the steps that are clipped."""
+        """Return the median coefficient of the clipped steps."""
         return float(np.median(self.coefficients[self.is_clipped])) if self.is_clipped.any() else 1.0
 
 
 def replay(norms: npt.NDArray[np.float64], clipping_type: str, level: float | None = None) -> Replay:
-    """Let a clipping type clip one gradient entry that has these norms, one after the other.
+    """Let a clipping type clip a gradient of one entry that takes these norms, one after the other.
 
-    Types that clip tensor by tensor take the whole gradient as one tensor.
+    For types that clip tensor by tensor the whole gradient is one tensor.
     """
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64, device="cpu"))
     optimizer = ClippedSGD([weight], lr=0.0, clipping_type=clipping_type, clipping_level=level)
@@ -99,7 +99,7 @@ def report(recorded: RecordedNorms, seed: int = 0) -> str:
 
 
 def advice(norms: npt.NDArray[np.float64]) -> list[str]:
-    """Return which types fit these norms, and why; docs/choosing.md says more."""
+    """Return the types that fit these norms, with reasons; docs/choosing.md has details."""
     quarter = len(norms) // 4
     first, last = (float(np.median(part)) for part in (norms[:quarter], norms[-quarter:]))
     drift = max(first, last) / min(first, last)
@@ -130,7 +130,7 @@ def _shares(is_clipped: npt.NDArray[np.bool_], is_spike: npt.NDArray[np.bool_]) 
 
 
 def _short_level(norms: npt.NDArray[np.float64], rate: float) -> float:
-    """Return the level with the fewest digits, but at least 3, that clips as many steps as the suggested one, within 5 %."""
+    """Return the level with the fewest digits, at least 3, that clips as many steps as the suggested one, within 5 %."""
     level = suggest_level(norms, rate)
     wanted = (norms > level).mean()
     short = (float(f"{level:.{digits}g}") for digits in range(3, 17))
@@ -138,7 +138,7 @@ def _short_level(norms: npt.NDArray[np.float64], rate: float) -> float:
 
 
 def _types() -> list[str]:
-    """Return the types whose thresholds follow from the norms of a run, but not a threshold's second row, for single tensors."""
+    """Return the types whose thresholds follow from the norms of a run; by tensor only if none is for the whole gradient."""
     rows = {name: rule for name, rule in CLIPPING_TYPES.items() if rule is not None and rule.threshold.memory(1, 2)}
     of_global = {type(rule.threshold) for rule in rows.values() if rule.measure == "global"}
     return [name for name, rule in rows.items() if rule.measure == "global" or type(rule.threshold) not in of_global]
@@ -150,7 +150,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def draw(recorded: RecordedNorms, path: Path) -> None:
-    """Draw histogram, survival function and norms over time into one picture."""
+    """Draw histogram, survival function and norms over time in one picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

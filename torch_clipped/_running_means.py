@@ -1,4 +1,4 @@
-"""Running means of parameters, each of as many values as were added."""
+"""Running means of parameters."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._means: dict[Tensor, Tensor] = {}
-        self._counts: dict[Tensor, int] = {}  # how many values are in them; none: the mean is an unused tensor
+        self._counts: dict[Tensor, int] = {}  # number of values in each mean; without an entry the mean is an unused tensor
 
     @torch.no_grad()
     def add(self, params: Iterable[Tensor]) -> None:
-        """Add the present values; parameters that are not given or do not require gradients lose their mean."""
+        """Add the present values; drop the means of parameters that are not given or do not require gradients."""
         alike: defaultdict[tuple[int, object, object, object], list[Tensor]] = defaultdict(list)
         averaged = [p for p in params if p.requires_grad]
         for p in self._means.keys() - set(averaged):
@@ -36,7 +36,7 @@ class RunningMeans:
                 count, self._means[p] = 1, p.detach().to(_mean_type(p), copy=True)
             elif count == 1:
                 mean.copy_(p)
-            elif p.dtype is not mean.dtype:  # one by one, so that only one tensor is held in both types
+            elif p.dtype is not mean.dtype:  # one by one, so that only one tensor is in memory in both types
                 mean.lerp_(p.to(mean.dtype), 1 / count)
             else:
                 alike[count, type(p), p.device, p.dtype].append(p)
@@ -45,7 +45,7 @@ class RunningMeans:
             torch._foreach_lerp_([self._means[p] for p in members], members, 1 / count)
 
     def _as_it_is_now(self, p: Tensor) -> Tensor | None:
-        """Return the mean of a parameter, converted to its present device and type; None if none has its present shape."""
+        """Return the mean of a parameter, converted to its present device and type; None without a mean of its present shape."""
         mean, dtype = self._means.get(p), _mean_type(p)
         if mean is None or (mean.dtype is dtype and mean.shape == p.shape and mean.device == p.device):
             return mean
@@ -56,7 +56,7 @@ class RunningMeans:
 
     @torch.no_grad()
     def write_back_(self) -> None:
-        """Make the parameters their means, and begin anew; an entry whose mean is not finite stays as it is."""
+        """Make the parameters equal to their means, and start anew; an entry whose mean is not finite does not change."""
         for p in self._counts:
             mean = self._as_it_is_now(p)
             if mean is not None:
@@ -64,7 +64,7 @@ class RunningMeans:
         self._counts.clear()
 
     def state_dict(self, params: Sequence[Tensor]) -> StateDict:
-        """Return the counts and copies of the means of these parameters, by position; None where there is no mean."""
+        """Return the counts and copies of the means of these parameters, by position; None for a parameter without a mean."""
         known = [p in self._counts and fits(self._means[p], p) for p in params]
         return {
             "counts": [self._counts[p] if is_known else 0 for p, is_known in zip(params, known, strict=True)],
@@ -74,7 +74,7 @@ class RunningMeans:
     @classmethod
     @torch.no_grad()
     def from_state_dict(cls, state_dict: Entries, params: Sequence[Tensor], largest: int) -> RunningMeans:
-        """Copy the means of these parameters, of at most ``largest`` values each; raise ValueError if they are of others."""
+        """Copy the means of these parameters, of at most ``largest`` values each; raise ValueError if they do not fit."""
         counts, means = state_dict["counts"], state_dict["means"]
         for name, values in (("counts", counts), ("means", means)):
             if not isinstance(values, (list, tuple)):
@@ -95,4 +95,4 @@ class RunningMeans:
 
 
 def _mean_type(p: Tensor) -> torch.dtype:
-    return torch.promote_types(p.dtype, torch.float32)  # a thousandth of a difference is lost in 8 bits
+    return torch.promote_types(p.dtype, torch.float32)  # 8 bits lose a thousandth of a difference

@@ -31,7 +31,7 @@ def check_hyperparameters(group: Entries, lowest_lr: float = 0.0) -> None:
 
 
 def checked_state_dict(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
-    """Return a state to load, with tensors of its own; raise ValueError if something in it is invalid."""
+    """Return a state to load, with its own tensors; raise ValueError if an entry is invalid."""
     check_keys("state_dict", state_dict, ("state", "param_groups"), OWNER, exact=False)
     groups, states = state_dict["param_groups"], state_dict["state"]
     if not isinstance(groups, list) or not isinstance(states, Mapping):
@@ -40,11 +40,11 @@ def checked_state_dict(optimizer: Optimizer, state_dict: StateDict) -> StateDict
     for i, group in enumerate(groups):
         check_keys(f"param_groups[{i}]", group, ("params", *HYPERPARAMETERS), OWNER, exact=False)
         try:
-            check_hyperparameters(group, lowest_lr=-sys.float_info.max)  # a scheduler may have ended at -1e-18
+            check_hyperparameters(group, lowest_lr=-sys.float_info.max)  # a scheduler may have returned -1e-18
         except ValueError as error:
             raise ValueError(f"param_groups[{i}]: {error}") from None
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
-        return state_dict  # which torch refuses
+        return state_dict  # torch raises the error
     keys = [key for group in groups for key in group["params"]]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     named = [(key, p) for key, p in zip(keys, params, strict=True) if key in states]

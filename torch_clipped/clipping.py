@@ -1,9 +1,9 @@
 """Rule of clipping and the table of its named types (``_engine/step.py`` applies the rule).
 
-    alpha = threshold / length          g <- g * min(1, alpha)   where the decision says so
+    alpha = threshold / length          g <- g * min(1, alpha)   for blocks that the decision clips
 
-A new clipping type is a new row of ``CLIPPING_TYPES``; a new kind of measure, threshold or decision is a class or function
-in the module of that name.
+A new clipping type is a new row of ``CLIPPING_TYPES``. A new kind of measure, threshold or decision is a class or function in the
+module of that name.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ ClippingType = Literal[
 
 @dataclass(frozen=True)
 class Clipping:
-    """Clipping type: the blocks that are measured, their threshold, and the decision to clip.
+    """Clipping type: the measured blocks, their threshold, and the decision to clip.
 
     Args:
         measure (str): the blocks, a key of ``MEASURES``. ``"global"``: the whole gradient; ``"layer"``: each tensor; ``"unit"``:
             each row of a matrix, filter of a convolution or vector; ``"coordinate"``: each entry.
-        threshold: one like ``Quantile(0.9)``, with the default level in it.
-        decision: one like ``Randomly(power=2)``. Default: ``Always()``.
+        threshold: a threshold with its default level, such as ``Quantile(0.9)``.
+        decision: a decision such as ``Randomly(power=2)``. Default: ``Always()``.
 
     Raises:
-        ValueError: there is no such measure, or it does not give the norm that the threshold needs.
-        TypeError: the threshold or the decision is something else.
+        ValueError: the measure does not exist, or does not give the norm that the threshold needs.
+        TypeError: ``threshold`` or ``decision`` has the wrong type.
     """
 
     measure: str
@@ -93,17 +93,17 @@ CLIPPING_TYPES: dict[str, Clipping | None] = {
 
 
 def register_clipping(name: str, clipping: Clipping) -> None:
-    """Add a clipping type, to be named by ``clipping_type`` like the built-in ones.
+    """Add a clipping type for the argument ``clipping_type``, like the built-in ones.
 
-    Parameter groups and checkpoints hold the name only: register it in every process, before the optimizer is made.
+    Parameter groups and checkpoints hold only the name: register the type in every process, before the optimizer is made.
 
     Args:
-        name: the new name, a Python identifier that no clipping type has yet.
-        clipping: its measure, threshold and decision.
+        name: the new name, an unused Python identifier.
+        clipping: the measure, threshold and decision of the type.
 
     Raises:
-        ValueError: the name is taken or no identifier.
-        TypeError: ``clipping`` is no :class:`Clipping`.
+        ValueError: the name is in use or not an identifier.
+        TypeError: ``clipping`` is not a :class:`Clipping`.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
-"""Decisions which blocks are clipped in a step.
+"""Decisions to clip blocks in a step.
 
-A decision looks at ``alpha = threshold / length`` and says which blocks are clipped. Its random numbers come from a
-counter-based stream: the same on every rank, the same after a resume, and the global random state is never touched.
+A decision takes ``alpha = threshold / length`` and returns which blocks are clipped. Its random numbers come from a
+counter-based stream: they are the same on every rank and after a resume, and the global random state is never used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Decision = Callable[[Numbers, float, Callable[[], Numbers]], Numbers]
 
 @dataclass(frozen=True)
 class Always:
-    """Clip every block that is longer than its threshold."""
+    """Clip every block that exceeds its threshold."""
 
     def __call__(self, alpha: Numbers, beta: float, draw: Callable[[], Numbers]) -> Numbers:
         return alpha < 1
@@ -27,10 +27,10 @@ class Always:
 
 @dataclass(frozen=True)
 class Randomly:
-    """Clip a block that is longer than its threshold with probability ``beta ** (alpha ** power)``.
+    """Clip a block that exceeds its threshold with probability ``beta ** (alpha ** power)``.
 
-    The longer the gradient, the smaller alpha and the more certain the clipping. One number is drawn a step and clip
-    set, so all blocks of the set are compared with the same draw and a global gradient keeps its direction.
+    The larger the gradient norm, the smaller alpha and the larger the probability. One number is drawn per step and clip set.
+    All blocks of the set are compared with the same draw, so a global gradient keeps its direction.
     """
 
     power: int
@@ -54,11 +54,11 @@ def _mix(word: Any) -> Any:
 
 
 def uniform(seed: int, stream: int, step: Any) -> Any:
-    """Return the number in [0, 1) that belongs to (seed, stream, step).
+    """Return the random number in [0, 1) for (seed, stream, step).
 
-    Every word is mixed on its own before the next one enters, so neighbouring seeds give unrelated streams. ``step`` is
-    an int or an int64 tensor: the arithmetic is modulo 2**32 and gives the same number for both, so that an accelerator
-    can draw without telling the host its step count.
+    Every word is mixed before the next one is added, so neighbouring seeds give unrelated streams. ``step`` is an int or an
+    int64 tensor. The arithmetic is modulo 2**32 and gives the same number for both, so an accelerator can draw without
+    sending its step count to the host.
 
     >>> uniform(0, 0, 1) == uniform(0, 0, 1), uniform(0, 0, 1) == uniform(1, 0, 0)
     (True, False)

@@ -1,4 +1,4 @@
-"""Clipping by hand, for loops without an optimizer that clips: the same engine, called between backward and step."""
+"""Clipping functions for training loops without an optimizer that clips: the same engine, called between backward and step."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ __all__ = ["GradientClipper", "clip_gradients_"]
 
 
 class GradientClipper:
-    """Clip the gradients of some parameters in each call of :meth:`step`, and keep the state that the type needs.
+    """Clip the gradients of parameters in each call of :meth:`step`, and keep the state of the clipping type.
 
     Call :meth:`step` after ``backward()`` (and, under a gradient scaler, after ``scaler.unscale_(optimizer)``) and before
     ``optimizer.step()``.
 
     Args:
-        parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped in place.
+        parameters: a tensor or an iterable of tensors; their ``grad`` is clipped in place.
         clipping_type, clipping_level, clipping_cap, clipping_warmup: as in :class:`torch_clipped.Clipped`.
         clipping_beta, clipping_window, norm_type, clipping_seed: as in :class:`torch_clipped.Clipped`.
-        clipping_action, nonfinite: as there, but a clipper has no step to skip: with ``"skip"`` gradients are left alone, and
-            ``clipper.skip``, a tensor of bool without dimensions, is true after such a :meth:`step`.
+        clipping_action, nonfinite: as in :class:`torch_clipped.Clipped`, but a clipper has no step to skip. With ``"skip"`` the
+            gradients are not changed, and ``clipper.skip``, a 0-dimensional bool tensor, is true after such a :meth:`step`.
 
     Raises:
-        ValueError: an argument is not what it has to be, or there are no parameters.
+        ValueError: an argument is invalid, or there are no parameters.
 
     Example:
         >>> import torch
@@ -84,7 +84,7 @@ class GradientClipper:
         self._current_sets, self.skip = CurrentSets(), state.get("skip", torch.zeros((), dtype=torch.bool, device="cpu"))
 
     def step(self) -> Tensor:
-        """Clip the gradients in place; return their norm before clipping, a tensor without dimensions."""
+        """Clip the gradients in place; return their norm before clipping, a 0-dimensional tensor."""
         norm, self.skip = _clip(self._group, *self._current_sets.of([self._group]))
         return norm
 
@@ -97,7 +97,7 @@ class GradientClipper:
         return self._current_sets.of([self._group])[1].grad_norms()
 
     def state_dict(self) -> StateDict:
-        """Return the arguments and the state of this clipper: plain names, numbers and tensors."""
+        """Return the arguments and the state of this clipper: names, numbers and tensors."""
         self._current_sets.put_back()
         return {key: value for key, value in copied(self._group).items() if key != "params"}
 
@@ -105,7 +105,7 @@ class GradientClipper:
         """Load arguments and state from :meth:`state_dict` of a clipper with the same parameters.
 
         Raises:
-            ValueError: the state is of another kind, or of other parameters.
+            ValueError: the state is not that of a clipper, or belongs to other parameters.
         """
         if not isinstance(state_dict, Mapping):
             raise ValueError(f"state_dict must be one of a GradientClipper, got a {type(state_dict).__name__}")
@@ -138,27 +138,27 @@ def clip_gradients_(
     norm_type: float = 2.0,
     nonfinite: str = "skip",
 ) -> Tensor:
-    """Clip the gradients of some parameters in place, by a type without state.
+    """Clip the gradients of parameters in place, with a clipping type without state.
 
         alpha = threshold / length          g <- g * min(1, alpha)
 
     Args:
-        parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped.
-        clipping_type: ``"none"``, ``"norm"``, ``"layer_wise"``, ``"coord_wise"``, ``"adaptive"``, or one of your own that always
-            decides to clip and has no state. For the others there is :class:`GradientClipper`.
+        parameters: a tensor or an iterable of tensors; their ``grad`` is clipped in place.
+        clipping_type: ``"none"``, ``"norm"``, ``"layer_wise"``, ``"coord_wise"``, ``"adaptive"``, or a registered type that
+            always clips and has no state. Use :class:`GradientClipper` for the others.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
-        clipping_action: only ``"clip"``. There is no step to leave out: compare the returned norm with a threshold, or use a
+        clipping_action: only ``"clip"``. There is no step to skip: compare the returned norm with a threshold, or use
             :class:`GradientClipper`. Default: ``"clip"``.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
-        nonfinite: what to do with a gradient that has entries that are inf or NaN: ``"skip"`` leaves it alone, ``"error"`` raises
-            RuntimeError, ``"zero"`` makes such entries 0 and clips the rest, ``"propagate"`` clips the blocks that are finite
-            and clamps single entries that are inf. Default: ``"skip"``.
+        nonfinite: the action for a gradient with entries that are inf or NaN: ``"skip"`` does not change it, ``"error"`` raises
+            RuntimeError, ``"zero"`` sets such entries to 0 and clips the rest, ``"propagate"`` clips finite blocks and clamps
+            single entries of inf. Default: ``"skip"``.
 
     Returns:
-        The norm of all gradients before clipping, a tensor without dimensions.
+        The norm of all gradients before clipping, a 0-dimensional tensor.
 
     Raises:
-        ValueError: an argument is not what it has to be, the type has state, or there are no parameters.
+        ValueError: an argument is invalid, the type has state, or there are no parameters.
 
     Example:
         >>> import torch
@@ -197,7 +197,7 @@ def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group
             raise ValueError(f"parameters must be a tensor or an iterable of tensors, got a {type(p).__name__} in it")
     if not params:
         raise ValueError("parameters must hold at least one tensor, got none (an iterator that was used up before?)")
-    group: Group = {"params": list(dict.fromkeys(params)), **arguments.as_dict()}  # each once, however often it is named
+    group: Group = {"params": list(dict.fromkeys(params)), **arguments.as_dict()}  # each parameter once
     refuse_pieces([group])
     install(group, prepared_memory(group, arguments, common_device([group])))
     return group
@@ -205,9 +205,9 @@ def _group(parameters: Tensor | Iterable[Tensor], arguments: Arguments) -> Group
 
 @torch.no_grad()
 def _clip(group: Group, sets: list[ClipSet], totals: TotalStatistics) -> tuple[Tensor, Tensor]:
-    """Clip; return the norm before, and whether the step is to be skipped.
+    """Clip; return the norm before clipping, and whether to skip the step.
 
-    Where the engine does not measure the norm, the caller's wish pays for another pass.
+    If the engine does not measure the norm, another pass over the gradients computes it.
     """
     if sets and sets[0].measure.gives_norm and not sets[0].is_dry_run:
         result = clip_(sets, totals, [sets[0].gradients()])

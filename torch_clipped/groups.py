@@ -1,4 +1,4 @@
-"""Parameter groups by the names of modules."""
+"""Parameter groups by module name."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def groups_by_module(
     *,
     vectors: Entries | None = None,
 ) -> list[Group]:
-    """Return parameter groups for any optimizer, chosen by the names of modules; each parameter is in exactly one.
+    """Return parameter groups for any optimizer, chosen by module name; each parameter is in exactly one group.
 
     Args:
         model: the model whose parameters are grouped.
         patterns: options of a group, by the name of a module (``"encoder"``), of a parameter (``"head.bias"``), or a pattern of
             such names with the wildcards ``*``, ``?`` and ``[...]`` (``"layers.*.attention"``, ``"*norm*"``).
         default: options of the group of all other parameters. Default: None, no options.
-        vectors: options that parameters with fewer than two dimensions (biases, norms) take instead, each group's in a group of
-            their own. Default: None, they stay with the others.
+        vectors: other options for parameters with fewer than two dimensions (biases, norms), which then form a separate group for
+            each group. Default: None, no separate groups.
 
     Returns:
-        The groups that are not empty, in the order of the patterns, then that of the others.
+        The groups that are not empty, in the order of the patterns, then the group of all other parameters.
 
     Raises:
-        ValueError: a pattern matches no parameter, or two match the same one (also one that modules share, under several names);
-            options name ``params``; ``vectors`` are given for a model of lazy modules that has not seen a batch.
-        TypeError: the model is no module, or options are no mapping.
+        ValueError: a pattern matches no parameter, or two patterns match the same parameter (also a shared one, under several
+            names); options name ``params``; ``vectors`` is given for a model of lazy modules that has not seen a batch.
+        TypeError: the model is not a module, or options are not a mapping.
 
     Example:
         >>> import torch
@@ -95,7 +95,7 @@ def _checked(name: str, options: object) -> Group:
 
 
 def _alternatives(model: Module, pattern: str) -> str:
-    """Return the names that are most like a pattern, or those of the outermost modules, in words."""
+    """Return the names most similar to a pattern, or the names of the outermost modules, in words."""
     known = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
     if close := get_close_matches(pattern, known):
         return f"did you mean {' or '.join(map(repr, close))}?"

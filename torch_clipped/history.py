@@ -1,8 +1,8 @@
-"""Histories, for thresholds that users write: rings of the last values of each block, which functions here fill and read.
+"""Histories for custom thresholds: ring buffers of the last values of each block, and functions that fill and read them.
 
-A history is a pair of arrays: ``lengths`` (window, blocks) and ``count`` (blocks,), the number of values ever recorded; of a clip
-set that is one block, values have no dimension. On the host they are numpy arrays; on an accelerator they are tensors, and no
-function here makes the host wait for them.
+A history is a pair of arrays: ``lengths`` (window, blocks) and ``count`` (blocks,), the number of values ever recorded. If the
+clip set is one block, its values have no dimension. On the host the arrays are numpy arrays. On an accelerator they are tensors,
+and no function here synchronizes with the host.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ def push(memory: SimpleNamespace, lengths: Numbers, valid: Numbers) -> None:
 
 
 def quantile(memory: SimpleNamespace, probability: float) -> Numbers:
-    """Return the quantile of each block's recorded lengths, linear between order statistics; inf where none is known."""
+    """Return the quantile of each block's recorded lengths, linear between order statistics; inf without a record."""
     return arrays_of(memory.lengths).quantile(memory, probability)
 
 
 def mean_and_std(memory: SimpleNamespace) -> tuple[Numbers, Numbers, Numbers]:
-    """Return how many lengths of each block are known, their mean and their sample standard deviation."""
+    """Return the count, the mean and the sample standard deviation of each block's recorded lengths."""
     return arrays_of(memory.lengths).mean_and_std(memory)
 
 
 def where(condition: Numbers, one: Numbers | float, other: Numbers | float) -> Numbers:
-    """Return ``one`` where the condition holds, else ``other``."""
+    """Return ``one`` where the condition is true, else ``other``."""
     return arrays_of(condition).where(condition, one, other)
 
 

@@ -31,17 +31,17 @@ Schedule = Callable[[int], float]
 class LevelScheduler:
     """Write ``clipping_level = schedule(step)`` into the parameter groups of an optimizer.
 
-    Like torch's learning rate schedulers, the constructor sets the level of step 0. Each call of :meth:`step`, after
-    ``optimizer.step()``, sets the next one.
+    As in torch's learning rate schedulers, the constructor sets the level of step 0. Each call of :meth:`step`, after
+    ``optimizer.step()``, sets the next level.
 
     Args:
         optimizer: an optimizer that clips.
-        schedule: a function from the step count (int, from 0) to the level, or a sequence of them, one a parameter group.
-        last_epoch (int): the step count to go on from; -1 starts anew. Default: -1.
+        schedule: a function from the step count (int, from 0) to the level, or a sequence with one function per parameter group.
+        last_epoch (int): the step count from which to continue; -1 starts anew. Default: -1.
 
     Raises:
-        ValueError: the optimizer does not clip, there are not as many functions as groups, a function returns a value that is
-            no level for its group's clipping type, or ``last_epoch`` is no integer from -1.
+        ValueError: the optimizer does not clip, the numbers of functions and groups differ, a function returns an invalid level
+            for its group's clipping type, or ``last_epoch`` is not an integer of at least -1.
 
     Example:
         >>> import torch
@@ -62,10 +62,10 @@ class LevelScheduler:
         self.schedule = schedule
         self.last_epoch = integer("last_epoch", last_epoch, smallest=-1)
         self.step()
-        vars(optimizer)["_level_is_scheduled"] = True  # a checkpoint that brings another level is no surprise
+        vars(optimizer)["_level_is_scheduled"] = True  # no warning for a checkpoint with another level
 
     def step(self) -> None:
-        """Go on to the next step and write its level."""
+        """Go to the next step and write its level."""
         self._go_to(self.last_epoch + 1)
 
     def _go_to(self, step: int) -> None:
@@ -92,14 +92,14 @@ class LevelScheduler:
         """Go to the step of :meth:`state_dict` and write its level.
 
         Raises:
-            ValueError: the state is of another kind, or the schedule has no level for its step; nothing has changed.
+            ValueError: the state is not that of a scheduler, or the schedule has no level for its step; nothing has changed.
         """
         check_keys("state_dict", state_dict, ("last_epoch",), "LevelScheduler")
         self._go_to(integer("last_epoch", state_dict["last_epoch"], smallest=0))
 
 
 def linear_warmup(start: float, end: float, steps: int) -> Schedule:
-    """Return the schedule from ``start`` at step 0 to ``end`` at step ``steps`` in a straight line, then ``end``.
+    """Return a linear schedule from ``start`` at step 0 to ``end`` at step ``steps``, then ``end``.
 
     Example:
         >>> schedule = linear_warmup(1.0, 3.0, steps=4)
@@ -111,7 +111,7 @@ def linear_warmup(start: float, end: float, steps: int) -> Schedule:
 
 
 def multiple_at_start(level: float, multiple: float, steps: int) -> Schedule:
-    """Return the schedule ``multiple * level`` in the first ``steps`` steps, then ``level``.
+    """Return a schedule of ``multiple * level`` in the first ``steps`` steps, then ``level``.
 
     Example:
         >>> schedule = multiple_at_start(0.5, 10, steps=2)
@@ -128,27 +128,29 @@ def _check_steps(steps: int) -> None:
 
 
 def suggest_level(norms: npt.ArrayLike | Sequence[Tensor] | Tensor, clip_rate: float = 0.1) -> float:
-    """Return the level of ``clipping_type="norm"`` at which a given share of these gradients would have been clipped.
+    """Return the level of ``clipping_type="norm"`` that would have clipped a given share of these gradients.
 
     Of the N norms in ascending order n_1 <= ... <= n_N
 
         level = n_(N - floor(clip_rate * N))
 
-    the smallest of them that at most ``clip_rate * N`` of them exceed: of norms that differ, floor(clip_rate * N) are larger.
-    The level fits the steps that were recorded; clipping changes those that follow. Leave out the warm-up, whose norms are of
-    another size, by slicing: ``norms[100:]``.
+    is the smallest norm that at most ``clip_rate * N`` norms exceed; if all norms differ, floor(clip_rate * N) are larger. The
+    level fits the recorded steps; clipping changes the following ones. Exclude the norms of a warm-up, which have another size,
+    by slicing: ``norms[100:]``.
 
     Args:
-        norms: the norms of whole gradients, in steps of one training, of shape (steps,): what ``optimizer.grad_norms()``
-            returns, or a list, array or tensor of positive numbers in the unit of the gradient. Their order plays no part.
-        clip_rate: the share of the steps to be clipped, in [0, 1). 0 gives the largest norm, which clips none. The 10th
-            percentile that AutoClip recommends is something else: it clips nine steps of ten, ``clip_rate=0.9``. Default: 0.1.
+        norms: the norms of whole gradients, in steps of one training, of shape (steps,): the result of
+            ``optimizer.grad_norms()``, or a list, array or tensor of positive numbers in the unit of the gradient. Their order
+            does not matter.
+        clip_rate: the share of steps to clip, in [0, 1). 0 gives the largest norm, which clips no step. The 10th percentile that
+            AutoClip recommends clips nine steps of ten, as ``clip_rate=0.9``. Default: 0.1.
 
     Returns:
         The level, in the unit of the gradient.
 
     Raises:
-        ValueError: ``norms`` are no positive finite numbers in one dimension, none, or masked, or ``clip_rate`` is not in [0, 1).
+        ValueError: ``norms`` are not positive finite numbers in one dimension, are empty or masked, or ``clip_rate`` is not in
+            [0, 1).
 
     Example:
         >>> from torch_clipped import suggest_level

@@ -1,4 +1,4 @@
-"""Estimate of the curvature of a loss, for the constants that accelerated methods ask for."""
+"""Estimate of the curvature of a loss, for the constants of accelerated methods."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from ._engine.sharding import is_sharded
 __all__ = ["estimate_lipschitz"]
 
 Target = TypeVar("Target", bound=Sized)
-Loss = Callable[[Any, Target], Tensor]  # of what the model returns, and the targets
+Loss = Callable[[Any, Target], Tensor]  # of the model's outputs and the targets
 
-_PASSES = 100  # over the loader, at most
-_TOLERANCE = 1e-4  # residual of the eigenvector, relative to the eigenvalue, at which the iteration ends
+_PASSES = 100  # largest number of passes over the loader
+_TOLERANCE = 1e-4  # largest residual of the eigenvector, relative to the eigenvalue, at the end of the iteration
 
 
 def estimate_lipschitz(model: nn.Module, loss: Loss[Target], loader: Iterable[tuple[object, Target]]) -> float:
-    """Estimate the local Lipschitz constant of the gradient: the largest absolute eigenvalue of the Hessian of the mean loss.
+    """Estimate the local Lipschitz constant of the gradient, the largest absolute eigenvalue of the Hessian of the mean loss.
 
-        beta_{k+1} v_{k+1} = H v_k - alpha_k v_k - beta_k v_{k-1}          alpha_k = <H v_k, v_k>, all v of length 1
+        beta_{k+1} v_{k+1} = H v_k - alpha_k v_k - beta_k v_{k-1}          alpha_k = <H v_k, v_k>, all v of norm 1
         L = the largest absolute eigenvalue of the tridiagonal matrix with alpha on its diagonal and beta beside it
 
-    Lanczos iteration on products of the Hessian H with a vector, each of them one pass over ``loader``, until the residual
-    ||H u - L u|| of the eigenvector u that belongs to L is at most L / 10,000, at most 100 passes. The estimate holds for the
-    present weights: elsewhere the loss may be more curved, and gradients of single batches are. It comes from below.
-    The start is random from a fixed seed; torch's random state is not touched.
+    The Lanczos iteration multiplies the Hessian H with vectors, each in one pass over ``loader``. It ends if the residual
+    ||H u - L u|| of the eigenvector u of L is at most L / 10,000, or after 100 passes. The estimate is a lower bound that holds
+    for the present weights: elsewhere, and for single batches, the loss may be more curved. The start is random from a fixed
+    seed; torch's random state is not used.
 
     Args:
-        model: called with the inputs; use ``model.eval()`` first if it has dropout or batch norms. Gradients in ``p.grad`` stay.
+        model: called with the inputs; call ``model.eval()`` first if it has dropout or batch norms. ``p.grad`` does not change.
         loss: ``loss(outputs, targets)``, a mean over the batch, twice differentiable.
-        loader: pairs of inputs and targets, which can be gone through many times, and in which ``len(targets)`` is the
-            number of samples.
+        loader: pairs of inputs and targets that can be iterated many times; ``len(targets)`` is the number of samples.
 
     Returns:
-        The estimate; 0 where the Hessian is 0.
+        The estimate; 0 if the Hessian is 0.
 
     Raises:
         ValueError: the model has nothing to train or is sharded, the loader is empty, or the Hessian is not finite.
@@ -61,7 +60,7 @@ def estimate_lipschitz(model: nn.Module, loss: Loss[Target], loader: Iterable[tu
     if not params:
         raise ValueError("model must have parameters that require a gradient, got none")
     for p in params:
-        if is_sharded(p):  # FSDP2 has no second derivatives: the Hessian would seem to be 0
+        if is_sharded(p):  # FSDP2 does not support second derivatives: the Hessian would seem to be 0
             raise ValueError(
                 f"model must be whole, got a parameter spread over {p.device_mesh}: estimate before fully_shard or "
                 "parallelize_module is called"
@@ -70,7 +69,7 @@ def estimate_lipschitz(model: nn.Module, loss: Loss[Target], loader: Iterable[tu
     rest = [torch.randn(p.shape, generator=generator, dtype=torch.float32, device="cpu").to(p) for p in params]
     vector = [torch.zeros_like(r) for r in rest]
     diagonal: list[float] = []
-    beside = [_length(rest)]  # the first one only makes the start a unit vector
+    beside = [_length(rest)]  # the first entry only normalizes the start
     for _ in range(_PASSES):
         before, vector = vector, [r / beside[-1] for r in rest]
         product = _mean_hessian_product(model, loss, loader, params, vector)
@@ -88,7 +87,7 @@ def estimate_lipschitz(model: nn.Module, loss: Loss[Target], loader: Iterable[tu
 def _largest_eigenvalue(diagonal: Sequence[float], beside: Sequence[float]) -> tuple[float, float]:
     """Return the largest absolute eigenvalue of the symmetric tridiagonal matrix and its eigenvector's last entry, unsigned."""
     matrix = torch.tensor(diagonal, dtype=torch.float64, device="cpu").diag()
-    matrix += torch.tensor(beside, dtype=torch.float64, device="cpu").diag(-1)  # the lower triangle is all that is read
+    matrix += torch.tensor(beside, dtype=torch.float64, device="cpu").diag(-1)  # only the lower triangle is read
     values, vectors = torch.linalg.eigh(matrix)
     place = values.abs().argmax()
     return float(values[place].abs()), float(vectors[-1, place].abs())
@@ -115,7 +114,7 @@ def _mean_hessian_product(
             gradient = torch.autograd.grad(loss(model(inputs), targets), params, create_graph=True, materialize_grads=True)
             product = sum(((g * v).sum() for g, v in zip(gradient, vector, strict=True)), start=torch.zeros((), device="cpu"))
             parts: Sequence[Tensor] = [torch.zeros_like(v) for v in vector]
-            if product.requires_grad:  # else the loss is linear
+            if product.requires_grad:  # otherwise the loss is linear
                 parts = torch.autograd.grad(product, params, materialize_grads=True)
         for sum_, part in zip(total, parts, strict=True):
             sum_.add_(part, alpha=len(targets))

@@ -1,4 +1,4 @@
-"""Measures: the blocks of a gradient, their norms, and how they are shortened."""
+"""Measures: the blocks of a gradient, their norms, and their scaling."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["MEASURES", "Measure"]
 
 @dataclass(frozen=True)
 class Measure:
-    """Kind of block: how its gradient is measured and scaled.
+    """Kind of block, with the way its gradient is measured and scaled.
 
     Args:
-        blocks: takes a parameter and returns how many blocks it has: 1, or one for each of its rows. None: all parameters of a
-            clip set are one block.
-        scale_: shortens the blocks of gradients in place, see ``torch_clipped/_engine/scaling.py``.
+        blocks: function that returns the number of blocks of a parameter: 1, or one for each of its rows. None: all parameters
+            of a clip set are one block.
+        scale_: function that scales the blocks of gradients in place, see ``torch_clipped/_engine/scaling.py``.
         norm_type (float): the p of the p-norm of a block, also over the ranks that hold parts of it. Default: None, the argument
             ``norm_type`` of the optimizer.
-        divisor: takes a parameter and returns the number by which the norms of its blocks are divided. Default: None, 1.
+        divisor: function that returns the divisor of the norms of a parameter's blocks. Default: None, 1.
         gives_norm (bool): whether the norm of the whole gradient follows from the lengths of the blocks. Default: True.
         reports_coefficient (bool): whether coefficients are among the statistics. Default: True.
-        clamps_entries (bool): whether entries are shortened one by one, so that one that is inf can be. Default: False.
+        clamps_entries (bool): whether entries are clamped one by one, which also works for entries of inf. Default: False.
     """
 
     blocks: Callable[[Tensor], int] | None
@@ -51,7 +51,7 @@ def one_block(parameter: Tensor) -> int:
 
 
 def units(parameter: Tensor) -> int:
-    """Return how many units a parameter has: the rows of a matrix, the filters of a convolution; else one."""
+    """Return the number of units of a parameter: the rows of a matrix, the filters of a convolution; else one."""
     return parameter.shape[0] if parameter.dim() > 1 else 1
 
 

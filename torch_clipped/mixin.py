@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once, which takes a second
+from torch._compile import _disable_dynamo  # torch.compiler.disable would import the compiler, which takes a second
 from torch.optim import Optimizer
 
 from ._engine.arguments import ADDED, ARGUMENT_NAMES, OF_THE_TYPE, Arguments, clipping_arguments, group_arguments
@@ -38,50 +38,51 @@ __all__ = ["Clipped"]
 
 
 class Clipped(Optimizer):
-    """Clipping part of every optimizer here: a mixin in front of an optimizer class of torch.
+    """Mixin that adds gradient clipping to an optimizer class; it precedes that class in the bases.
 
-    Between the closure and the update, the gradient g of each block is shortened in place:
+    Between the closure and the update, the gradient g of each block is clipped in place:
 
-        alpha = threshold / length          g <- g * min(1, alpha)   where the decision says so
+        alpha = threshold / length          g <- g * min(1, alpha)   if the type decides to clip
 
-    ``clipping_type`` names what a block is (the whole gradient, one tensor, one entry), where the threshold comes from, and
-    when it is obeyed; docs/types.md has the table of types. Weight decay, momentum and moments only ever see the clipped
-    gradient, and ``p.grad`` holds it after the step. Parameter groups with equal clipping arguments form one clip set: the
-    global length is the length of the whole set, by default of the whole model.
+    ``clipping_type`` names the kind of block (the whole gradient, one tensor, one entry), the threshold and the decision to clip;
+    docs/types.md has the table of types. Weight decay, momentum and moments only see the clipped gradient, and ``p.grad`` holds
+    it after the step. Parameter groups with equal clipping arguments form one clip set. The global norm is the norm of the whole
+    set, by default of the whole model.
 
     Args:
         *args: the arguments of the optimizer class, with its own names, places and defaults.
-        **kwargs: the same by name. ``fused=None`` with ``foreach=None`` takes torch's fused kernels wherever they are right.
+        **kwargs: the same by name. ``fused=None`` with ``foreach=None`` takes torch's fused kernels wherever they give correct
+            results.
         clipping_type (str): the name of a clipping type. Default: ``"norm"``.
         clipping_level (float): the one number that the type needs, in the unit that the table gives.
             Default: None, the type's default level.
-        clipping_action (str): what to do where a block is longer than its threshold. ``"clip"``: shorten it; ``"skip"``: leave
-            the whole step out, as one whose gradient is not finite: weights, state and ``p.grad`` stay as they are. The step
-            is counted in ``steps``, ``clipped_steps`` and ``skipped_steps``, its norms enter the history as clipped ones would,
-            and there is a warning with the 1st, 10th, 100th, ... in a row. Default: ``"clip"``.
+        clipping_action (str): the action for a block whose norm exceeds its threshold. ``"clip"``: clip the block. ``"skip"``:
+            skip the whole step, like a step whose gradient is not finite; weights, state and ``p.grad`` do not change. A skipped
+            step counts in ``steps``, ``clipped_steps`` and ``skipped_steps``, and its norms enter the history as if they were
+            clipped. The 1st, 10th, 100th, ... skipped step in a row warns. Default: ``"clip"``.
         clipping_cap (float): the largest norm of a block, whatever its threshold, also in a warm-up and with
-            ``clipping_action="skip"``. The type's own state leaves the cap out of account. Default: None, no cap.
-        clipping_warmup (int): how many norms of a block a type with a history must have seen before it clips; for ``zclip`` and
-            ``adagc`` the length of their own warm-ups. Until then there is only the cap, and in the warm-up of ``adagc``, which
-            counts steps, its own limit of norm 1. Default: None, the type's own.
-        clipping_set (str): a label. Parameter groups are measured together where all clipping arguments are equal, this one
-            included. Default: None.
+            ``clipping_action="skip"``. The type's own state ignores the cap. Default: None, no cap.
+        clipping_warmup (int): the number of norms of a block that a type with a history records before it clips; for ``zclip``
+            and ``adagc`` the length of their own warm-ups. Until then only the cap applies, and in the warm-up of ``adagc``,
+            which counts steps, also its own limit of norm 1. Default: None, the type's own.
+        clipping_set (str): a label. Parameter groups are measured together if all clipping arguments are equal, including this
+            one. Default: None.
         clipping_beta (float): base of the clipping probability of the random types, in (0, 1). Default: 0.85.
-        clipping_window (int): how many norms are recorded, at least 2. Default: 1000 (steps).
+        clipping_window (int): the number of recorded norms, at least 2. Default: 1000 (steps).
         norm_type (float): the p of the p-norm, from 1 to inf. Default: 2.
-        nonfinite (str): what to do with a gradient that has entries that are inf or NaN. ``"skip"``: leave weights, state
-            and history as they are, count the step, and warn of the 1st, 10th, 100th, ... such step in a row; ``"error"``:
-            RuntimeError before anything is changed; ``"zero"``: such entries become 0, the rest is clipped; ``"propagate"``:
-            clip block by block as torch's functions do: finite blocks as always, an entry that is inf is clamped where a
-            block is one entry, and a block whose norm is not finite is left alone. Default: ``"skip"``.
+        nonfinite (str): the action for a gradient with entries that are inf or NaN. ``"skip"``: skip the step; weights, state
+            and history do not change, the step is counted, and the 1st, 10th, 100th, ... such step in a row warns.
+            ``"error"``: raise RuntimeError before anything is changed. ``"zero"``: set such entries to 0 and clip the rest.
+            ``"propagate"``: clip block by block as torch's functions do: finite blocks are clipped as always, an entry of inf is
+            clamped if blocks are single entries, and a block whose norm is not finite is not changed. Default: ``"skip"``.
         clipping_seed (int): seed of the random types, at least 0. Their draws depend on the seed and the step count only.
             Default: 0.
 
-    A parameter group may hold clipping arguments of its own, and all of them may be changed between steps by writing to
+    A parameter group may have its own clipping arguments. All of them may be changed between steps by writing to
     ``param_groups``. A group that names a ``clipping_type`` takes its default level unless it names a ``clipping_level``.
 
     Raises:
-        ValueError: an argument is not what it has to be; in :meth:`step` also a value written to ``param_groups``.
+        ValueError: an argument is invalid; in :meth:`step` also a value written to ``param_groups``.
         TypeError: an unknown argument.
 
     Example:
@@ -131,8 +132,8 @@ class Clipped(Optimizer):
         refuse_wrapper(self)
         refuse_optimizer_inside(self)
         if swallowed := [name for name in kwargs if is_like_clipping(name) and name not in self.defaults]:
-            self._refuse_unknown(swallowed)  # by **kwargs of the parent
-        self._clip_sets()  # nonsense that only shows in a whole group is refused here and not in the first step
+            self._refuse_unknown(swallowed)  # taken by **kwargs of the parent
+        self._clip_sets()  # refuse arguments that are only invalid in a whole group here, not in the first step
 
     def _refuse_unknown(self, names: Sequence[str]) -> None:
         known = list(ARGUMENT_NAMES)
@@ -140,12 +141,12 @@ class Clipped(Optimizer):
             if "__init__" in vars(cls):
                 _, *parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
                 known += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-                if all(p.kind is not p.VAR_KEYWORD for p in parameters):  # it hands on nothing that it does not know
+                if all(p.kind is not p.VAR_KEYWORD for p in parameters):  # it forwards no unknown arguments
                     break
         refuse_unknown(type(self).__name__, names, known)
 
     def __init_subclass__(cls, **kwargs: object) -> None:
-        """Show the parent's arguments and the clipping arguments in help() and editors."""
+        """Show the arguments of the parent and of clipping in help() and editors."""
         super().__init_subclass__(**kwargs)
         refuse_order(cls, Clipped)
         refuse_class(next(c for c in cls.__mro__ if issubclass(c, Optimizer) and not issubclass(c, Clipped)))
@@ -159,7 +160,7 @@ class Clipped(Optimizer):
         cls.__signature__ = parent.replace(parameters=sorted([*parent.parameters.values()][1:] + clipping, key=lambda p: p.kind))
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a parameter group, as torch does; it may name clipping arguments of its own.
+        """Add a parameter group, as torch does; the group may name its own clipping arguments.
 
         A group that names a ``clipping_type`` takes that type's default level unless it names a ``clipping_level`` too.
         """
@@ -171,7 +172,7 @@ class Clipped(Optimizer):
             param_group.update(arguments.as_dict())
         super().add_param_group(param_group)
         try:
-            install(param_group, {})  # a group of another optimizer brings the state of its gradients
+            install(param_group, {})  # remove the state that a group of another optimizer brings
             install(param_group, prepared_memory(param_group, arguments, common_device(self.param_groups)))
         except BaseException:
             self.param_groups.pop()
@@ -180,7 +181,7 @@ class Clipped(Optimizer):
             self._current_sets, self._known_state = CurrentSets(), KnownState()
 
     def _adopt_groups(self, groups: Sequence[Group], sources: Sequence[Entries]) -> None:
-        """Give parameter groups the clipping arguments they lack, each from its source, and the state for them."""
+        """Give each parameter group its missing clipping arguments, from its source, and its state."""
         pairs = enumerate(zip(groups, sources, strict=True))
         found = [clipping_arguments(group, source, i, source) for i, (group, source) in pairs]
         refuse_pieces([group | arguments.as_dict() for group, arguments in zip(groups, found, strict=True)])
@@ -193,13 +194,13 @@ class Clipped(Optimizer):
         self._current_sets, self._known_state = CurrentSets(), KnownState()
 
     def __getstate__(self) -> StateDict:
-        """Return the state for copy and pickle; no copies, since a process that is being started needs tensors that live on."""
+        """Return the state for copy and pickle, without copies: a new process needs tensors that stay alive."""
         self._settle()
         state: StateDict = super().__getstate__()
         return state
 
     def __setstate__(self, state: StateDict) -> None:
-        """Take over a state; clipping arguments that it lacks (a plain torch checkpoint's) stay as they are."""
+        """Take over a state; clipping arguments that are missing in it (a plain torch checkpoint) keep their values."""
         if "param_groups" not in state:  # no group is replaced
             super().__setstate__(state)
             return
@@ -210,7 +211,7 @@ class Clipped(Optimizer):
         sources = known or [state["defaults"]] * len(groups)
         for group, source in zip(groups, sources, strict=True):
             if group.get("clipping_type") == source["clipping_type"]:
-                for name in OF_THE_TYPE:  # an older checkpoint does not have all
+                for name in OF_THE_TYPE:  # an older checkpoint may lack some
                     group.setdefault(name, source[name])
         self._adopt_groups(groups, sources)
         super().__setstate__(state)
@@ -219,7 +220,7 @@ class Clipped(Optimizer):
             warn_of_loaded_arguments(known, groups, levels=not vars(self).get("_level_is_scheduled", False))
 
     def state_dict(self) -> StateDict:
-        """Return the state as torch does; the clipping state in it is a copy, which later steps do not change."""
+        """Return the state as torch does; the clipping state is a copy, which later steps do not change."""
         self._settle()
         state_dict: StateDict = super().state_dict()
         if "param_groups" in state_dict:
@@ -227,13 +228,13 @@ class Clipped(Optimizer):
         return state_dict
 
     def _settle(self) -> None:
-        """Bring the state up to date with the groups, so that the next step would start from what is saved."""
-        with suppress(ValueError, TypeError):  # the next step names what is wrong; a last checkpoint can still be written
+        """Bring the state up to date with the groups, so that the next step starts from the saved state."""
+        with suppress(ValueError, TypeError):  # the next step raises; a last checkpoint can still be written
             self._clip_sets()
         self._current_sets.put_back()
 
     def __repr__(self) -> str:
-        shown = object.__new__(type(self))  # not self: what is set on a wrapper that stands for the optimizer would stay on it
+        shown = object.__new__(type(self))  # not self: attributes set on a wrapper would stay there
         groups = [{k: v for k, v in group.items() if not is_memory(k)} for group in self.param_groups]
         vars(shown).update(vars(self) | {"param_groups": groups})
         return super(Clipped, shown).__repr__()
@@ -252,7 +253,7 @@ class Clipped(Optimizer):
     def step(self, closure: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the closure, if there is one, clip the gradients in place and perform the parent's step.
 
-        A step whose gradient is not finite does what ``nonfinite`` says; afterwards ``p.grad`` holds the clipped gradient.
+        ``nonfinite`` decides about a gradient that is not finite. After the step ``p.grad`` holds the clipped gradient.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -260,10 +261,10 @@ class Clipped(Optimizer):
             **kwargs: the same by name.
 
         Returns:
-            What the closure returned; without one, what the parent's step returns.
+            The result of the closure; without one, the result of the parent's step.
         """
         parent_step = undecorated(super().step)
-        if all(group["clipping_type"] == "none" for group in self.param_groups):  # torch.compile looks into this, not further
+        if all(group["clipping_type"] == "none" for group in self.param_groups):  # torch.compile traces this branch only
             self._clip_sets()  # checks the other arguments and drops outdated state
             return with_arguments(parent_step, closure, args, kwargs)(self)
         return self._clipped_step(parent_step, closure, args, kwargs)
@@ -299,18 +300,18 @@ class Clipped(Optimizer):
         skip, _, coefficient = clip_(sets, totals, gradients, grad_scale, found_inf, in_kernel)
         if isinstance(skip, Tensor):
             if not plan.can_scale_in_kernel:
-                skip = bool(skip)  # only a fused kernel can skip what the host does not know
+                skip = bool(skip)  # only a fused kernel can skip without a decision on the host
             totals.monitor.observe_counts(totals.counts, _reason(sets))
         returned = plan.step(grad_scale, coefficient, skip) if skip is not True else None
         return loss if is_closure else returned
 
     def _clip(self) -> bool:
-        """Clip the gradients in the middle of a step; return whether the step is to be left out."""
+        """Clip the gradients in the middle of a step; return whether to skip the step."""
         sets, totals = self._clip_sets()
         if any(clip_set.is_dry_run for clip_set in sets):
             return False
         skip = clip_(sets, totals, [clip_set.gradients() for clip_set in sets]).skip
-        if isinstance(skip, Tensor) and bool(skip):  # on the host the step itself has told
+        if isinstance(skip, Tensor) and bool(skip):  # on the host the step itself has reported it
             totals.monitor.observe_skip(_reason(sets))
         return bool(skip)
 
@@ -324,13 +325,13 @@ class Clipped(Optimizer):
         """Return the clipping statistics as plain floats for any logger. Reading waits for an accelerator; stepping does not.
 
         Args:
-            per_set: a list with one dict a clip set, instead of one dict for the whole gradient.
+            per_set: whether to return a list with one dict for each clip set, instead of one dict for the whole gradient.
 
         Returns:
             ``grad_norm`` and ``clipped_norm``, the norm of the gradient before and after clipping in the last step;
-            ``threshold`` and ``coefficient`` of that step, medians where there are many blocks; ``clip_rate``, the share of
-            the steps in which something was clipped; ``steps``, ``clipped_steps`` and ``skipped_steps``. Steps whose
-            gradient is zero are not counted. A value that would cost another pass over the gradient is NaN.
+            ``threshold`` and ``coefficient`` of that step, medians if there are many blocks; ``clip_rate``, the share of
+            steps with a clipped block; ``steps``, ``clipped_steps`` and ``skipped_steps``. Steps whose gradient is zero are
+            not counted. A value that would cost another pass over the gradient is NaN.
 
         Example:
             >>> import torch
@@ -349,12 +350,12 @@ class Clipped(Optimizer):
     def grad_norms(self) -> Tensor:
         """Return the norms of the whole gradient before clipping, oldest first: float64 of shape (at most ``clipping_window``,).
 
-        Zero gradients and gradients that are not finite are not recorded. The result is empty where the norm of the whole
-        gradient is not known: with types that do not measure it (``none``, ``coord_wise``), or with several norm types.
+        Zero gradients and gradients that are not finite are not recorded. The result is empty if the norm of the whole
+        gradient is unknown: with types that do not measure it (``none``, ``coord_wise``), or with several norm types.
         """
         return self._clip_sets()[1].grad_norms()
 
 
 def _reason(sets: Sequence[ClipSet]) -> SkipReason:
-    """Return why steps of these clip sets may be skipped on an accelerator, which does not tell."""
+    """Return why steps of these clip sets may be skipped on an accelerator, which does not report the reason."""
     return EITHER if any(clip_set.arguments.clipping_action == "skip" for clip_set in sets) else NOT_FINITE

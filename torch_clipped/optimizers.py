@@ -1,4 +1,4 @@
-"""Optimizers that clip: torch's own, with the gradient clipped between the closure and the update."""
+"""Torch's optimizers with gradient clipping between the closure and the update."""
 
 import copyreg
 from collections.abc import Callable, Sequence
@@ -30,14 +30,14 @@ class ClippedSGD(Clipped, SGD):
     Args:
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
-        clipping_action: ``"clip"``, or ``"skip"`` the step where a block is longer than its threshold. Default: ``"clip"``.
+        clipping_action: ``"clip"``, or ``"skip"`` the step if a block exceeds its threshold. Default: ``"clip"``.
         clipping_cap: the largest norm of a block, whatever its threshold. Default: None, no cap.
-        clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
-        clipping_set: a label; groups with different labels are measured apart. Default: None.
+        clipping_warmup: the number of norms that a type records before it clips. Default: None, the type's own.
+        clipping_set: a label; groups with different labels are measured separately. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
-        clipping_window: how many norms are recorded, at least 2. Default: 1000.
+        clipping_window: the number of recorded norms, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
-        nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
+        nonfinite: the action for entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, set them to ``"zero"``,
             or ``"propagate"`` them. Default: ``"skip"``.
         clipping_seed: seed of the random types, at least 0. Default: 0.
 
@@ -109,14 +109,14 @@ class ClippedAdam(Clipped, Adam):
     Args:
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
-        clipping_action: ``"clip"``, or ``"skip"`` the step where a block is longer than its threshold. Default: ``"clip"``.
+        clipping_action: ``"clip"``, or ``"skip"`` the step if a block exceeds its threshold. Default: ``"clip"``.
         clipping_cap: the largest norm of a block, whatever its threshold. Default: None, no cap.
-        clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
-        clipping_set: a label; groups with different labels are measured apart. Default: None.
+        clipping_warmup: the number of norms that a type records before it clips. Default: None, the type's own.
+        clipping_set: a label; groups with different labels are measured separately. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
-        clipping_window: how many norms are recorded, at least 2. Default: 1000.
+        clipping_window: the number of recorded norms, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
-        nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
+        nonfinite: the action for entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, set them to ``"zero"``,
             or ``"propagate"`` them. Default: ``"skip"``.
         clipping_seed: seed of the random types, at least 0. Default: 0.
 
@@ -192,14 +192,14 @@ class ClippedAdamW(Clipped, AdamW):
     Args:
         clipping_type: the name of a clipping type. Default: ``"norm"``.
         clipping_level: the one number that the type needs. Default: None, the type's default level.
-        clipping_action: ``"clip"``, or ``"skip"`` the step where a block is longer than its threshold. Default: ``"clip"``.
+        clipping_action: ``"clip"``, or ``"skip"`` the step if a block exceeds its threshold. Default: ``"clip"``.
         clipping_cap: the largest norm of a block, whatever its threshold. Default: None, no cap.
-        clipping_warmup: how many norms a type must have seen before it clips. Default: None, the type's own.
-        clipping_set: a label; groups with different labels are measured apart. Default: None.
+        clipping_warmup: the number of norms that a type records before it clips. Default: None, the type's own.
+        clipping_set: a label; groups with different labels are measured separately. Default: None.
         clipping_beta: base of the clipping probability of the random types, in (0, 1). Default: 0.85.
-        clipping_window: how many norms are recorded, at least 2. Default: 1000.
+        clipping_window: the number of recorded norms, at least 2. Default: 1000.
         norm_type: the p of the p-norm, from 1 to inf. Default: 2.
-        nonfinite: what to do with entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, make them ``"zero"``,
+        nonfinite: the action for entries that are inf or NaN: ``"skip"`` the step, raise an ``"error"``, set them to ``"zero"``,
             or ``"propagate"`` them. Default: ``"skip"``.
         clipping_seed: seed of the random types, at least 0. Default: 0.
 
@@ -281,15 +281,15 @@ def clip_optimizer(
     nonfinite: str = "skip",
     clipping_seed: int = 0,
 ) -> Clipped:
-    """Make an optimizer that exists already clip its gradients.
+    """Make an existing optimizer clip its gradients.
 
-    The object stays the same, and so do its state, its parameter groups, its hooks and the schedulers that drive it; its class
-    becomes ``Clipped<Its name>``, with the methods of :class:`Clipped`. Clipping arguments that you have written into a
-    parameter group stay as they are.
+    The optimizer stays the same object, with its state, parameter groups, hooks and schedulers. Its class becomes
+    ``Clipped<Its name>``, with the methods of :class:`Clipped`. Clipping arguments that are already in a parameter group keep
+    their values.
 
     Args:
-        optimizer: any optimizer whose ``step`` is that of its class (perhaps counted by a learning rate scheduler). Clipping
-            arguments that a checkpoint has brought into its groups are replaced by these, with a :class:`ClippingWarning`.
+        optimizer: any optimizer whose ``step`` is that of its class, possibly wrapped by a learning rate scheduler. Clipping
+            arguments from a checkpoint in its groups are replaced by these, with a :class:`ClippingWarning`.
         clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set: as in :class:`Clipped`.
         clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in :class:`Clipped`.
 
@@ -297,10 +297,10 @@ def clip_optimizer(
         The optimizer.
 
     Raises:
-        TypeError: it is no optimizer, or one of a class that cannot be clipped: it takes gradients within a step, moves the
-            weights during backward, or has an argument with the name of a clipping argument. The message names the way that
-            works.
-        ValueError: an argument is not what it has to be, the optimizer clips already, or something has replaced its ``step``.
+        TypeError: ``optimizer`` is not an optimizer, or its class is not supported: it computes gradients within a step, moves
+            the weights during backward, or has an argument with the name of a clipping argument. The message names a
+            workaround.
+        ValueError: an argument is invalid, the optimizer clips already, or its ``step`` has been replaced.
 
     Example:
         >>> import torch
@@ -331,7 +331,7 @@ def clip_optimizer(
     refuse_own_arguments(cls, optimizer.defaults)
     own, source = tuple(optimizer.defaults), optimizer.defaults | defaults
     from_checkpoint = [group for group in optimizer.param_groups if any(map(is_memory, group))]
-    # groups that were left alone stay so, unless all of them were
+    # groups with type "none" keep it, unless all groups have it
     replaced = [group for group in from_checkpoint if group.get("clipping_type") != "none"] or from_checkpoint
     former = [dict(group) for group in optimizer.param_groups]
     try:
@@ -344,7 +344,7 @@ def clip_optimizer(
         optimizer.__class__ = clipped_class
         assert isinstance(optimizer, Clipped)
         optimizer._adopt_groups(groups, [source] * len(groups))
-    except BaseException:  # what is refused leaves everything as it was
+    except BaseException:  # restore everything if the optimizer is refused
         optimizer.__class__ = cls
         for group, kept in zip(optimizer.param_groups, former, strict=True):
             group.clear()
@@ -368,7 +368,7 @@ def _refuse_clipped_inside(optimizer: Optimizer) -> None:
 
 
 def _warn_of_checkpoint(groups: Sequence[Group], arguments: Entries) -> None:
-    """Warn if parameter groups that come from the checkpoint of a clipped optimizer have other clipping arguments than these."""
+    """Warn if parameter groups from the checkpoint of a clipped optimizer have other clipping arguments than these."""
     for group in groups:
         other = [name for name in ARGUMENT_NAMES if group.get(name) != arguments[name]]
         if other:
@@ -407,7 +407,7 @@ def _clipped_class(cls: type) -> type[Clipped]:
         return (*made, self.__getstate__())
 
     doc = f"{cls.__name__} with gradient clipping, see torch_clipped.Clipped."
-    # With (Clipped, cls) Python would refuse the change of class where ABC or Generic stand before Optimizer in the bases of cls
+    # With (Clipped, cls) Python refuses the change of class if ABC or Generic precede Optimizer in the bases of cls
     clips_first = type(f"Clipping{metaclass.__name__}", (metaclass,), {"mro": mro})
     namespace = {"__doc__": doc, "__module__": cls.__module__, "__reduce__": reduce}
     clipped: type[Clipped] = clips_first(f"Clipped{cls.__name__}", (cls, Clipped), namespace)

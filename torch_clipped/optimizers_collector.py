@@ -1,4 +1,4 @@
-"""Optimizers compared from one start: what they are made of, and the collector that trains them side by side."""
+"""Comparison of optimizers from one start: a collector that trains them side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Point(NamedTuple):
 
     label: str  # of the optimizer
     phase: str  # "train" or "validation"
-    step: int  # how many steps were taken before it
+    step: int  # number of earlier steps
     name: str  # "loss", "grad_norm", "restart", or the name of a metric
     value: float
 
@@ -40,28 +40,28 @@ class Point(NamedTuple):
 class OptimizersCollector:
     """Train one model with several optimizers, each from the same weights and buffers, on the same batches.
 
-    Each optimizer has a deep copy of the one model made under ``seed``. The random numbers of a step (dropout) are drawn from
-    torch's generators, seeded by ``seed`` and the step count before each evaluation of the loss: every optimizer meets the same
-    ones, whichever others there are. Afterwards the generators are put back to where they were. Random numbers of Python and
-    numpy are not controlled.
+    Each optimizer has a deep copy of one model made under ``seed``. The random numbers of a step (dropout) are drawn from torch's
+    generators, seeded by ``seed`` and the step count before each evaluation of the loss: every optimizer gets the same numbers,
+    with any other optimizers beside it. Afterwards the state of the generators is restored. Random numbers of Python and numpy
+    are not controlled.
 
     Args:
         model_properties: the model to train.
-        contenders: what to train it with: :class:`OptimizerProperties`, or pairs of them and :class:`RestartProperties`.
+        contenders: the optimizers: :class:`OptimizerProperties`, or pairs of them and :class:`RestartProperties`.
         seed (int): seed of the model's weights and of the random numbers of each step, at least 0. Default: 0.
 
     Attributes:
-        models (dict): the model of each label, to evaluate.
-        optimizers (dict): the optimizer of each label, to schedule.
+        models (dict): the model of each label, for evaluation.
+        optimizers (dict): the optimizer of each label, for schedulers.
         restarters (dict): the restarter of each label that has one.
         losses (dict): for each label the losses of all steps so far, before the update (floats).
         history (list): all losses, metrics, restarts, and gradient norms before clipping (of the last evaluation in a step) so
-            far, each a :class:`torch_clipped.optimizers_collector.Point`. :mod:`torch_clipped.plots` draws them,
-            :meth:`to_csv` writes them.
+            far, each a :class:`torch_clipped.optimizers_collector.Point`. :mod:`torch_clipped.plots` draws the history,
+            :meth:`to_csv` writes it to a file.
 
     Raises:
         ValueError: there are no contenders, or two with the same label.
-        TypeError: an argument is something else.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> import torch
@@ -109,21 +109,23 @@ class OptimizersCollector:
     def step(
         self, batch: Batch, loss_function: Callable[[Module, Batch], Tensor], metrics: Metrics[Batch] | None = None
     ) -> dict[str, float]:
-        """Let each optimizer take one step on the same batch, in their order: an exception leaves the later ones a step behind.
+        """Let each optimizer take one step on the same batch, in their order.
+
+        After an exception the later optimizers are one step behind.
 
         Args:
-            batch: whatever ``loss_function`` understands.
-            loss_function: takes a model and the batch, returns the loss to minimize, a tensor with one element. LBFGS calls it
-                more than once.
-            metrics: functions of a model and the batch by name, whose values are kept in ``history``. They see the model
-                before its step, in evaluation mode and without gradients. Default: None, no metrics.
+            batch: a batch for ``loss_function``.
+            loss_function: function of a model and the batch that returns the loss to minimize, a tensor with one element. LBFGS
+                calls it more than once.
+            metrics: functions of a model and the batch by name; their values are kept in ``history``. They are evaluated before
+                the step, in evaluation mode and without gradients. Default: None, no metrics.
 
         Returns:
             The loss of each label, before its step.
 
         Raises:
             ValueError: a metric has the name of another curve, or its value has several elements.
-            TypeError: ``metrics`` is no mapping from names to functions.
+            TypeError: ``metrics`` is not a mapping from names to functions.
         """
         chosen = checked_metrics(metrics)
         seed_of_step = int(np.random.SeedSequence([self.seed, self._steps]).generate_state(1, np.uint64)[0])
@@ -163,21 +165,21 @@ class OptimizersCollector:
         """Evaluate each model on the batches of a loader, in evaluation mode and without gradients.
 
         Args:
-            loader: the batches, gone through once.
-            loss_function: takes a model and a batch, returns the loss.
+            loader: the batches, iterated once.
+            loss_function: function of a model and a batch that returns the loss.
             metrics: functions of a model and a batch by name. Default: None, the loss alone.
 
         Returns:
-            For each label the loss and the metrics by name, each the mean over the batches. They are kept in ``history``.
+            For each label the loss and the metrics by name, as means over the batches. They are also kept in ``history``.
 
         Raises:
             ValueError: there is no batch, a metric has the name of another curve, or its value has several elements.
-            TypeError: ``metrics`` is no mapping from names to functions.
+            TypeError: ``metrics`` is not a mapping from names to functions.
         """
         chosen = {"loss": loss_function, **checked_metrics(metrics)}
         sums = {label: dict.fromkeys(chosen, 0.0) for label in self.models}
         count = 0
-        for batch in loader:  # which may draw from torch's generators
+        for batch in loader:  # the loader may draw from torch's generators
             count += 1
             with fork_random_state():
                 for label, model in self.models.items():
@@ -195,7 +197,7 @@ class OptimizersCollector:
         """Write ``history`` to a new csv file with the columns label, phase, step, name, value.
 
         Raises:
-            ValueError: there is such a file already.
+            ValueError: the file exists already.
         """
         import csv
 
@@ -212,7 +214,7 @@ class OptimizersCollector:
 
 
 def _norm_and_counts(optimizer: Optimizer) -> list[float]:
-    """Return the norm of the last gradient, and how many steps were counted and skipped."""
+    """Return the norm of the last gradient, and the numbers of counted and skipped steps."""
     if not isinstance(optimizer, Clipped):
         return [math.nan, 0, 0]
     found = optimizer.clipping_stats()

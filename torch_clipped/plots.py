@@ -1,8 +1,8 @@
-"""Pictures of gradient norms. All need matplotlib, the Hill plot needs scipy too.
+"""Plots of gradient norms. All need matplotlib; the Hill plot also needs scipy.
 
 Every function draws into ``ax``, or into the axes of a new figure, and returns those axes:
-``plot_hill(lengths).figure.savefig("hill.png")``. The legend stands below the axes; a figure without a layout engine gets the
-constrained one, which makes room for it. Nothing here touches pyplot.
+``plot_hill(lengths).figure.savefig("hill.png")``. The legend is below the axes; a figure without a layout engine gets the
+constrained one, which makes room for the legend. pyplot is not used.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ __all__ = [
 ]
 __getattr__ = older_name(__name__)
 
-_STRIP = 0.25  # share of the height that is the coefficient's
-_EQUAL = 1e-9  # relative to the longest: lengths that do not differ by more are not worth bins
+_STRIP = 0.25  # share of the height for the coefficient
+_EQUAL = 1e-9  # relative to the largest: norms that differ by less get no bins
 
 
 def plot_histogram(lengths: Samples, ax: Axes | None = None) -> Axes:
-    """Draw a histogram of gradient norms, counts on a logarithmic scale, beside a normal law of the same mean and variance.
+    """Draw a histogram of gradient norms, with logarithmic counts, and a normal distribution of the same mean and variance.
 
     Args:
-        lengths: 1-D, finite, at least 0, two or more of them.
-        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
+        lengths: 1-D, finite, at least 0, at least two norms.
+        ax (matplotlib.axes.Axes): the axes to draw into. Default: None, a new figure.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: the lengths are something else.
+        ValueError: ``lengths`` is invalid.
         ImportError: matplotlib is missing.
 
     Example:
@@ -74,20 +74,20 @@ def plot_histogram(lengths: Samples, ax: Axes | None = None) -> Axes:
 
 
 def plot_survival(lengths: Samples, share: float = 0.05, ax: Axes | None = None) -> Axes:
-    """Draw the share of gradients of norm x or more, over x, on logarithmic scales: a tail that is a power is a straight line.
+    """Draw the share of gradients of norm x or more over x, on logarithmic scales; a power-law tail is a straight line.
 
-    The Hill fit (k + 1) / n (x / x_{k+1})^-a is drawn over the longest k: see :func:`torch_clipped.heavy_tails.hill_index`.
+    The Hill fit (k + 1) / n (x / x_{k+1})^-a is drawn over the k largest: see :func:`torch_clipped.heavy_tails.hill_index`.
 
     Args:
         lengths: 1-D, finite, at least 0, and positive in the tail.
-        share (float): of the samples that count as the tail. Default: 0.05.
-        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
+        share (float): the share of samples in the tail. Default: 0.05.
+        ax (matplotlib.axes.Axes): the axes to draw into. Default: None, a new figure.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: an argument is something else, or the share is less than one sample.
+        ValueError: an argument is invalid, or the share is less than one sample.
         ImportError: matplotlib is missing.
 
     Example:
@@ -111,18 +111,18 @@ def plot_survival(lengths: Samples, share: float = 0.05, ax: Axes | None = None)
 
 
 def plot_hill(lengths: Samples, share: float = 0.05, ax: Axes | None = None) -> Axes:
-    """Draw the Hill index over the number k of samples that count as the tail, with its 95 % band and the k of ``share``.
+    """Draw the Hill index over the number k of samples in the tail, with its 95 % band and the k of ``share``.
 
     Args:
-        lengths: 1-D, finite, at least 0, two or more positive.
-        share (float): of the samples, marked by a line. Default: 0.05.
-        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
+        lengths: 1-D, finite, at least 0, at least two positive.
+        share (float): the share of samples that is marked by a line. Default: 0.05.
+        ax (matplotlib.axes.Axes): the axes to draw into. Default: None, a new figure.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: an argument is something else.
+        ValueError: an argument is invalid.
         ImportError: matplotlib or scipy is missing.
 
     Example:
@@ -145,14 +145,14 @@ def plot_variance(lengths: Samples, ax: Axes | None = None) -> Axes:
     The numbers are those of :func:`torch_clipped.heavy_tails.variance_curve`, and its warning about the band holds here.
 
     Args:
-        lengths: 1-D, finite, at least 0, two or more of them, in the order of measuring.
-        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure.
+        lengths: 1-D, finite, at least 0, at least two norms, in the order of measuring.
+        ax (matplotlib.axes.Axes): the axes to draw into. Default: None, a new figure.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: the lengths are something else.
+        ValueError: ``lengths`` is invalid.
         ImportError: matplotlib is missing.
 
     Example:
@@ -168,20 +168,20 @@ def plot_variance(lengths: Samples, ax: Axes | None = None) -> Axes:
 
 
 def plot_norms(history: Clipped | Samples | Sequence[Mapping[str, float]], ax: Axes | None = None) -> Axes:
-    """Draw gradient norms over time; with threshold, coefficient and clipped steps if ``history`` holds the statistics.
+    """Draw gradient norms over time, with threshold, coefficient and clipped steps if ``history`` holds the statistics.
 
     Args:
-        history: a list of what ``optimizer.clipping_stats()`` returned after each step; or an optimizer that clips, or lengths,
-            of which only norms are known. Threshold and coefficient of types that clip tensor by tensor are medians over
-            the tensors, not to be compared with the norm of the whole gradient.
-        ax (matplotlib.axes.Axes): where to draw. Default: None, a new figure. The coefficient gets an axis of its own on the
-            right, in the upper quarter.
+        history: a list of the results of ``optimizer.clipping_stats()`` after each step; or an optimizer that clips or norms,
+            which give only the norms. Threshold and coefficient of types that clip tensor by tensor are medians over the
+            tensors, not comparable with the norm of the whole gradient.
+        ax (matplotlib.axes.Axes): the axes to draw into. Default: None, a new figure. The coefficient gets its own axis on
+            the right, in the upper quarter.
 
     Returns:
         The axes of the norms.
 
     Raises:
-        ValueError: the history is empty, without norms, or something else.
+        ValueError: the history is empty, has no norms, or is invalid.
         ImportError: matplotlib is missing.
 
     Example:
@@ -206,7 +206,7 @@ def plot_norms(history: Clipped | Samples | Sequence[Mapping[str, float]], ax: A
     if "threshold" not in columns:
         return finished(ax)
     threshold = columns["threshold"]
-    alone = "" if np.isfinite(threshold).all() else "_"  # between steps without a threshold a line has no length
+    alone = "" if np.isfinite(threshold).all() else "_"  # a single step with a threshold gives no visible line
     ax.plot(steps, threshold, "--", marker=alone, color=BLACK, linewidth=1.6, label="threshold")
     clipped = columns["clipped"] > 0
     words = f"clipped, {clipped.sum()} of {len(np.unique(steps))} steps"
@@ -215,7 +215,7 @@ def plot_norms(history: Clipped | Samples | Sequence[Mapping[str, float]], ax: A
 
 
 def _draw_coefficient(ax: Axes, steps: Array, coefficients: Array) -> Axes:
-    """Draw the coefficient in the upper part of the axes, where room is made for it; return its own axes."""
+    """Draw the coefficient in the upper part of the axes, after making room; return the axes of the coefficient."""
     place = ax.transScale + ax.transLimits  # to shares of the height
     ax.set_ylim(top=place.inverted().transform((0, 1 / (0.95 - _STRIP)))[1])
     right = ax.twinx()
@@ -227,7 +227,7 @@ def _draw_coefficient(ax: Axes, steps: Array, coefficients: Array) -> Axes:
 
 
 def _columns(history: object) -> dict[str, Array]:
-    """Return steps and norms, and the other statistics that are known, as arrays of the same size."""
+    """Return steps, norms and the other known statistics as arrays of the same size."""
     if isinstance(history, Clipped):
         norms = checked("history", history.grad_norms(), smallest=1)
         last = int(history.clipping_stats()["steps"])
@@ -244,5 +244,5 @@ def _columns(history: object) -> dict[str, Array]:
     columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
     if not np.isfinite(columns["grad_norm"]).any():
         raise ValueError("history must hold gradient norms, but this clipping type measures none, or no step was taken")
-    first = columns["clipped_steps"][0] - (columns["coefficient"][0] < 1)  # what the count was before the first of these steps
+    first = columns["clipped_steps"][0] - (columns["coefficient"][0] < 1)  # the count before the first of these steps
     return columns | {"clipped": np.diff(columns["clipped_steps"], prepend=first)}

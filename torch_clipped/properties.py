@@ -1,4 +1,4 @@
-"""Classes and arguments of optimizers, models and restarts, to make them as often as needed."""
+"""Classes and arguments of optimizers, models and restarts, for repeated construction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OptimizerProperties:
         **optimizer_kwargs: its other arguments.
 
     Raises:
-        TypeError: ``optimizer_class`` cannot be called, or has no argument of such a name.
+        TypeError: ``optimizer_class`` cannot be called, or does not accept one of the arguments.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class OptimizerProperties:
         return self.optimizer_class(parameters, **kwargs)
 
     def label(self) -> str:
-        """Return the class and its arguments in words, clipping first, for legends."""
+        """Return the class and its arguments as text for legends, clipping first."""
         kwargs = dict(self.optimizer_kwargs)
         clipping = []
         if "clipping_level" in kwargs and "clipping_type" not in kwargs:
@@ -73,7 +73,7 @@ class ModelProperties:
     """Model class and its arguments.
 
     Args:
-        model_class: a class of modules, or a function that returns a module (a pretrained one, one on an accelerator).
+        model_class: a class of modules, or a function that returns a module (for example pretrained, or on an accelerator).
         *model_args: its arguments.
         **model_kwargs: its arguments by name.
 
@@ -104,7 +104,7 @@ class ModelProperties:
 
 @dataclass(frozen=True)
 class RestartSchedule:
-    """Validated arguments of a restarter: the windows between restarts, and the average that the weights become."""
+    """Validated arguments of a restarter: the windows between restarts, and the kind of average."""
 
     first_restart_steps_cnt: int = 50
     restart_coeff: float = 1.25
@@ -124,7 +124,7 @@ class RestartSchedule:
             raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {self.average!r}")
 
     def label(self) -> str:
-        """Return the windows, and an average other than the mean, in words for legends."""
+        """Return the windows, and an average other than the mean, as text for legends."""
         windows = f"{self.first_restart_steps_cnt} x {_in_words(self.restart_coeff)} to {self.max_steps_cnt}"
         return f"restarts {windows}" + ("" if self.average == "mean" else f", average {self.average}")
 

@@ -1,4 +1,4 @@
-"""Recorder of the gradient norms of a whole run, in memory or in a file that grows with the run."""
+"""Recorder of the gradient norms of a whole run, in memory or in a growing file."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ __all__ = ["NormRecorder"]
 class NormRecorder:
     """Record the norm, threshold and coefficient of every step of an optimizer that clips.
 
-    The optimizer itself keeps the last ``clipping_window`` norms, the recorder those of the whole run. The values are those of
-    :meth:`torch_clipped.Clipped.clipping_stats` after each step; where a step evaluates its closure several times (LBFGS),
-    those of the last evaluation. They are collected on the optimizer's device and written every 100 steps. Training does not wait
-    for an accelerator: what is written was copied 100 steps before. ``optimizer.state_dict()`` writes all of them, so that the
-    file of a killed run has all steps up to its last checkpoint. Where each rank has an optimizer, record on one of them only.
+    The optimizer itself keeps the last ``clipping_window`` norms, the recorder the norms of the whole run. The values are those
+    of :meth:`torch_clipped.Clipped.clipping_stats` after each step. If a step evaluates its closure several times (LBFGS), they
+    are those of the last evaluation. The values are collected on the optimizer's device and written every 100 steps. Training
+    does not wait for an accelerator: the written values were copied 100 steps before. ``optimizer.state_dict()`` writes all
+    values, so that the file of a killed run has all steps up to its last checkpoint. If each rank has an optimizer, record on one
+    rank only.
 
     Args:
         optimizer: an optimizer that clips.
-        path: a new csv file in a folder that exists. Default: None, in memory only.
-        resume (bool): continue a file that exists. Steps in it that follow the optimizer's checkpoint are removed with the next
-            step, which takes them again. Default: False, the file must be new.
+        path: a new csv file in an existing folder. Default: None, in memory only.
+        resume (bool): whether to continue an existing file. The next step removes the steps in the file that are later than the
+            optimizer's checkpoint, because they are taken again. Default: False, the file must be new.
 
     Raises:
         TypeError: the optimizer does not clip.
-        ValueError: the file exists and ``resume`` is False, or it is not a recorder's; after the first step, if a file with steps
-            is continued by an optimizer that has taken none.
+        ValueError: the file exists and ``resume`` is False, or it is not a recorder's file; after the first step, if an optimizer
+            without earlier steps continues a file with steps.
 
     Example:
         >>> import torch
@@ -74,20 +75,20 @@ class NormRecorder:
     def history(self) -> list[dict[str, float]]:
         """Return the recorded steps, each as a dict like that of ``clipping_stats``.
 
-        :func:`torch_clipped.plots.plot_norms` draws them. A step that was skipped because its gradient is not finite has NaN for
-        norm, threshold and coefficient.
+        :func:`torch_clipped.plots.plot_norms` draws the result. Norm, threshold and coefficient are NaN for a step that was
+        skipped because its gradient is not finite.
         """
         self.flush()
         rows = self._rows.in_memory() if self._log is None else self._log.read()
         return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
     def grad_norms(self) -> Tensor:
-        """Return the norms of the whole run before clipping, oldest first, without those that are not known: float64 (steps,)."""
+        """Return the known norms of the whole run before clipping, oldest first: float64 of shape (steps,)."""
         norms = [row["grad_norm"] for row in self.history()]
         return torch.tensor([norm for norm in norms if math.isfinite(norm)], dtype=torch.float64, device="cpu")
 
     def flush(self) -> None:
-        """Write what was collected so far; this waits for an accelerator.
+        """Write all values collected so far; this waits for an accelerator.
 
         Raises:
             OSError: the file could not be written, now or at an earlier step.
@@ -126,7 +127,7 @@ class NormRecorder:
         self._rows.collect(counts, last)
 
     def _continue_file(self) -> None:
-        """Remove from the file what this run records anew."""
+        """Remove the steps from the file that this run records again."""
         assert self._log is not None
         log, before = self._log, self._rows.newest
         if not (before[0] or before[2]):
@@ -138,7 +139,7 @@ class NormRecorder:
         self._rows.attempt(lambda: log.cut(before))
 
     def _write_collected(self, _: object) -> None:
-        """Write all before a checkpoint, since a resumed run does not record it again."""
+        """Write all values before a checkpoint, because a resumed run does not record them again."""
         self._rows.flush()
 
     def _start_from_loaded(self, _: object) -> None:
@@ -147,13 +148,13 @@ class NormRecorder:
 
 
 class _Rows:
-    """Rows on their way from the optimizer's device into memory or a file. An error of the file costs no training step."""
+    """Rows on their way from the optimizer's device into memory or a file. A file error does not stop training."""
 
     EVERY = 100  # steps
 
     def __init__(self, log: NormLog | None, newest: Row) -> None:
         self._log = log
-        self._values = array("d")  # of the rows, where there is no file
+        self._values = array("d")  # of the rows, if there is no file
         self.newest = newest  # the last row, or the counts before the first
         self.is_stopped = False
         self.error: OSError | None = None
@@ -165,7 +166,7 @@ class _Rows:
         return [*zip(*[iter(self._values)] * len(COLUMNS), strict=True)]
 
     def collect(self, counts: Tensor, last: Tensor) -> None:
-        """Collect the values of a step without looking at them."""
+        """Collect the values of a step without reading them."""
         if self._collected is None or self._collected.device != last.device:
             self._send()
             self._collected = torch.zeros(self.EVERY, len(COLUMNS), dtype=last.dtype, device=last.device)
@@ -176,12 +177,12 @@ class _Rows:
             self._receive(wait=False)
 
     def flush(self) -> None:
-        """Write everything."""
+        """Write all rows."""
         self._send()
         self._receive(wait=True)
 
     def attempt(self, write: Callable[[], None]) -> None:
-        """Write to the file, or warn that nothing is recorded any more."""
+        """Write to the file, or warn that recording has ended."""
         try:
             write()
         except OSError as error:
@@ -189,7 +190,7 @@ class _Rows:
             warn(f"gradient norms are no longer recorded: {error}")
 
     def _send(self) -> None:
-        """Copy what was collected to the host, in the background where the device can do so."""
+        """Copy the collected values to the host, in the background if the device supports it."""
         if not self._count:
             return
         assert self._collected is not None
@@ -204,7 +205,7 @@ class _Rows:
         self._count = 0
 
     def _receive(self, wait: bool) -> None:
-        """Write what has arrived on the host, or all with ``wait``."""
+        """Write the values that have arrived on the host, or all values with ``wait``."""
         new: list[Row] = []
         while self._arriving:
             rows, arrival = self._arriving[0]

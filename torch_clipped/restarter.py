@@ -20,56 +20,55 @@ from .properties import OptimizerProperties, RestartSchedule
 
 __all__ = ["RestartProperties", "Restarter"]
 
-COUNTS = {"steps": 0, "restarts": 0, "window": 1, "window_steps": 0}  # what is counted, from the smallest that it may be
+COUNTS = {"steps": 0, "restarts": 0, "window": 1, "window_steps": 0}  # counts, with the smallest value of each
 
 
 class Restarter:
-    """Restart an optimizer from the average of its iterates, in windows that become longer.
+    """Restart an optimizer from the average of its iterates, in windows of growing length.
 
         mean_k = mean_(k-1) + (x_k - mean_(k-1)) / k          x_k: the weights after step k of the window
 
-    After the last step of a window the weights become that mean, the optimizer's state is cleared (momentum, moments, step
-    counts), as if it had just been made with these weights, and the next window is ``int(window * restart_coeff)`` steps long.
-    Once a window is longer than ``max_steps_cnt`` there are no more restarts. Parameters and optimizer stay the same objects,
-    so that schedulers, gradient scalers and hooks go on; so does all that stands in ``param_groups``: learning rates and
-    the state of clipping.
+    After the last step of a window the weights become that mean, and the optimizer's state (momentum, moments, step counts) is
+    cleared, as in a new optimizer. The next window has ``int(window * restart_coeff)`` steps. Once a window is longer than
+    ``max_steps_cnt`` there are no more restarts. Parameters and optimizer stay the same objects, so schedulers, gradient scalers
+    and hooks continue to work. All entries of ``param_groups`` keep their values, such as learning rates and the state of
+    clipping.
 
-    Call :meth:`step` after each ``optimizer.step()``. It counts its calls: after a step that a gradient scaler has left out,
-    the weights as they are count once more.
+    Call :meth:`step` after each ``optimizer.step()``. The restarter counts these calls: after a step that a gradient scaler has
+    skipped, the unchanged weights count once more.
 
     Args:
-        optimizer: any optimizer of torch or one derived from them, at any point of its training, that makes its state in
-            :meth:`step` when it is not there (one that makes it in the constructor only would miss it).
+        optimizer: any torch optimizer, at any point of its training, that makes missing state in its ``step``. (An optimizer
+            that makes its state only in the constructor is not supported.)
         first_restart_steps_cnt (int): length of the first window in steps, at least 1. Default: 50.
-        restart_coeff (float): growth of the windows, at least 1. Where ``int(window * restart_coeff)`` is the window, as for 1
-            to 3 steps and 1.25, they stay as long as they are. Default: 1.25.
-        max_steps_cnt (int): length in steps that no window exceeds, at least 1; a first window that does means no restarts.
-            Default: 2000.
-        average (str): ``"mean"`` restarts from the mean of the window's iterates, ``"last"`` from the last one, so that only the
-            optimizer's state is cleared and no copy of the weights is kept. Default: ``"mean"``.
-        on_restart: called with the restarter after each restart, when weights, state and the attributes below are what the next
-            step will find. Default: None.
-        model: the module whose batch normalization :meth:`recalibrate` renews. Default: None.
-        optimizer_properties: in place of ``optimizer``, for loops of older code that hand it to :meth:`make_restart`. No
+        restart_coeff (float): growth of the windows, at least 1. If ``int(window * restart_coeff)`` equals the window, as for 1
+            to 3 steps and 1.25, all later windows have the same length. Default: 1.25.
+        max_steps_cnt (int): the largest length of a window in steps, at least 1. If the first window is longer, there are no
+            restarts. Default: 2000.
+        average (str): ``"mean"`` restarts from the mean of the window's iterates. ``"last"`` restarts from the last iterate: only
+            the optimizer's state is cleared, and no copy of the weights is kept. Default: ``"mean"``.
+        on_restart: a function of the restarter, called at the end of each restart, when weights, state and the attributes below
+            are set for the next step. Default: None.
+        model: the module whose batch normalization :meth:`recalibrate` updates. Default: None.
+        optimizer_properties: given instead of ``optimizer`` by older code that passes the optimizer to :meth:`make_restart`. No
             optimizer is made from them. Default: None.
 
     Attributes:
-        steps (int): how often :meth:`step` was called.
-        restarts (int): how many restarts there were.
+        steps (int): number of calls of :meth:`step`.
+        restarts (int): number of restarts.
         window (int): length of the present window in steps.
-        window_steps (int): how many of them are done.
+        window_steps (int): number of steps taken in the present window.
 
-    The mean takes one copy of the weights, in float32 for weights of lower precision, however long the window is; it is let go
-    with the last restart. In float32 its relative error is below 1e-6 after 2,000 iterates of ordinary noise; of a drift without
-    noise it sees what is above 1e-4 of the weight. Each entry is averaged by itself: one whose mean is not finite, because an
-    iterate was not, keeps its last iterate. Parameters that do not require gradients, or are no longer those of the optimizer,
-    are left as they are; one that is added, unfrozen or given another shape within a window is averaged from then on. To copy a
-    restarter, copy its model and optimizer with it: ``deepcopy((model, optimizer, restarter))``.
+    The mean takes one copy of the weights, in float32 for weights of lower precision, however long the window is. The copy is
+    freed at the last restart. In float32 the relative error of the mean is below 1e-6 after 2,000 iterates of ordinary noise; a
+    drift without noise is noticed above 1e-4 of the weight. Each entry is averaged separately: an entry whose mean is not finite,
+    because an iterate was not, keeps its last iterate. Parameters that do not require gradients, or are no longer in the
+    optimizer, are not changed. A parameter that is added, unfrozen or reshaped within a window is averaged from then on. To copy
+    a restarter, copy its model and optimizer with it: ``deepcopy((model, optimizer, restarter))``.
 
     Raises:
-        TypeError: ``optimizer``, ``optimizer_properties``, ``on_restart`` or ``model`` is something else.
-        ValueError: another argument is not what it has to be, or not exactly one of ``optimizer`` and ``optimizer_properties``
-            is given.
+        TypeError: ``optimizer``, ``optimizer_properties``, ``on_restart`` or ``model`` has the wrong type.
+        ValueError: another argument is invalid, or not exactly one of ``optimizer`` and ``optimizer_properties`` is given.
 
     Example:
         >>> import torch
@@ -124,7 +123,7 @@ class Restarter:
 
     @property
     def finished(self) -> bool:
-        """Return whether the window is longer than ``max_steps_cnt``, so that there are no more restarts."""
+        """Return whether the window is longer than ``max_steps_cnt``; then there are no more restarts."""
         return self.window > self.max_steps_cnt
 
     def step(self) -> None:
@@ -137,13 +136,13 @@ class Restarter:
         self._restart_if_due()
 
     def add_coords(self, parameters: Iterable[Tensor]) -> None:
-        """Count a step and add the weights to the mean: the first half of :meth:`step`, for loops of older code.
+        """Count a step and add the weights to the mean: the first half of :meth:`step`, for older code.
 
         Args:
-            parameters: all the weights, such as ``model.parameters()``; the means of others are dropped.
+            parameters: all weights, such as ``model.parameters()``; the means of other parameters are dropped.
 
         Raises:
-            TypeError: they are no iterable of tensors.
+            TypeError: ``parameters`` is not an iterable of tensors.
         """
         if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
             raise TypeError(f"parameters must be an iterable of tensors, got a {type(parameters).__name__}")
@@ -157,17 +156,17 @@ class Restarter:
         self.steps += 1
 
     def make_restart(self, model: Module, optimizer: Optimizer) -> Optimizer:
-        """Restart if the window is over: the second half of :meth:`step`, for loops of older code.
+        """Restart if the window is over: the second half of :meth:`step`, for older code.
 
         Args:
-            model: the module that is trained, for :meth:`recalibrate`.
-            optimizer: the optimizer that trains it.
+            model: the trained module, for :meth:`recalibrate`.
+            optimizer: the optimizer of the module.
 
         Returns:
             The same optimizer.
 
         Raises:
-            TypeError: they are no module and no optimizer.
+            TypeError: ``model`` is not a module, or ``optimizer`` is not an optimizer.
         """
         if not isinstance(model, Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -177,31 +176,30 @@ class Restarter:
         return optimizer
 
     def recalibrate(self, loader: Iterable[object], device: torch.device | str | int | None = None) -> None:
-        """Measure the running statistics of the model's batch normalization anew, with one pass over ``loader``.
+        """Measure the running statistics of the model's batch normalization again, with one pass over ``loader``.
 
-        After a restart from a mean they belong to weights that are gone. To do it at each restart:
+        After a restart from a mean these statistics belong to earlier weights. To update them at each restart:
         ``Restarter(optimizer, model=model, on_restart=lambda restarter: restarter.recalibrate(loader))``.
 
         Args:
-            loader: batches as :func:`torch.optim.swa_utils.update_bn` takes them: tensors, or tuples that begin with one.
-            device: where to put the batches. Default: None, they stay where they are.
+            loader: batches as :func:`torch.optim.swa_utils.update_bn` takes them: tensors, or tuples that begin with a tensor.
+            device: the device to which batches are moved. Default: None, they are not moved.
 
         Raises:
-            ValueError: the model is not known, or there are no batches.
+            ValueError: the restarter has no model, or there are no batches.
         """
         if self.model is None:
             raise ValueError("recalibrate() needs the model: make the restarter with Restarter(optimizer, model=model)")
         batches = iter(loader)
         first = list(islice(batches, 1))
-        if not first:  # as from a generator that was used up before: update_bn would leave statistics of nothing
+        if not first:  # such as an exhausted generator: update_bn would leave statistics of no batch
             raise ValueError("loader must give at least one batch each time, got none")
         update_bn(chain(first, batches), self.model, device)  # type: ignore[arg-type]
 
     def state_dict(self) -> StateDict:
         """Return the state: numbers, and the means as tensors by the position of the parameter in the optimizer.
 
-        Of the constructor's arguments only ``average`` is saved. The tensors are copies, so that the result stays the state of
-        this step while training goes on.
+        Of the constructor's arguments only ``average`` is saved. The tensors are copies, which later steps do not change.
         """
         params = self._parameters("state_dict()")
         numbers = {key: getattr(self, key) for key in COUNTS}
@@ -211,7 +209,7 @@ class Restarter:
         """Load the state of another restarter; the optimizer's own state is loaded by the optimizer.
 
         Raises:
-            ValueError: the state is of another kind, or of other parameters; the restarter is as it was.
+            ValueError: the state is not that of a restarter, or belongs to other parameters; the restarter has not changed.
         """
         params = self._parameters("load_state_dict()")
         check_keys("state_dict", state_dict, ("average", *COUNTS, "counts", "means"), "Restarter")
@@ -220,7 +218,7 @@ class Restarter:
             raise ValueError(f"state_dict must be of a Restarter with average={self.average!r}, got {average!r}")
         numbers = {key: integer(key, state_dict[key], smallest) for key, smallest in COUNTS.items()}
         steps, window_steps = numbers["steps"], numbers["window_steps"]
-        if steps < window_steps + numbers["restarts"]:  # each window that is over had a step at least
+        if steps < window_steps + numbers["restarts"]:  # each finished window has at least one step
             raise ValueError(
                 f"steps must be at least window_steps + restarts = {window_steps + numbers['restarts']}, got {steps}"
             )
@@ -241,7 +239,7 @@ class Restarter:
         clear_state(self.optimizer)
         self.restarts += 1
         self.window_steps = 0
-        self.window = min(int(min(self.window * self.restart_coeff, 2.0**63)), 2**63 - 1)  # an infinite product is no int
+        self.window = min(int(min(self.window * self.restart_coeff, 2.0**63)), 2**63 - 1)  # int() of an infinite product raises
         if self.finished:
             self._means = RunningMeans()
         if self.on_restart is not None:
@@ -253,11 +251,11 @@ class RestartProperties(RestartSchedule):
     """Window and average arguments of a :class:`torch_clipped.Restarter`, without the optimizer.
 
     Args:
-        first_restart_steps_cnt, restart_coeff, max_steps_cnt, average: as there.
+        first_restart_steps_cnt, restart_coeff, max_steps_cnt, average: as in :class:`torch_clipped.Restarter`.
 
     Raises:
-        ValueError: an argument is not what it has to be.
-        TypeError: the first one is a class, as in older code.
+        ValueError: an argument is invalid.
+        TypeError: the first argument is a class, as in older code.
 
     Example:
         >>> from torch_clipped import RestartProperties

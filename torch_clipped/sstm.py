@@ -26,7 +26,7 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class _SimilarTriangles(Optimizer):
-    """Similar triangles method without clipping. Each parameter counts its own iterations, as torch's Adam does."""
+    """Similar triangles method without clipping. Each parameter counts its own iterations, as in torch's Adam."""
 
     def __init__(
         self,
@@ -42,15 +42,15 @@ class _SimilarTriangles(Optimizer):
         super().__init__(params, {**hyperparameters, "first_clipped_iteration": first, "train_mode": True})
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a parameter group, as torch does; it may have hyperparameters of its own."""
+        """Add a parameter group, as torch does; the group may have its own hyperparameters."""
         if isinstance(param_group, dict):
             check_hyperparameters({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load a state, as torch does; raise ValueError, before anything has changed, if something in it is invalid."""
+        """Load a state, as torch does; raise ValueError, before anything has changed, if an entry is invalid."""
         check_keys("state_dict", state_dict, (), "ClippedSSTM", exact=False)
-        check = self.register_load_state_dict_pre_hook(checked_state_dict)  # the last one: it sees what the user's hooks return
+        check = self.register_load_state_dict_pre_hook(checked_state_dict)  # the last hook: it gets the result of users' hooks
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -58,7 +58,7 @@ class _SimilarTriangles(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], object] | None = None) -> Any:
-        """Perform one iteration; a closure has been evaluated by :meth:`ClippedSSTM.step`."""
+        """Perform one iteration; :meth:`ClippedSSTM.step` has already evaluated the closure."""
         for group in self.param_groups:
             alike: dict[tuple[int, float], list[Tensor]] = {}
             for p in _with_gradient(group):
@@ -72,27 +72,27 @@ class _SimilarTriangles(Optimizer):
     def _advance(self, group: Group, params: list[Tensor], k: int, total: float) -> None:
         states = [self.state[p] for p in params]
         lay_out_gradients(params)
-        grads = [local(p.grad) for p in params if p.grad is not None]  # torch has no _foreach_copy_ of DTensors
+        grads = [local(p.grad) for p in params if p.grad is not None]  # torch does not support _foreach_copy_ of DTensors
         y, z = ([local(state[name]) for state in states] for name in "yz")
         weight, total = _weight_and_total(group, k, total)
         torch._foreach_add_(z, grads, alpha=-_step_size(group, k))
         torch._foreach_lerp_(y, z, weight)
         weight, _ = _weight_and_total(group, k + 1, total)
         for state in states:
-            state.update(step=k + 1, A=total, share=weight)  # of z in x: lr may be another one when train() is called
+            state.update(step=k + 1, A=total, share=weight)  # share of z in x: lr may have changed when train() is called
         weights = [local(p) for p in params]
         torch._foreach_copy_(weights, y)
         torch._foreach_lerp_(weights, z, weight)
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Put y, the method's answer, into the weights; :meth:`train` has to be called before the next step."""
+        """Put the result y of the method into the weights; call :meth:`train` before the next step."""
         for p in self._turn(train_mode=False):
             p.copy_(self.state[p]["y"])
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put x, where the gradients are taken, into the weights again."""
+        """Put x, the point of the gradients, into the weights again."""
         for p in self._turn(train_mode=True):
             state = self.state[p]
             p.copy_(state["y"]).lerp_(state["z"], state["share"])
@@ -105,7 +105,7 @@ class _SimilarTriangles(Optimizer):
             yield from (p for p in group["params"] if self.state.get(p))
 
     def _follow(self, params: Sequence[Sequence[Tensor]]) -> None:
-        """Convert y and z to the type and device that each group's parameters have now; raise ValueError if a shape differs."""
+        """Convert y and z to the present type and device of each group's parameters; raise ValueError if a shape differs."""
         moved = [
             (i, p, state, name)
             for i, members in enumerate(params)
@@ -129,30 +129,30 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         x_{k+1} = (A_k y_k + alpha_{k+1} z_k) / A_{k+1}         g = clip(gradient at x_{k+1}, level / alpha_{k+1})
         z_{k+1} = z_k - alpha_{k+1} g                           y_{k+1} = (A_k y_k + alpha_{k+1} z_{k+1}) / A_{k+1}
 
-    The weights hold x while training. The method's answer is y: ``optimizer.eval()`` puts it into the weights before
+    The weights hold x during training. The result of the method is y: ``optimizer.eval()`` puts y into the weights before
     validation or saving, ``optimizer.train()`` puts x back.
 
-    The threshold is ``clipping_level / alpha_{k+1}`` for the clipping types whose level is a length (``norm``, ``layer_wise``,
-    ``coord_wise``, ``linear_rand_norm``, ``quadratic_rand_norm``), so that no block that is clipped moves z further than the
-    level; where the parameters of a clip set that have a gradient differ in alpha, the largest one counts. Types that take their
-    threshold from data (quantiles, z-scores, ratios) clip at what the data say.
+    The threshold is ``clipping_level / alpha_{k+1}`` for the clipping types whose level is a norm (``norm``, ``layer_wise``,
+    ``coord_wise``, ``linear_rand_norm``, ``quadratic_rand_norm``), so that no clipped block moves z further than the level. If
+    the parameters of a clip set that have a gradient differ in alpha, the largest alpha counts. Types with a threshold from data
+    (quantiles, z-scores, ratios) clip at that threshold.
 
     Args:
         params: parameters or parameter groups, in float32 or float64, real or complex, with dense gradients.
-        lr: 1 / a, at least 0. The theory has it at most 1. A value written to ``param_groups`` is that of the next step.
+        lr: 1 / a, at least 0. In the theory lr is at most 1. A value written to ``param_groups`` applies from the next step.
         L: Lipschitz constant of the gradient, or its Hoelder constant for nu < 1, positive; see :func:`estimate_lipschitz`.
         nu: Hoelder exponent of the gradient, from 0 to 1. Default: 1, a smooth function.
         a_k_ratio_upper_bound: bound r of A_k / A_{k+1}, in (0, 1]: A_k is kept at or below alpha_{k+1} r / (1 - r), so that the
-            share of new iterates in y does not sink below 1 - r, unless lr is 0. Default: 1.0, no bound.
-        clipping_iter_start: the first iteration, counted from 1, that is clipped; norms are recorded before it. It stands in
+            share of new iterates in y is at least 1 - r, unless lr is 0. Default: 1.0, no bound.
+        clipping_iter_start: the first clipped iteration, counted from 1; norms are recorded before it. The number is in
             ``param_groups`` as ``first_clipped_iteration``. (The authors' experiments use a number of this name to choose the
             level.) Default: None, the first.
         clipping_type, clipping_level, clipping_action, clipping_cap, clipping_warmup, clipping_set: as in :class:`Clipped`.
         clipping_beta, clipping_window, norm_type, nonfinite, clipping_seed: as in :class:`Clipped`.
 
     Raises:
-        ValueError: an argument is not what it has to be; in :meth:`step`, a parameter that has another shape than before:
-            ``del optimizer.state[parameter]`` begins anew with it.
+        ValueError: an argument is invalid; in :meth:`step`, the shape of a parameter has changed
+            (``del optimizer.state[parameter]`` starts anew with the parameter).
         TypeError: in :meth:`step`, a parameter in half precision or a sparse gradient.
         RuntimeError: :meth:`step` between ``eval()`` and ``train()``.
 
@@ -185,7 +185,7 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
             closure: reevaluates the model and returns the loss.
 
         Returns:
-            What the closure returned, or None.
+            The result of the closure, or None.
         """
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError("step() was called after optimizer.eval(): call optimizer.train() before gradients are computed")
@@ -203,7 +203,7 @@ class ClippedSSTM(Clipped, _SimilarTriangles):
         return loss
 
     def _threshold_scale(self, clip_set: ClipSet) -> float:
-        """Return 1 / alpha of the next iteration where the level is a length; inf before the first iteration that is clipped."""
+        """Return 1 / alpha of the next iteration if the level is a norm; inf before the first clipped iteration."""
         done = [(group, self.state.get(p, {}).get("step", 0)) for group in clip_set.groups for p in _with_gradient(group)]
         if all(k + 1 < group["first_clipped_iteration"] for group, k in done):
             return math.inf
@@ -217,14 +217,14 @@ def _with_gradient(group: Group) -> list[Tensor]:
 
 def _step_size(group: Group, k: int) -> float:
     """Return alpha_{k+1}."""
-    nu, lr = group["nu"], max(group["lr"], 0.0)  # schedulers that end at 0 may end at -1e-18
+    nu, lr = group["nu"], max(group["lr"], 0.0)  # schedulers that end at 0 may return -1e-18
     return float(lr / (2 * group["L"]) * (k + 1) ** (2 * nu / (1 + nu)))
 
 
 def _weight_and_total(group: Group, k: int, total: float) -> tuple[float, float]:
     """Return alpha_{k+1} / A_{k+1} and A_{k+1}, from A_k."""
     alpha, ratio = _step_size(group, k), group["a_k_ratio_upper_bound"]
-    if ratio < 1 and alpha > 0:  # an lr of 0 leaves y where it is
+    if ratio < 1 and alpha > 0:  # an lr of 0 does not move y
         total = min(total, alpha * ratio / (1 - ratio))
     total += alpha
     return (alpha / total if total > 0 else 1.0), total

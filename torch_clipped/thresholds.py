@@ -1,8 +1,8 @@
 """Thresholds: the length of a block above which it is clipped.
 
-A threshold is frozen; its state is an argument. ``memory`` names the tensors of the state, kept in the parameter group by
-block; in a step they are numpy arrays on the host and tensors on an accelerator, to be written in place. Where the whole
-clip set is one block, its values have no dimension where others have (blocks,). Blocks that are not ``valid`` (zero or not
+A threshold is frozen; its state is an argument. ``memory`` returns the names of the state's tensors, which are kept in the
+parameter group by block. In a step they are numpy arrays on the host and tensors on an accelerator, to be written in place. If
+the whole clip set is one block, its values have no dimension instead of (blocks,). Blocks that are not ``valid`` (zero or not
 finite) must not change the state.
 """
 
@@ -24,7 +24,7 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 
 
 def history_shapes(window: int, blocks: int) -> dict[str, Shape]:
-    """Return the state of a history of lengths in a parameter group, for ``Threshold.memory``; it starts with zeros."""
+    """Return the shapes of a history of lengths in a parameter group, for ``Threshold.memory``; a history starts with zeros."""
     return {"lengths": ((window, blocks), torch.float64), "count": ((blocks,), torch.int64)}
 
 
@@ -35,9 +35,9 @@ class Blocks(NamedTuple):
         lengths: of each block, (blocks,).
         valid: whether the length is positive and finite, (blocks,).
         norm: of the whole clip set.
-        step: how many steps of the optimizer came before.
-        weight_lengths: call it for the lengths of the weights of the same blocks, (blocks,).
-        arrays: the arithmetic for all of these: numpy's on the host, torch's on an accelerator.
+        step: number of earlier steps of the optimizer.
+        weight_lengths: function that returns the lengths of the weights of the same blocks, (blocks,).
+        arrays: the arithmetic for these values: numpy's on the host, torch's on an accelerator.
     """
 
     lengths: Numbers
@@ -59,7 +59,7 @@ class Threshold:
     """Threshold of each block: the largest length that is not clipped.
 
     Args:
-        default_level (float): the ``clipping_level`` of an optimizer or a parameter group that names none.
+        default_level (float): the default ``clipping_level`` of an optimizer or a parameter group.
     """
 
     default_level: float
@@ -78,7 +78,7 @@ class Threshold:
         return {}
 
     def __call__(self, blocks: Blocks, level: float, memory: SimpleNamespace) -> Numbers:
-        """Return the thresholds (blocks,); inf where nothing is to be clipped."""
+        """Return the thresholds (blocks,); inf for blocks that are not clipped."""
         raise NotImplementedError
 
     def remember(self, blocks: Blocks, clipped_lengths: Numbers, memory: SimpleNamespace) -> None:
@@ -124,7 +124,7 @@ class Quantile(Threshold):
 class MeanStd(Threshold):
     """threshold = mean + level * std of the last ``window`` lengths of the block, the present one excluded.
 
-    std is that of a sample (n - 1). Before ``warm_up`` lengths, and at least two, are known nothing is clipped.
+    std is the sample standard deviation (n - 1). Nothing is clipped before ``warm_up`` lengths, and at least two, are recorded.
     """
 
     warm_up: int = 0
@@ -146,9 +146,9 @@ class MeanStd(Threshold):
 
 @dataclass(frozen=True)
 class RatioToWeights(Threshold):
-    """threshold = level * max(||w||, 1e-3), w the weights of the same block.
+    """threshold = level * max(||w||, 1e-3), where w are the weights of the same block.
 
-    The floor lets weights that start at zero train.
+    With the floor, weights that start at zero can train.
 
     References:
         Andrew Brock, Soham De, Samuel L. Smith, Karen Simonyan, High-Performance Large-Scale Image Recognition Without
@@ -163,8 +163,8 @@ class RatioToWeights(Threshold):
 class ZClip(Threshold):
     """threshold = mean + level**2 * std / z where z = (length - mean) / std > level, else none.
 
-    mean and std run with the clipped lengths x: mean <- 0.97 mean + 0.03 x, then variance <- 0.97 variance + 0.03 (x - mean)**2.
-    They start as mean and variance (over n) of the first 25 lengths, which are not clipped.
+    The clipped lengths x update mean <- 0.97 mean + 0.03 x, then variance <- 0.97 variance + 0.03 (x - mean)**2. Both start as
+    mean and variance (over n) of the first 25 lengths, which are not clipped.
 
     References:
         Abhay Kumar, Louis Owen, Nilabhra Roy Chowdhury, Fabian Guera, ZClip: Adaptive Spike Mitigation for LLM Pre-Training,
@@ -197,10 +197,10 @@ class ZClip(Threshold):
 
 @dataclass(frozen=True)
 class AdaGC(Threshold):
-    """threshold = level * average, the running average of the block's clipped lengths x: average <- 0.99 average + 0.01 x.
+    """threshold = level * average, with the running average of the block's clipped lengths x: average <- 0.99 average + 0.01 x.
 
-    In the first 100 steps the whole gradient of the clip set is clipped to norm 1, and the average is the smallest x seen. A
-    block whose first gradient comes later starts with that one as its average.
+    In the first 100 steps the whole gradient of the clip set is clipped to norm 1, and the average is the smallest x so far. The
+    average of a block whose first gradient comes later starts with that gradient.
 
     References:
         Guoxia Wang, Shuai Li, Congliang Chen, Jinle Zeng, Jiabin Yang, Dianhai Yu, Yanjun Ma, Li Shen, AdaGC: Enhancing LLM

@@ -27,8 +27,8 @@ __all__ = [
 
 ACTIONS = ("clip", "skip")
 NONFINITE_POLICIES = ("skip", "error", "zero", "propagate")
-ADDED = ("clipping_action", "clipping_cap", "clipping_warmup", "clipping_set")  # which state of version 0.1 does not have
-OF_THE_TYPE = ("clipping_level", "clipping_cap", "clipping_warmup")  # what means something else with another type
+ADDED = ("clipping_action", "clipping_cap", "clipping_warmup", "clipping_set")  # missing in state of version 0.1
+OF_THE_TYPE = ("clipping_level", "clipping_cap", "clipping_warmup")  # have another meaning with another type
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ class Arguments:
 
     @property
     def rule(self) -> Clipping | None:
-        """Return the rule of the clipping type with the warm-up of these arguments; None leaves gradients alone.
+        """Return the rule of the clipping type with the warm-up of these arguments; None if gradients are not clipped.
 
-        ``clipping_action="skip"`` lifts the norm to which a warm-up clips: no step is skipped for exceeding it.
+        With ``clipping_action="skip"`` the norm to which a warm-up clips is inf: no step is skipped for exceeding it.
         """
         rule = CLIPPING_TYPES[self.clipping_type]
         changes: StateDict = {} if self.clipping_warmup is None else {"warm_up": self.clipping_warmup}
         if rule is not None and self.clipping_action == "skip" and "warm_up_norm" in _fields(rule.threshold):
-            changes["warm_up_norm"] = math.inf  # what is clipped in every step of a warm-up is no spike
+            changes["warm_up_norm"] = math.inf  # a warm-up clips every step, also without a spike
         return replace(rule, threshold=replace(rule.threshold, **changes)) if rule is not None and changes else rule
 
     def as_dict(self) -> StateDict:
@@ -95,7 +95,7 @@ class Arguments:
         return asdict(self)
 
 
-ELSEWHERE = {  # what other libraries call a clipping type
+ELSEWHERE = {  # names of clipping types in other libraries
     **dict.fromkeys(("agc", "adaptive_clipping"), "adaptive"),
     **dict.fromkeys(("global", "global_norm", "clip_grad_norm", "clip_grad_norm_", "norm_clip"), "norm"),
     **dict.fromkeys(("clip_grad_value", "clip_grad_value_", "clip_value"), "value"),
@@ -106,10 +106,10 @@ MEMORY = "clipping_memory_"  # prefix of the keys under which a parameter group 
 
 
 def group_arguments(group: Entries, source: Entries, index: int, own: Container[str]) -> Arguments:
-    """Return the validated arguments of parameter group ``index``; those that it does not name are taken from ``source``.
+    """Return the validated arguments of parameter group ``index``; missing ones are taken from ``source``.
 
     A group that names its type takes that type's default level, no cap and that type's own warm-up unless it names them too.
-    The keys ``own`` are the optimizer's, even if they look like clipping arguments.
+    The keys ``own`` are arguments of the optimizer, even if they look like clipping arguments.
     """
     for key in group:
         if key not in ARGUMENT_NAMES and key not in own and _is_meant_for_clipping(key):
@@ -124,7 +124,7 @@ def group_arguments(group: Entries, source: Entries, index: int, own: Container[
 
 @lru_cache(maxsize=256)
 def _is_meant_for_clipping(key: str) -> bool:
-    """Return whether an unknown key of a parameter group is probably a clipping argument that is misspelt."""
+    """Return whether an unknown key of a parameter group is probably a misspelt clipping argument."""
     plain = key.lower()
     near = difflib.get_close_matches(plain, ["norm_type", "nonfinite"], cutoff=0.85)
     return (plain.startswith("clip") and not key.startswith(MEMORY)) or key in RENAMED or bool(near)

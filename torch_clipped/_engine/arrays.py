@@ -1,7 +1,7 @@
-"""Arithmetic for the few numbers of a step: numpy's on the host, torch's on an accelerator, where the host must not look.
+"""Arithmetic for the few numbers of a step: numpy's on the host, torch's on an accelerator, whose values the host must not read.
 
-A clip set has one :class:`Arrays` for all its numbers. On the host these are arrays of numpy, or its scalars where the clip set
-is one block; on an accelerator they are tensors, and no operation here makes the host wait for them.
+A clip set has one :class:`Arrays` for all its numbers. On the host the numbers are numpy arrays, or numpy scalars if the clip set
+is one block. On an accelerator they are tensors, and no operation here synchronizes with the host.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class Numbers(Protocol):
 
 Moments = tuple[Numbers, Numbers, Numbers]
 
-Factor = float | Numbers  # numbers: a tensor on an accelerator, at which the host does not look
+Factor = float | Numbers  # Numbers: a tensor on an accelerator, whose value the host does not read
 Truth = bool | Numbers
-numpy: Any = np  # whose types know nothing of Numbers
+numpy: Any = np  # typed as Any: numpy's types do not know Numbers
 
 
 class Arrays:
-    """Numpy's arithmetic, on the host. That of scalars goes without arrays, which would take ten times as long."""
+    """Numpy's arithmetic, on the host. Scalars are not converted to arrays, which would take ten times as long."""
 
     is_host = True
 
@@ -127,11 +127,11 @@ class Arrays:
         values[...] = values + share * (target - values)
 
     def false(self, like: Numbers) -> Numbers:
-        """Return False, where ``like`` is."""
+        """Return False, on the device of ``like``."""
         return numpy.False_
 
     def concatenate(self, parts: Sequence[Numbers]) -> Numbers:
-        """Return the values of all parts in a row."""
+        """Return the values of all parts, concatenated."""
         return numpy.concatenate(parts)
 
     def stack(self, values: Sequence[Numbers]) -> Numbers:
@@ -143,11 +143,11 @@ class Arrays:
         return condition if condition.ndim == 0 else numpy.logical_or.reduce(condition)
 
     def norm(self, norms: Numbers, norm_type: float) -> Numbers:
-        """Return the p-norm of a vector whose parts have these p-norms; 0 of no parts."""
+        """Return the p-norm of a vector whose parts have these p-norms; 0 without parts."""
         if len(norms) == 1:
             return norms[0]
         if norm_type == 2:
-            norm = numpy.sqrt(numpy.add.reduce(norms * norms))  # not @, whose threads take milliseconds to wake up
+            norm = numpy.sqrt(numpy.add.reduce(norms * norms))  # not @: its threads take milliseconds to wake up
             if 1e-150 < norm < 1e150:  # no square overflowed or vanished
                 return norm
         largest = numpy.max(norms, initial=0.0)
@@ -190,7 +190,7 @@ class Arrays:
         return numpy.array(quantiles) if history.count.ndim else numpy.float64(quantiles[0])
 
     def mean_and_std(self, history: SimpleNamespace) -> Moments:
-        """Return how many values of each block are recorded, their mean and their sample standard deviation."""
+        """Return the count, the mean and the sample standard deviation of each block's recorded values."""
         window, known = len(history.lengths), numpy.minimum(history.count, len(history.lengths))
         if known.min() == known.max():
             values = history.lengths[: int(known.max())]
@@ -204,10 +204,10 @@ class Arrays:
 
 
 class AcceleratorArrays(Arrays):
-    """Torch's arithmetic, for numbers at which the host cannot look without waiting.
+    """Torch's arithmetic, for numbers that the host cannot read without waiting.
 
-    Each operation costs the host some microseconds, so that few of them are what counts. Numbers that stay the same are kept as
-    tensors: to make one would be another operation.
+    Each operation costs the host some microseconds, so there should be few. Constants are kept as tensors, because making a
+    tensor is another operation.
     """
 
     is_host = False
@@ -241,7 +241,7 @@ class AcceleratorArrays(Arrays):
         return cast(Numbers, self._number(number, shape).expand_as(shape))
 
     def isfinite(self, values: Numbers) -> Numbers:
-        return values < math.inf  # of what is not negative; one kernel where torch.isfinite has four
+        return values < math.inf  # values are not negative; one kernel, torch.isfinite takes four
 
     def are_finite(self, values: Numbers) -> tuple[Numbers, Numbers]:
         finite = self.isfinite(values)
@@ -284,7 +284,7 @@ class AcceleratorArrays(Arrays):
         parts = cast(Tensor, norms)
         if len(parts) == 0:
             return cast(Numbers, parts.sum())
-        # squares of float32 fit float64; greater powers may leave its range, which only the host notices and mends
+        # float64 holds the squares of float32; higher powers may leave its range, which is corrected on the host only
         return cast(Numbers, parts[0] if len(parts) == 1 else torch.linalg.vector_norm(parts, norm_type))
 
     def median(self, values: Numbers, chosen: Numbers) -> Numbers:
@@ -293,7 +293,7 @@ class AcceleratorArrays(Arrays):
         if len(values) < 2:
             return values[0] if len(values) else values.sum() * math.nan
         kept = torch.where(cast(Tensor, chosen), cast(Tensor, values), math.nan)
-        middle = [kept.nanquantile(0.5, interpolation=side) for side in ("lower", "higher")]  # "linear" makes NaN of two infs
+        middle = [kept.nanquantile(0.5, interpolation=side) for side in ("lower", "higher")]  # "linear" returns NaN for two infs
         return cast(Numbers, (middle[0] + middle[1]) / 2)
 
     def push(self, history: SimpleNamespace, values: Numbers, valid: Numbers) -> None:
@@ -323,24 +323,24 @@ HOST = Arrays()
 
 
 def arrays_of(values: object) -> Arrays:
-    """Return the arithmetic for these numbers."""
+    """Return the object that computes with these numbers."""
     return AcceleratorArrays() if isinstance(values, Tensor) else HOST
 
 
 def either(one: Truth, other: Truth) -> Truth:
-    """Return whether one or the other holds; a False is not asked on an accelerator."""
+    """Return whether one or the other holds; a False on the host needs no operation on an accelerator."""
     if isinstance(one, bool):
         return one or other
     return one if other is False else one | other
 
 
 def as_tensor(values: object) -> Tensor:
-    """Return numbers as a tensor where they are. (``torch.as_tensor`` would put arrays on torch's default device.)"""
+    """Return numbers as a tensor on their own device. (``torch.as_tensor`` would put arrays on torch's default device.)"""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """Return the type of norms on a device: float64 wherever the device knows it."""
+    """Return the dtype of norms on a device: float64 if the device supports it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

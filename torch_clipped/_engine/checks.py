@@ -1,4 +1,4 @@
-"""Refusals of optimizers whose gradient would be clipped at the wrong time, in the wrong place or not at all."""
+"""Checks that refuse optimizers whose gradient would be clipped at the wrong time, in the wrong place or not at all."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def refuse_class(cls: type[Optimizer]) -> None:
     """Refuse an optimizer class that cannot clip.
 
     Raises:
-        TypeError: it moves the weights by a gradient that it takes itself, or its constructor has an argument with the name
-            of a clipping argument.
+        TypeError: the class computes gradients itself and moves the weights by them, or its constructor has an argument with
+            the name of a clipping argument.
     """
     name = cls.__name__
     if (hasattr(cls, "first_step") and hasattr(cls, "second_step")) or hasattr(cls, "set_closure"):
@@ -46,7 +46,7 @@ def refuse_class(cls: type[Optimizer]) -> None:
 
 
 def refuse_order(cls: type[Optimizer], mixin: type[Optimizer]) -> None:
-    """Raise TypeError if an optimizer class stands before the mixin, so that its step would pass the mixin by."""
+    """Raise TypeError if an optimizer class precedes the mixin in the bases, so that its step would bypass the mixin."""
     first = next(c for c in cls.__mro__ if issubclass(c, Optimizer) and (c is mixin or not issubclass(c, mixin)))
     if first is not mixin:
         name = mixin.__name__
@@ -54,10 +54,10 @@ def refuse_order(cls: type[Optimizer], mixin: type[Optimizer]) -> None:
 
 
 def refuse_own_arguments(cls: type[Optimizer], names: Iterable[str]) -> None:
-    """Refuse an optimizer class whose own arguments have these names, if one is that of a clipping argument.
+    """Refuse an optimizer class whose own arguments have these names, if one is the name of a clipping argument.
 
     Raises:
-        TypeError: one of them is.
+        TypeError: a name is that of a clipping argument.
     """
     for name in names:
         if name in ARGUMENT_NAMES:
@@ -69,12 +69,12 @@ def refuse_own_arguments(cls: type[Optimizer], names: Iterable[str]) -> None:
 
 
 def refuse_wrapper(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that ``Optimizer.__init__`` has not made.
+    """Refuse an optimizer that was not initialized by ``Optimizer.__init__``.
 
     Raises:
-        TypeError: it lacks what is made there.
+        TypeError: the optimizer lacks attributes that ``Optimizer.__init__`` sets.
     """
-    # a wrapper may hand on what the optimizer inside has, as Accelerate's does
+    # a wrapper may forward attributes of the optimizer inside, as Accelerate's does
     if not {"defaults", "_optimizer_step_pre_hooks"} <= vars(optimizer).keys():
         raise TypeError(
             f"optimizer must be one that torch.optim.Optimizer.__init__ has made, got {type(optimizer).__name__}; clip an "
@@ -83,10 +83,10 @@ def refuse_wrapper(optimizer: Optimizer) -> None:
 
 
 def refuse_optimizer_inside(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose parameter groups are those of another one, which it was given or has made.
+    """Refuse an optimizer whose parameter groups belong to an optimizer inside it.
 
     Raises:
-        TypeError: there is such an optimizer.
+        TypeError: there is an optimizer inside.
     """
     groups, name = {id(group) for group in optimizer.param_groups}, type(optimizer).__name__
     for attribute, inside in vars(optimizer).items():
@@ -97,17 +97,17 @@ def refuse_optimizer_inside(optimizer: Optimizer) -> None:
             )
 
 
-_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # not imported here: it takes a second
+_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # not imported here: the import takes a second
 _DEEPSPEED = tuple(f"deepspeed.runtime.{name}" for name in ("zero.stage", "bf16_optimizer", "superoffload", "zenflow"))
 _OTHER_WAY = 'Set "gradient_clipping" in the DeepSpeed config instead, which clips by the norm of the whole gradient'
 
 
 def refuse_pieces(groups: Sequence[Group]) -> None:
-    """Refuse parameter groups that are clipped, if their parameters are but this rank's share of what is trained.
+    """Refuse clipped parameter groups whose parameters are only this rank's share of the trained parameters.
 
     Raises:
-        ValueError: the optimizer is made by a ZeroRedundancyOptimizer or driven by DeepSpeed's ZeRO, or there are parameters of
-            the older FullyShardedDataParallel or of ZeRO's stage 3.
+        ValueError: the optimizer is inside a ZeroRedundancyOptimizer or DeepSpeed's ZeRO, or there are parameters of the older
+            FullyShardedDataParallel or of ZeRO's stage 3.
     """
     clipped = [group for group in groups if group["clipping_type"] != "none"]
     if clipped and _within_zero():
@@ -139,7 +139,7 @@ def refuse_overlap(optimizer: Optimizer) -> None:
     """Refuse a ZeroRedundancyOptimizer that updates parameters during backward.
 
     Raises:
-        ValueError: it was made with ``overlap_with_ddp=True``.
+        ValueError: the optimizer was made with ``overlap_with_ddp=True``.
     """
     if getattr(optimizer, "_overlap_with_ddp", False):
         raise ValueError(
@@ -149,7 +149,7 @@ def refuse_overlap(optimizer: Optimizer) -> None:
 
 
 def _within_zero() -> bool:
-    """Return whether a ZeroRedundancyOptimizer is making the optimizer of its own share."""
+    """Return whether a ZeroRedundancyOptimizer is making the optimizer for its own share."""
     if _ZERO not in sys.modules:
         return False
     makes_its_share = sys.modules[_ZERO].ZeroRedundancyOptimizer._init_local_optimizer.__code__
@@ -157,7 +157,7 @@ def _within_zero() -> bool:
 
 
 def _within_deepspeed() -> bool:
-    """Return whether a ZeRO optimizer of DeepSpeed, which has put its rank's share into the groups, is taking the step."""
+    """Return whether a ZeRO optimizer of DeepSpeed is taking the step; the groups then hold this rank's share only."""
     return "deepspeed" in sys.modules and any(str(frame.f_globals.get("__name__")).startswith(_DEEPSPEED) for frame in _callers())
 
 

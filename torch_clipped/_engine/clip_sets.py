@@ -1,4 +1,4 @@
-"""Clip sets: the parameter groups with equal clipping arguments, which are measured and clipped together."""
+"""Clip sets: parameter groups with equal clipping arguments that are measured and clipped together."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Source = tuple[object, ...]
 
 
 class Gradients(NamedTuple):
-    """Gradients of a clip set in one step, in the order of its parameters; of sharded ones only the rank's own part."""
+    """Gradients of a clip set in one step, in the order of its parameters; for sharded ones only the rank's own part."""
 
     tensors: Sequence[Tensor | None]
-    are_plain: bool  # all are there, contiguous and of torch's own class
+    are_plain: bool  # all exist, are contiguous and of torch's own class
 
 
 class Decided(NamedTuple):
@@ -51,7 +51,7 @@ class Decided(NamedTuple):
 
 
 class StatePart(NamedTuple):
-    """Blocks of a clip set whose state stands in one parameter group."""
+    """Blocks of a clip set whose state is kept in one parameter group."""
 
     blocks: slice
     memory: SimpleNamespace
@@ -79,11 +79,11 @@ class ClipSet:
         self.device, self.arrays, self.measure = device, arrays, rule.measured
         self.params = parameters(groups)
         self.remembers = type(rule.threshold).remember is not Threshold.remember
-        self.has_limits = arguments.clipping_action == "skip" or arguments.clipping_cap is not None  # beside the type's
-        self.threshold_scale = 1.0  # by which thresholds are multiplied; inf: nothing is clipped
+        self.has_limits = arguments.clipping_action == "skip" or arguments.clipping_cap is not None  # beyond the type's own
+        self.threshold_scale = 1.0  # factor of all thresholds; inf: nothing is clipped
         memories = [part.memory for clip_set in former for part in clip_set.parts] if arrays.is_host else []
         self.parts: list[StatePart] = []
-        counts: list[int] = []  # how many norms are measured in each parameter
+        counts: list[int] = []  # number of norms measured in each parameter
         for members in parts_of(rule, groups):
             start = sum(counts)
             counts += block_counts(rule, parameters(members))
@@ -92,7 +92,7 @@ class ClipSet:
         self.counts = tuple(counts)
         self.norm_type = arguments.norm_type if self.measure.norm_type is None else self.measure.norm_type
         self.record = SetStatistics(groups[0], state, "set_", arrays, self.measure, self.norm_type)
-        self.level = cast(float, level)  # a tensor on an accelerator, which goes on being the same one when the level changes
+        self.level = cast(float, level)  # a tensor on an accelerator; it stays the same object when the level changes
         self._draws: DrawTable | None = None
         self.shards = None if ranks is None else self._find_shards(ranks, former)
         self._own_counts = self.shards.counts if self.shards else self.counts
@@ -105,11 +105,11 @@ class ClipSet:
 
     @property
     def is_dry_run(self) -> bool:
-        """Return whether there are gradients without numbers, on the meta device or in FakeTensorMode, that cannot be clipped."""
+        """Return whether gradients have no values to clip, as on the meta device or in FakeTensorMode."""
         return any(p.grad is not None for p in self.without_numbers)
 
     def has_grown(self) -> bool:
-        """Return whether parameters have other shapes than before."""
+        """Return whether the shapes of parameters have changed."""
         return [p.shape for p in self.params] != self._shapes
 
     def _find_shards(self, ranks: Sequence[ProcessGroup], former: Sequence[ClipSet]) -> Shards:
@@ -120,7 +120,7 @@ class ClipSet:
     def _find_divisors(self) -> Numbers | None:
         if self.measure.divisor is None:
             return None
-        divisors = [float(self.measure.divisor(p)) if p.numel() else 1.0 for p in self.params]  # of nothing it may be 0
+        divisors = [float(self.measure.divisor(p)) if p.numel() else 1.0 for p in self.params]  # without entries it may be 0
         values = torch.from_numpy(np.repeat(divisors, self.counts))
         return cast(Numbers, values.numpy() if self.arrays.is_host else values.to(self.device))
 
@@ -148,7 +148,7 @@ class ClipSet:
         return Gradients([None if grad is None else local(grad) for grad in grads] if self.shards else grads, are_plain=False)
 
     def _separate(self, grads: list[Tensor | None]) -> None:
-        """Give each parameter a gradient of its own, where ``torch.autograd.grad`` gave one tensor to several."""
+        """Give each parameter its own gradient if ``torch.autograd.grad`` returned one tensor for several."""
         seen: set[int] = set()
         for i, grad in enumerate(grads):
             if grad is not None and id(grad) in seen:
@@ -156,7 +156,7 @@ class ClipSet:
             seen.add(id(grad))
 
     def norms(self, grads: Gradients) -> Numbers:
-        """Return the norm of each block, or of each tensor where all are one block."""
+        """Return the norm of each block, or of each tensor if all tensors are one block."""
         if self.arrays.is_host:
             measured = plain_norms if grads.are_plain else host_norms
             norms = cast(Numbers, measured(cast(list[Tensor], grads.tensors), self._own_counts, self.norm_type))
@@ -167,7 +167,7 @@ class ClipSet:
         return norms if self._divisors is None else norms / self._divisors
 
     def lengths(self, grads: Gradients) -> Numbers:
-        """Return the length of each block (blocks,), without a dimension where all is one block."""
+        """Return the length of each block (blocks,), or a scalar if all tensors are one block."""
         if not self.measure.is_one_block:
             return self.norms(grads)
         if self.shards or not self.arrays.is_host:
@@ -178,16 +178,16 @@ class ClipSet:
         return norms[0] if len(norms) == 1 else self.arrays.norm(norms, self.norm_type)
 
     def norm(self, lengths: Numbers) -> Numbers:
-        """Return the norm of the whole set, from the lengths of its blocks; NaN where it would cost another pass."""
+        """Return the norm of the whole set, from the lengths of its blocks; NaN if it would cost another pass."""
         if not self.measure.gives_norm:
             return lengths.sum() * math.nan
         return lengths if lengths.ndim == 0 else self.arrays.norm(lengths, self.norm_type)
 
     def blocks(self, lengths: Numbers, is_finite: Numbers, step: Numbers, kept: Truth) -> Blocks:
-        """Return what thresholds may look at; ``kept`` says whether the step is taken."""
+        """Return the input of thresholds; ``kept`` is true if the step is taken."""
         norm, usable = lengths if self.measure.is_one_block else self.norm(lengths), cast(Truth, is_finite)
         if kept is not True:
-            usable = kept if self.arguments.nonfinite == "skip" else is_finite & kept  # the former: all are finite
+            usable = kept if self.arguments.nonfinite == "skip" else is_finite & kept  # "skip": all are finite in a kept step
         return Blocks(lengths, (lengths > 0) & usable, norm, step, self._weight_lengths, self.arrays)
 
     def thresholds(self, blocks: Blocks) -> Numbers:
@@ -213,7 +213,7 @@ class ClipSet:
         return cast(Numbers, self._draws.draw(cast(Tensor, step)))
 
     def limited(self, decided: Decided) -> Decided:
-        """Return what ``clipping_action`` and ``clipping_cap`` make of what the type has decided."""
+        """Return the type's decision after ``clipping_action`` and ``clipping_cap`` are applied."""
         blocks, thresholds, coefficients, _, _ = decided
         arrays, cap, is_skipping = self.arrays, self.arguments.clipping_cap, self.arguments.clipping_action == "skip"
         is_spike: Truth = False
@@ -222,17 +222,17 @@ class ClipSet:
         limits = thresholds
         if self.measure.clamps_entries and is_skipping:
             limits = arrays.full_like(thresholds, math.inf if cap is None else cap)
-        elif self.measure.clamps_entries and cap is not None:  # what is not clipped is short enough, or left to chance
+        elif self.measure.clamps_entries and cap is not None:  # other entries are short enough, or not clipped by chance
             limits = arrays.where((coefficients < 1) | ~blocks.valid, limits, cap)
         if is_skipping:
             is_long = coefficients < 1
             if self.measure.clamps_entries and self.arguments.nonfinite == "propagate":
-                is_long = is_long | ~arrays.isfinite(blocks.lengths)  # an entry that is inf is longer than any threshold
+                is_long = is_long | ~arrays.isfinite(blocks.lengths)  # an entry of inf exceeds any threshold
             spikes = arrays.any(is_long)
             is_spike = bool(spikes) if arrays.is_host else spikes
         if cap is not None:
             alpha = arrays.full_like(thresholds, cap) / blocks.lengths
-            if self.arguments.nonfinite != "skip":  # a block that is not finite is left alone
+            if self.arguments.nonfinite != "skip":  # a block that is not finite is not changed
                 alpha = arrays.where(blocks.valid, alpha, 1.0)
             capped = arrays.as_coefficients(alpha)
             coefficients = capped if is_skipping else arrays.minimum(coefficients, capped)
@@ -241,7 +241,7 @@ class ClipSet:
         return Decided(blocks, thresholds, coefficients, limits, is_spike)
 
     def scale_(self, grads: Gradients, coefficients: Numbers, limits: Numbers, grad_scale: Factor) -> None:
-        """Make the blocks of the gradients as short as these values of each block say."""
+        """Make the blocks of the gradients shorter, by the coefficient and the limit of each block."""
         if self.measure.clamps_entries and not (self.arrays.is_host and grad_scale == 1):
             limits = limits * grad_scale
         if self.shards and not self.measure.is_one_block:
@@ -249,7 +249,7 @@ class ClipSet:
         self.measure.scale_(grads.tensors, self._own_counts, coefficients, limits, self.arrays.is_host)
 
     def remember(self, blocks: Blocks, coefficients: Numbers) -> None:
-        """Let the threshold take notice of the step: of what its own type has decided."""
+        """Let the threshold update its state from the step, as decided by its own type."""
         clipped_lengths = blocks.lengths * coefficients
         for part in self.parts:
             whole = len(self.parts) == 1
@@ -257,17 +257,17 @@ class ClipSet:
             self.rule.threshold.remember(*own, part.memory)
 
     def values(self, decided: Decided, kept: Truth, skipped: Truth) -> StepValues:
-        """Return what is to be recorded of a step; ``skipped`` says whether because of this set."""
+        """Return the values of a step to record; ``skipped`` is true if this set is the reason for a skip."""
         arrays, (blocks, thresholds, coefficients, _, is_spike) = self.arrays, decided
         is_finite = self.arguments.nonfinite == "skip"
         recorded = blocks.valid if is_finite else (blocks.lengths > 0) | (blocks.lengths != blocks.lengths)
-        if is_spike is not False:  # nothing of the gradient is used
+        if is_spike is not False:  # the gradient is not used
             coefficients = arrays.where(cast(Numbers, is_spike), 0.0, coefficients)
         clipped = coefficients < 1
         if not self.measure.is_one_block:
             recorded, clipped = arrays.any(recorded), arrays.any(clipped)
         recorded = recorded if is_finite or kept is True else recorded & kept
-        shrinkage = math.nan  # where the level is not in the unit of the gradient
+        shrinkage = math.nan  # if the level is not in the unit of the gradient
         if arrays.is_host and recorded and is_spike is False and isinstance(self.rule.threshold, Constant):
             several = self._shrinkage(blocks, coefficients) if clipped and not self.measure.is_one_block else 1.0
             shrinkage = float(coefficients) if self.measure.is_one_block else several
@@ -275,7 +275,7 @@ class ClipSet:
         return StepValues(*seen, is_finite, recorded, clipped, skipped, shrinkage)
 
     def _shrinkage(self, blocks: Blocks, coefficients: Numbers) -> float:
-        """Return by how much the gradient was multiplied, on the host."""
+        """Return the factor by which the gradient was multiplied, on the host."""
         if self.measure.gives_norm:
             return float(self.norm(blocks.lengths * coefficients) / blocks.norm)
         return float(self.arrays.median(coefficients, blocks.lengths > 0))
@@ -287,17 +287,17 @@ class ClipSet:
 
 
 def parameters(groups: Iterable[Group]) -> list[Tensor]:
-    """Return the parameters of some groups."""
+    """Return the parameters of all groups."""
     return [p for group in groups for p in group["params"]]
 
 
 def parts_of(rule: Clipping, groups: Sequence[Group]) -> list[Sequence[Group]]:
-    """Return the groups of a clip set that keep one state between them, in the first: all, or each its own."""
+    """Return the groups of a clip set that share one state, which is in the first: all groups, or each alone."""
     return [groups] if rule.measured.is_one_block else [[group] for group in groups]
 
 
 def source_of(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> Source:
-    """Return what norms are taken of, how, and what is kept of them: only norms that agree in it make one history."""
+    """Return a description of the norms: of which blocks, measured how, kept how. A history has norms of one source only."""
     measure, members = rule.measured, parameters(part)
     ids = [id(p) for p in members]
     blocks = frozenset(ids) if measure.is_one_block and len(ids) > 1 else tuple(ids)
@@ -307,9 +307,9 @@ def source_of(arguments: Arguments, rule: Clipping, part: Sequence[Group]) -> So
 
 
 def _threshold_memory(group: Group, rule: Clipping, state: StateArrays, memories: Sequence[SimpleNamespace]) -> SimpleNamespace:
-    """Return the state of a threshold in this group: if its arrays are the same, the same object, with what was derived.
+    """Return the state of a threshold in this group; reuse the object, with its derived values, if its arrays are the same.
 
-    Where the clip set is one block, its dimension is left out.
+    If the clip set is one block, the arrays have no dimension for blocks.
     """
     own = {name: state.of(group, name) for name in rule.threshold.memory(1, 2)}
     is_one_block = rule.measured.is_one_block
@@ -322,5 +322,5 @@ def _threshold_memory(group: Group, rule: Clipping, state: StateArrays, memories
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Return whether entries surely share memory, so that torch refuses to change them in place."""
+    """Return whether entries certainly share memory, so that torch refuses to change them in place."""
     return bool(torch._debug_has_internal_overlap(tensor) == 1)

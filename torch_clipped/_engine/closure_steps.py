@@ -22,7 +22,7 @@ __all__ = ["evaluates_closure_first", "requires_closure", "step_with_clipping_cl
 
 @lru_cache
 def requires_closure(step: StepFunction) -> bool:
-    """Return whether a step function cannot do without a closure."""
+    """Return whether a step function requires a closure."""
     closure = inspect.signature(step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
 
@@ -46,7 +46,7 @@ def with_arguments(step: StepFunction, closure: object, args: tuple[object, ...]
 
 @lru_cache
 def evaluates_closure_first(step: StepFunction) -> bool:
-    """Return whether a step function is one of torch's that evaluate an optional closure once, before anything else."""
+    """Return whether a step function is torch's own and evaluates an optional closure once, before anything else."""
     return step.__module__.startswith("torch.") and not requires_closure(step)
 
 
@@ -62,16 +62,15 @@ def step_with_clipping_closure(
     args: tuple[object, ...] = (),
     kwargs: Entries = MappingProxyType({}),
 ) -> object:
-    """Step with a closure, and call ``clip`` after its first evaluation and after each later one that makes gradients.
+    """Step with a closure; call ``clip`` after its first evaluation and after each later one that computes gradients.
 
-    If ``clip`` says that the step is to be left out, the weights and the state become what they were before it, and what the
-    closure returned is handed on.
+    If ``clip`` returns that the step is to be skipped, weights and state are restored, and the result of the closure is returned.
 
     Raises:
-        RuntimeError: the step has used gradients that were not clipped; weights and state are what they were before it.
+        RuntimeError: the step has used gradients that were not clipped; weights and state are restored.
     """
     attributes = vars(optimizer)
-    # copies cost memory: none are made for an optimizer whose first step evaluated its closure once, before any change
+    # copies cost memory; an optimizer whose first step evaluated its closure once, before any change, needs none
     known = attributes.get("_closure_comes_first")
     before = None if known else _Before(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -114,7 +113,7 @@ def step_with_clipping_closure(
 
 
 def _gradients(params: Sequence[Tensor]) -> list[tuple[int, _Kept, int] | None]:
-    """Return marks that differ if a gradient is replaced or changed; keep the tensors, so that no new one gets their address."""
+    """Return marks that differ if a gradient is replaced or changed; they keep the tensors, so that no address is reused."""
     return [None if p.grad is None else (id(p.grad), _Kept(p.grad), p.grad._version) for p in params]
 
 
@@ -152,7 +151,7 @@ class _Before:
 
     @torch.no_grad()
     def is_unchanged(self) -> bool:
-        """Return whether weights, state and numbers are as copied; False where tensors have no values to compare."""
+        """Return whether weights, state and numbers equal the copy; False if tensors have no values to compare."""
         try:
             return (
                 all(_same(p, weight) for p, weight in zip(self.params, self.weights, strict=True))
@@ -180,7 +179,7 @@ def _numbers(group: Group) -> Group:
 
 
 def _copied(value: object) -> object:
-    """Copy what a step may change in place: tensors, dicts and lists, but not the tensors in lists."""
+    """Copy values that a step may change in place: tensors, dicts and lists, but not the tensors in lists."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):

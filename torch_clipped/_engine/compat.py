@@ -1,4 +1,4 @@
-"""Functions with workarounds for older releases of torch; comments say how those releases differ."""
+"""Functions with workarounds for older releases of torch; comments name the differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def current_accelerator() -> torch.device | None:
 
 @contextmanager
 def fork_random_state() -> Iterator[None]:
-    """Put torch's random states back afterwards, those of the accelerators too."""
+    """Put torch's random states back on exit, also those of accelerators."""
     accelerator = current_accelerator()
     kind = "cuda" if accelerator is None else accelerator.type
     count = 0 if accelerator is None else getattr(torch, kind).device_count()
@@ -32,7 +32,7 @@ def fork_random_state() -> Iterator[None]:
 def clear_state(optimizer: Optimizer) -> None:
     """Clear the state of an optimizer in place, as it was before the first step."""
     optimizer.state.clear()
-    if isinstance(optimizer, Adagrad):  # older releases make its state in the constructor, and nowhere else
+    if isinstance(optimizer, Adagrad):  # older releases make its state in the constructor only
         groups = [dict(group) for group in optimizer.param_groups]
         initial = optimizer.defaults["initial_accumulator_value"]
         optimizer.state.update(Adagrad(groups, initial_accumulator_value=initial).state)

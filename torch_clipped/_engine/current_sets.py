@@ -27,28 +27,28 @@ class CurrentSets:
     """Clip sets of the parameter groups, rebuilt only after an edit or a move.
 
     Args:
-        is_accelerated: whether the numbers of the clip sets are tensors, at which the host does not look. Default: None, true
-            if norms are combined on another device than the CPU.
+        is_accelerated: whether the numbers of the clip sets are tensors, which the host does not read. Default: None, true if
+            norms are combined on another device than the CPU.
     """
 
     def __init__(self, is_accelerated: bool | None = None) -> None:
         self._is_accelerated, self._accelerator = is_accelerated, AcceleratorArrays()
-        self._levels: dict[int, tuple[Group, Tensor]] = {}  # of each clip set's first group, on an accelerator
+        self._levels: dict[int, tuple[Group, Tensor]] = {}  # by the id of each clip set's first group, on an accelerator
         self._sets: list[ClipSet] = []
-        self._shaped: list[ClipSet] = []  # those whose blocks depend on shapes
+        self._shaped: list[ClipSet] = []  # sets whose blocks depend on shapes
         self._totals: TotalStatistics | None = None
         self._state = StateArrays()
         self._monitor = StepMonitor()
         self._shape: list[object] = []
         self._written: list[object] = []
-        self._arguments: list[Arguments] = []  # of the groups at the beginning of what was written
+        self._arguments: list[Arguments] = []  # of the groups, at the last rebuild
 
     def of(self, groups: Sequence[Group], own: Container[str] = ()) -> tuple[list[ClipSet], TotalStatistics]:
-        """Return the clip sets of these groups, in which the keys ``own`` are the optimizer's.
+        """Return the clip sets of these groups; the keys ``own`` are arguments of the optimizer.
 
         Raises:
-            ValueError: a group holds a value that is wrong.
-            TypeError: a group has a key that looks like a clipping argument and is none.
+            ValueError: a group holds an invalid value.
+            TypeError: a group has a key that looks like a clipping argument but is not one.
         """
         written, shape = _written(groups)
         is_as_it_was = shape == self._shape and all(map(is_, written, self._written)) and self._state.are_current()
@@ -64,7 +64,7 @@ class CurrentSets:
             level.fill_(group["clipping_level"])
 
     def put_back(self) -> None:
-        """Write the current state into the groups, also where torch has moved their tensors."""
+        """Write the current state into the groups, also if torch has moved their tensors."""
         for record in [self._totals, *(clip_set.record for clip_set in self._sets)]:
             if record is not None:
                 record.write_down()
@@ -91,7 +91,7 @@ class CurrentSets:
         for group, arguments, memory in zip(groups, found, memories, strict=True):
             group.update(arguments.as_dict())
             install(group, memory)
-        ranks = process_groups(parameters(groups))  # for all sets alike, to agree on a skip
+        ranks = process_groups(parameters(groups))  # the same for all sets, to agree on a skip
         is_accelerated = device.type != "cpu" if self._is_accelerated is None else self._is_accelerated
         arrays: Arrays = self._accelerator if is_accelerated else HOST
         state = StateArrays(arrays.is_host, self._state)
@@ -116,7 +116,7 @@ class CurrentSets:
             warn_of_kept_level(i, former, arguments)
 
     def _level(self, group: Group, arguments: Arguments, device: torch.device) -> Tensor:
-        """Return the level as a tensor: the same one when it changes, so that a captured CUDA graph sees it."""
+        """Return the level as a tensor; it stays the same object, so that a captured CUDA graph reads a changed level."""
         known, level = self._levels.get(id(group), (None, None))
         if known is not group or level is None or level.device != device:
             level = torch.zeros((), dtype=accumulation_dtype(device), device=device)
@@ -124,13 +124,13 @@ class CurrentSets:
         return level.fill_(cast(float, arguments.clipping_level))
 
     def _move_counts(self, groups: Sequence[Group]) -> None:
-        """Move the counts of a clip set whose groups stand in another order now."""
+        """Move the counts of a clip set whose groups have changed their order."""
         for former in self._sets:
             if {id(group) for group in former.groups} == {id(group) for group in groups}:
                 _move_state(former.groups[0], groups[0], ("set_steps", "set_last"))
 
     def _move_or_forget(self, rule: Clipping, arguments: Arguments, groups: Sequence[Group]) -> None:
-        """Move the state of a clip set from where it was, or drop it where its norms would be those of another gradient."""
+        """Move the state of a clip set to its present groups, or drop it if its norms are of another gradient."""
         known = [known_part for clip_set in self._sets for known_part in clip_set.parts]
         names = rule.threshold.memory(1, 2)
         for part in parts_of(rule, groups) if names else ():
@@ -152,12 +152,12 @@ def _move_state(former: Group, group: Group, names: Iterable[str]) -> None:
 
 
 def _home() -> Group:
-    """Return a place for the totals of an optimizer without parameter groups."""
+    """Return a group that holds the totals of an optimizer without parameter groups."""
     return dict(prepared_memory({"params": []}, Arguments("none"), torch.device("cpu")))
 
 
 def _written(groups: Sequence[Group]) -> tuple[list[object], list[object]]:
-    """Return what clip sets are made of: groups, clipping arguments and parameters; and the groups' sizes and devices."""
+    """Return the inputs of clip sets (groups, clipping arguments, parameters), and the groups' sizes and devices."""
     written: list[object] = [*groups]
     shape: list[object] = []
     for group in groups:

@@ -11,7 +11,7 @@ __all__ = ["DrawTable", "is_capturing"]
 
 
 class DrawTable:
-    """Draws of ``decisions.uniform`` for the next steps, made at once: one by one they would take some fifty operations each."""
+    """Draws of ``decisions.uniform`` for the next steps, made at once. Made one by one, each would take some fifty operations."""
 
     LENGTH = 1000  # steps
 
@@ -20,10 +20,10 @@ class DrawTable:
         self._first: Tensor | None = None
         self._draws: Tensor | None = None
         self._left = 0
-        self._was_captured = False  # a CUDA graph takes steps of which the host knows nothing
+        self._was_captured = False  # a CUDA graph takes steps that the host does not count
 
     def draw(self, step: Tensor) -> Tensor:
-        """Return the number that belongs to a step; the count of steps grows by at most one from call to call."""
+        """Return the number for a step; the count of steps grows by at most one from call to call."""
         self._was_captured = self._was_captured or (step.is_cuda and is_capturing())
         if self._was_captured:
             found: Tensor = uniform(self._seed, self._stream, step)
@@ -39,5 +39,5 @@ class DrawTable:
 
 
 def is_capturing() -> bool:
-    """Return whether a CUDA graph is being captured; builds without CUDA cannot be asked."""
+    """Return whether a CUDA graph is being captured; False for builds without CUDA, which cannot be queried."""
     return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]

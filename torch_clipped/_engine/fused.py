@@ -1,7 +1,7 @@
-"""Torch's fused kernels: chosen for one step where they are right, with the clipping coefficient folded in.
+"""Torch's fused kernels, chosen step by step where they give correct results, with the clipping coefficient applied inside.
 
-The parameter groups keep what the user wrote: the parent's step sees copies of them with ``fused`` switched on, so that
-checkpoints stay the same and a checkpoint of the plain optimizer does not switch it off.
+The parameter groups keep the user's value of ``fused``. The parent's step sees copies of the groups with ``fused`` switched on.
+Checkpoints stay the same, and a checkpoint of the plain optimizer does not switch fused kernels off.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _NOTHING: StateDict = {}
 
 
 _SCALING_STEPS = {undecorated(cls.step) for cls in (SGD, Adam, AdamW)}  # up to torch 2.6 AdamW had a step of its own
-_FUSED_STEPS = {*_SCALING_STEPS, undecorated(Adagrad.step)}  # all that torch has
+_FUSED_STEPS = {*_SCALING_STEPS, undecorated(Adagrad.step)}  # all fused steps of torch
 
-# The same without torch's own switch of the grad mode, which also breaks graphs for its compiler, at a fifth of a small step
+# The same without torch's own switch of the grad mode, which breaks graphs of its compiler and costs a fifth of a small step
 _WITHOUT_GRAD = {step: torch.no_grad()(vars(step)["__wrapped__"]) for step in _SCALING_STEPS}
 
 
 def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Factor, Truth]:
-    """Return what a gradient scaler hands to a fused optimizer: the factor in the gradients and whether it found an infinity."""
+    """Return the factor of a gradient scaler that is in the gradients, and whether the scaler found an inf."""
     grad_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     if clip_set.arrays.is_host:
         return 1.0 if grad_scale is None else float(grad_scale), found_inf is not None and bool(found_inf)
@@ -50,7 +50,7 @@ def scaler_factors(optimizer: Optimizer, clip_set: ClipSet) -> tuple[Factor, Tru
 
 
 class KnownState:
-    """Record of the optimizer state found to lie in memory as the parameters do; to check it in each step would be slow."""
+    """Record of optimizer state known to have the memory layout of the parameters; a check in each step would be slow."""
 
     def __init__(self) -> None:
         self._sets: Sequence[ClipSet] | None = None
@@ -62,7 +62,7 @@ class KnownState:
     def are_plain(self, optimizer: Optimizer, sets: Sequence[ClipSet], gradients: Sequence[Gradients]) -> bool:
         """Return whether parameters, gradients and state are contiguous, of one type and on devices with a fused kernel.
 
-        The tensors of the state are looked at when they are new, parameters and gradients in each step.
+        Tensors of the state are checked when they are new, parameters and gradients in each step.
         """
         if False in [grads.are_plain for grads in gradients]:
             return False
@@ -110,8 +110,8 @@ class KnownState:
 class FusedPlan:
     """Plan of one step: which groups take torch's fused kernel.
 
-    ``can_scale_in_kernel`` is true if all groups do, on one type of device, with a kernel that scales. Only then may the kernel
-    be told to scale or to skip, because this holds for the whole optimizer.
+    ``can_scale_in_kernel`` is true if all groups take it, on one type of device, with a kernel that scales. Only then may the
+    kernel scale or skip, because this applies to the whole optimizer.
     """
 
     def __init__(
@@ -125,8 +125,8 @@ class FusedPlan:
         self.optimizer, self.parent_step = optimizer, parent_step
         self.to_complete: list[_Members] = []
         groups = optimizer.param_groups
-        self.flags: list[bool | None] = [group.get("fused") for group in groups]  # as they are to be in this step
-        self.is_refusing = False  # fused kernels that the user asked for
+        self.flags: list[bool | None] = [group.get("fused") for group in groups]  # for this step
+        self.is_refusing = False  # the user's choice of a fused kernel
         self.is_unscaled = False
         can_scale = parent_step in _SCALING_STEPS
         clipped = {index for clip_set in sets for index in clip_set.indices}
@@ -147,20 +147,20 @@ class FusedPlan:
                 self.flags[index] = fused
                 self.is_refusing = self.is_refusing or not fused
             fused_groups += fused
-        # what a kernel on the CPU is told by an accelerator is read before it is there (pytorch issues 86264, 140296)
+        # a kernel on the CPU reads values of an accelerator before they have arrived (pytorch issues 86264, 140296)
         kinds = sets[0].device_types if len(sets) == 1 else set().union(*[clip_set.device_types for clip_set in sets])
         self.can_scale_in_kernel = can_scale and fused_groups == len(groups) and len(kinds) == 1
         if self.can_scale_in_kernel and not optimizer.defaults["differentiable"]:
             self.parent_step = _WITHOUT_GRAD[parent_step]
 
     def takes_over_unscaling(self, found_inf: Truth) -> bool:
-        """Return whether a gradient scaler has left its factor to fused kernels that are not used; other kernels ignore it."""
+        """Return whether a gradient scaler expects a fused kernel to unscale, but this step takes a kernel that does not."""
         handed = vars(self.optimizer)
         left = handed.get("grad_scale") is not None or handed.get("found_inf") is not None
-        return left and not bool(found_inf)  # waits for an accelerator only if a factor is left to take over
+        return left and not bool(found_inf)  # waits for an accelerator only if there is a factor to unscale
 
     def unscale_(self, grad_scale: Factor) -> float:
-        """Divide all gradients by the scaler's factor, if there is one; return the factor that is left in them, 1."""
+        """Divide all gradients by the scaler's factor, if there is one; return the remaining factor, 1."""
         self.is_unscaled = True
         if vars(self.optimizer).get("grad_scale") is not None:
             for p in (p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None):
@@ -168,7 +168,7 @@ class FusedPlan:
         return 1.0
 
     def step(self, grad_scale: Factor, coefficient: Numbers | None, skip: Truth) -> object:
-        """Take the parent's step by this plan, multiplying by ``coefficient`` and leaving out what ``skip`` says."""
+        """Take the parent's step by this plan; multiply gradients by ``coefficient``, and skip the update if ``skip`` is true."""
         for members in self.to_complete:
             members.fill_momentum_buffers(isinstance(skip, Tensor))
             members.mend_step_counts()
@@ -187,8 +187,8 @@ class FusedPlan:
             changed["found_inf"] = skip.float()
         if not changed:
             return self.parent_step(self.optimizer)
-        # The step is taken by another object with the same state: what is to hold for it alone need not be taken back, and
-        # an interruption leaves nothing behind in the optimizer.
+        # Another object with the same state takes the step: settings for this step need not be reset, and an interruption
+        # leaves no trace in the optimizer.
         stand_in = object.__new__(type(self.optimizer))
         vars(stand_in).update(vars(self.optimizer), **changed)
         returned = self.parent_step(stand_in)
@@ -207,28 +207,28 @@ class _Members:
             (p, key, value) for p in self.params for key, value in state.get(p, _NOTHING).items() if isinstance(value, Tensor)
         ]
         self.kept = [(p, value) for p, key, value in owned if key != "step"]
-        self.steps = [(p, value) for p, key, value in owned if key == "step"]  # counts, which need not lie as the parameter does
+        self.steps = [(p, value) for p, key, value in owned if key == "step"]  # counts need not have the parameter's layout
         self.devices = {p.device for p in self.params}
         self.are_on_host = {device.type for device in self.devices} <= {"cpu"}
 
     def can_be_fused(self) -> bool:
-        """Return whether torch's fused kernel takes this group's next step as its other implementations do."""
+        """Return whether torch's fused kernel gives the same next step for this group as its other implementations."""
         is_dampening = bool(self.group.get("dampening")) and self._lack_buffers()  # the kernel dampens a first gradient
         return not _is_unsupported(self.group) and not is_dampening and self._are_laid_out_alike()
 
     def _are_laid_out_alike(self) -> bool:
-        """Return whether parameter, gradient and state lie in memory alike and without holes, as the kernels assume."""
+        """Return whether parameter, gradient and state have the same dense memory layout, as the kernels assume."""
         if self._are_plain():
             return True
         kinds = {*map(is_sharded, self.params)}
         if len(kinds) > 1 or (kinds == {True} and "dampening" in self.group):
-            return False  # torch has no rule for DTensors beside others, and none for them in its fused SGD
+            return False  # torch cannot mix DTensors with other tensors, and its fused SGD takes none
         with torch.no_grad():
             alike = all(map(_are_alike, map(local, self.params), map(local, self.grads)))
             return alike and all(local(v).stride() == local(p).stride() and v.dtype is p.dtype for p, v in self.kept)
 
     def _are_plain(self) -> bool:
-        """Return whether all are contiguous, of one type and on devices with a fused kernel, as nearly always: a quick look."""
+        """Return whether all tensors are contiguous, of one type and on devices with a fused kernel: a quick check."""
         others = [*self.grads, *[v for _, v in self.kept]]
         tensors = self.params + others
         return (
@@ -243,10 +243,10 @@ class _Members:
         )
 
     def fill_momentum_buffers(self, may_skip: bool) -> None:
-        """Give late parameters of SGD a zero momentum buffer, which is what their first step starts from anyway.
+        """Give late parameters of SGD a zero momentum buffer, from which their first step starts anyway.
 
-        Without it torch's fused SGD raises TypeError where only some parameters have one, and leaves the buffers uninitialised
-        where the kernel is told to skip the very first step.
+        Without it torch's fused SGD raises TypeError if only some parameters have a buffer, and leaves buffers uninitialised if
+        the kernel skips the first step.
         """
         if self.group.get("momentum") and not self.group["dampening"] and (may_skip or self._lack_buffers()):
             for p in self.params:
@@ -260,7 +260,7 @@ class _Members:
         return missing > 0 and (missing < len(self.params) or not self.are_on_host)
 
     def mend_step_counts(self) -> None:
-        """Give the step counts of a checkpoint the type and the device that the kernel wants."""
+        """Give the step counts of a checkpoint the type and the device that the kernel requires."""
         for p, step in self.steps:
             if step.dtype is not torch.float32 or (not self.are_on_host and step.device != p.device):
                 self.state[p]["step"] = step.to(p.device, torch.float32)
@@ -271,7 +271,7 @@ def _is_unsupported(group: Group) -> bool:
         return True
     if group.get("capturable") and any(p.is_cpu for p in group["params"]):
         return True
-    # The kernel of SGD on the CPU leaves most entries of low-precision parameters as they are (pytorch issue 191763)
+    # The CPU kernel of SGD does not update most entries of low-precision parameters (pytorch issue 191763)
     return "dampening" in group and not _HALVES.isdisjoint([p.dtype for p in group["params"] if p.is_cpu])
 
 

@@ -1,4 +1,4 @@
-"""Warnings for clipping that is surely not what was meant."""
+"""Warnings about clipping that is almost certainly unintended."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["EITHER", "NOT_FINITE", "SPIKE", "ClippingWarning", "SkipReason", "St
 
 
 class ClippingWarning(RuntimeWarning):
-    """Clipping noticed something that its user should know; silence it like any warning category."""
+    """Warning category of this library; filter it like any other."""
 
 
 def warn(message: str) -> None:
-    """Warn at the line of the user's that led here: the last one outside of this library and torch."""
+    """Warn at the user's line of code: the last one outside of this library and torch."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "torch_clipped"):
         level, frame = level + 1, frame.f_back
@@ -33,7 +33,7 @@ def warn(message: str) -> None:
 
 
 def warn_of_kept_level(index: int, former: Arguments, now: Arguments) -> None:
-    """Warn if a parameter group got another clipping type, but kept a level that means something else there."""
+    """Warn if a parameter group got another clipping type, but kept a level that has another meaning there."""
     one, other = CLIPPING_TYPES[former.clipping_type], CLIPPING_TYPES[now.clipping_type]
     if one is None or other is None or former.clipping_level != now.clipping_level:
         return
@@ -46,7 +46,7 @@ def warn_of_kept_level(index: int, former: Arguments, now: Arguments) -> None:
 
 
 def warn_of_loaded_arguments(former: Sequence[Entries], loaded: Sequence[Entries], levels: bool) -> None:
-    """Warn if a checkpoint has brought another clipping type or, with ``levels``, level than the optimizer had."""
+    """Warn if the clipping type or, with ``levels``, the level of a checkpoint differs from the optimizer's."""
     names = ("clipping_type", "clipping_level") if levels else ("clipping_type",)
     changes = [
         f"{name} of parameter group {i} was {one[name]!r} and is {other[name]!r}"
@@ -71,7 +71,7 @@ class SkipReason(NamedTuple):
 
 NOT_FINITE = SkipReason("not finite", "not finite", "nonfinite='skip'")
 SPIKE = SkipReason("longer than its threshold", "longer than their thresholds", "clipping_action='skip'")
-EITHER = SkipReason(  # what an accelerator does not tell apart
+EITHER = SkipReason(  # reasons that an accelerator does not tell apart
     "not finite or longer than its threshold",
     "not finite or longer than their thresholds",
     "nonfinite='skip', clipping_action='skip'",
@@ -83,7 +83,7 @@ def _is_power_of_ten(count: int) -> bool:
 
 
 class DelayedCounts:
-    """Counts of steps on an accelerator, copied every 50 steps and read when the copy has arrived: nothing waits for it."""
+    """Counts of steps on an accelerator, copied every 50 steps and read once the copy has arrived, without waiting."""
 
     STEPS = 50
 
@@ -95,7 +95,7 @@ class DelayedCounts:
         self._arrival: torch.cuda.Event | None = None
 
     def skipped(self, counts: Tensor) -> tuple[int, int]:
-        """Return how many steps were skipped, and out of how many; (0, 0) where nothing new has arrived."""
+        """Return the number of skipped steps and of all steps; (0, 0) if no new counts have arrived."""
         self._steps += 1
         if self._asked > self._read and (self._arrival is None or self._arrival.query()):  # type: ignore[no-untyped-call]
             return self._read_copy()
@@ -118,7 +118,7 @@ class DelayedCounts:
     def _read_copy(self) -> tuple[int, int]:
         assert self._first is not None
         assert self._copy is not None
-        if self._skipped is None:  # more than one step after the first are those of a checkpoint
+        if self._skipped is None:  # more than one step after the first: the others are a checkpoint's
             first = self._first.tolist()
             self._skipped = first[2] if max(first) > 1 else 0
         skipped = self._copy.tolist()[2]
@@ -128,15 +128,15 @@ class DelayedCounts:
 
 
 class StepMonitor:
-    """Observe the steps of one optimizer, 200 at a time, and warn once of each thing that looks wrong."""
+    """Observe the steps of one optimizer, 200 at a time, and warn once of each kind of problem."""
 
     STEPS = 200
-    TINY = 1e-3  # a coefficient as small as this is the wrong unit, not clipping
-    SAME = 2e-6  # norms that differ by less were clipped: relative to them, or absolute, as clip_grad_norm_ adds 1e-6
+    TINY = 1e-3  # a smaller coefficient means a level in the wrong unit
+    SAME = 2e-6  # clipped norms differ by less, relative or absolute (clip_grad_norm_ adds 1e-6)
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
-        self.skipped_in_a_row = 0  # steps; on an accelerator readings that show some
+        self.skipped_in_a_row = 0  # steps; on an accelerator readings with skipped steps
         self._counts = DelayedCounts()
         self._start()
 
@@ -153,7 +153,7 @@ class StepMonitor:
             )
 
     def observe_counts(self, counts: Tensor, reason: SkipReason) -> None:
-        """Warn of skipped steps on an accelerator, some steps late, since nothing waits for it."""
+        """Warn of skipped steps on an accelerator, some steps late, because the host does not wait."""
         skipped, steps = self._counts.skipped(counts)
         if steps:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
@@ -168,7 +168,7 @@ class StepMonitor:
         self._shortest, self._longest, self._last, self._change = math.inf, 0.0, math.nan, math.nan
 
     def observe(self, norm: float, coefficient: float) -> None:
-        """Observe a step: the norm of the gradient, and by how much clipping multiplied it (NaN where the level is no norm)."""
+        """Observe a step: the norm of the gradient, and the factor by which it was clipped (NaN if the level is not a norm)."""
         self._steps += 1
         self._tiny += coefficient < self.TINY
         change = norm - self._last

@@ -1,9 +1,9 @@
-"""Norms of the blocks of some tensors, with all their digits and without a copy of a gradient.
+"""Norms of the blocks of tensors, in full precision and without a copy of a gradient.
 
-On the host the tensors of few entries are copied into a buffer of float64, and the blocks of all of them are measured by one
-call. Of longer ones torch takes the norms of rows in float32, which is fast and loses no digits; these are combined in float64.
-What float32 cannot hold, and norm types other than 2 and inf, are measured in float64. No sum is split by the number of threads:
-norms are the same to the last bit with any number of them.
+On the host small tensors are copied into a buffer of float64, and the blocks of all of them are measured by one call. For large
+tensors torch computes the norms of rows in float32, which is fast and accurate; these are combined in float64. Values that
+float32 cannot hold, and norm types other than 2 and inf, are measured in float64. No sum is split by the number of threads, so
+norms are bitwise the same with any number of threads.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LOW_PRECISION", "PLAIN", "accelerator_norms", "entries", "host_norms", "plain_norms", "stored", "total_norm"]
 
-PLAIN = {Tensor, Parameter}  # whose numbers numpy may look at
-_LARGE = 8192  # tensors of so many entries are measured where they are
+PLAIN = {Tensor, Parameter}  # classes whose values numpy may read
+_LARGE = 8192  # tensors with this many entries are measured without a copy
 _ROW = 4096  # entries a row: long enough to be fast, short enough for float32 to keep its digits
-_CHUNK = (1 << 15) - 1  # entries that are copied at a time: they stay in the cache, and no thread but this one sums them up
-_BUFFER = 1 << 19  # numbers of float64, or twice as many of float32, to which entries are converted at a time
+_CHUNK = (1 << 15) - 1  # entries copied at a time: they stay in the cache, and one thread sums them up
+_BUFFER = 1 << 19  # float64 numbers, or twice as many float32 numbers, converted at a time
 _LOWEST = 1e-15  # a norm below this may have lost digits of its squares in float32
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 _WHOLE = np.zeros(1, np.int64)  # where the only block starts
@@ -43,24 +43,24 @@ _local = threading.local()
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """Return what a tensor stores: the values of a sparse one, else itself."""
+    """Return the stored numbers of a tensor: the values of a sparse one, else the tensor itself."""
     return tensor._values() if tensor.is_sparse else tensor
 
 
 def entries(tensor: Tensor) -> Tensor:
-    """Return the numbers of a dense tensor as one dimension; a view wherever one stride leads through them."""
+    """Return the numbers of a dense tensor in one dimension, as a view if one stride is enough."""
     if not tensor.is_contiguous() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     return tensor.reshape(-1)
 
 
 def host_norms(tensors: Sequence[Tensor | None], counts: tuple[int, ...] | None, norm_type: float) -> Floats:
-    """Return the p-norm of each block of each tensor on the CPU, 0 where there is none: float64 of shape (sum of counts,).
+    """Return the p-norm of each block of each tensor on the CPU, 0 for None: float64 of shape (sum of counts,).
 
-    A tensor has ``counts`` blocks, of equal numbers of its rows. Without counts the norms are those of any parts that make up all
+    A tensor has ``counts`` blocks, of equal numbers of its rows. Without counts the norms are those of any partition of all
     tensors.
     """
-    if counts is None:  # what has no gradient changes nothing, to the last bit
+    if counts is None:  # parameters without a gradient do not change the norm, not even its last bit
         tensors = [t for t in tensors if t is not None]
     plain = [type(t) in PLAIN and not t.is_sparse for t in tensors]  # type: ignore[union-attr]
     if all(plain):
@@ -81,7 +81,7 @@ def host_norms(tensors: Sequence[Tensor | None], counts: tuple[int, ...] | None,
 
 @torch.no_grad()
 def total_norm(tensors: Sequence[Tensor]) -> float:
-    """Return the Euclidean norm of all entries of some tensors."""
+    """Return the Euclidean norm of all entries of all tensors."""
     device = next((t.device for t in tensors if not t.is_cpu), None)
     if device is None:
         return _combined(host_norms(tensors, None, 2.0), 2.0)
@@ -89,10 +89,10 @@ def total_norm(tensors: Sequence[Tensor]) -> float:
 
 
 class _Chunk(NamedTuple):
-    """Small tensors that are measured together, and the part of the buffer into which they are copied."""
+    """Small tensors measured together, and the part of the buffer into which they are copied."""
 
     members: list[int]
-    views: list[Tensor]  # of the buffer, each in the shape of a tensor; none for complex tensors, which are not copied there
+    views: list[Tensor]  # of the buffer, in the shapes of the tensors; none for complex tensors, which are not copied
     flat: Tensor
     values: Floats  # the same as an array
     starts: Places  # of the blocks
@@ -140,12 +140,12 @@ def _layout(
 
 
 def _row_count(size: int, blocks: int) -> int:
-    """Return how many norms :func:`_row_norms` takes of a block of a large tensor."""
+    """Return the number of norms that :func:`_row_norms` takes of a block of a large tensor."""
     return math.ceil(size / blocks / _ROW) if blocks == 1 or size // blocks >= _LARGE else 1
 
 
 def plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm_type: float) -> Floats:
-    """Return the same as :func:`host_norms` for tensors that are known to be dense and of torch's own class."""
+    """Return the same as :func:`host_norms` for dense tensors of torch's own class."""
     layout = _layout(tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors]), counts, threading.get_ident())
     parts = []
     large = [(tensors[i], counts[i] if counts else 1) for i in layout.large]
@@ -169,7 +169,7 @@ def plain_norms(tensors: Sequence[Tensor], counts: tuple[int, ...] | None, norm_
 
 
 def _flat_norms(tensors: Sequence[Tensor], starts: Places, norm_type: float) -> Floats:
-    """Return the norms of the blocks of tensors that are copied to fresh memory."""
+    """Return the norms of the blocks of tensors, copied to fresh memory."""
     flat: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     if flat.is_complex() and norm_type == 2:
         flat, starts = torch.view_as_real(flat).view(-1), 2 * starts
@@ -180,7 +180,7 @@ def _flat_norms(tensors: Sequence[Tensor], starts: Places, norm_type: float) -> 
 
 
 def _norms_of(flat: Tensor, values: Floats, starts: Places, norm_type: float) -> Floats:
-    """Return the norms of the blocks of entries in float64, which are given as a tensor and as an array."""
+    """Return the norms of the blocks of float64 entries, given as a tensor and as an array."""
     if norm_type != 2:
         return _careful_norms(values, starts, norm_type)
     if starts is _WHOLE:
@@ -229,7 +229,7 @@ def _row_norms(tensor: Tensor, count: int) -> list[Tensor]:
 
 
 def _norms_of_rows(rows: Tensor) -> Tensor:
-    """Return the norm of each row in float32 at least; what torch returns in low precision would be rounded to it."""
+    """Return the norm of each row in float32 at least; torch would round norms in low precision."""
     dimensions = tuple(range(1, rows.dim()))
     if rows.dtype not in LOW_PRECISION:
         norms: Tensor = torch.linalg.vector_norm(rows, dim=dimensions)
@@ -241,7 +241,7 @@ def _norms_of_rows(rows: Tensor) -> Tensor:
 
 
 def _buffer() -> Tensor:
-    """Return room for small tensors or for a part of a large one, for this thread: fresh memory would take longer than norms."""
+    """Return this thread's buffer for small tensors or a part of a large one; fresh memory would take longer than the norms."""
     if not hasattr(_local, "buffer"):
         with torch.inference_mode(False):
             _local.buffer = torch.empty(_BUFFER, dtype=torch.float64, device="cpu")
@@ -271,7 +271,7 @@ def _combined(norms: Floats, norm_type: float) -> float:
 
 
 def _odd_norms(tensor: Tensor, count: int, norm_type: float) -> Floats:
-    """Return the norms of a sparse tensor, or of one of a class that is not torch's own."""
+    """Return the norms of a sparse tensor, or of a tensor of another class than torch's own."""
     if tensor.is_sparse and (count == 1 or tensor.sparse_dim() == 1):
         values = tensor._values()
         if count == 1:
@@ -290,7 +290,7 @@ def _odd_norms(tensor: Tensor, count: int, norm_type: float) -> Floats:
 def accelerator_norms(
     tensors: Sequence[Tensor | None], counts: tuple[int, ...] | None, norm_type: float, device: torch.device
 ) -> Tensor:
-    """Return the same as :func:`host_norms` for tensors on any devices, on ``device``, without waiting for one."""
+    """Return the same as :func:`host_norms` for tensors on any devices, on ``device``, without waiting for a device."""
     dtype = accumulation_dtype(device)
     blocks = counts or (1,) * len(tensors)
     alike: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)

@@ -1,9 +1,9 @@
-"""Scaling: make the blocks of a gradient as short as the rule says, in place.
+"""Scaling: multiply or clamp the blocks of a gradient in place.
 
-Each function takes the gradients (None where a parameter has none), how many blocks each parameter has, and, one a block,
-the coefficients and the thresholds, both on the scale on which the gradients stand. On the host it looks first and writes only
-what changes, beginning with the gradients that were measured last and are still in the cache; on an accelerator the host must
-not look, and everything is multiplied.
+Each function takes the gradients (None for a parameter without one), the number of blocks of each parameter, and for each block
+its coefficient and its threshold, in the scale of the gradients. On the host it reads the coefficients and writes only gradients
+that change, beginning with those measured last, which are still in the cache. On an accelerator the host must not read the
+coefficients, so all gradients are multiplied.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Scaling = Callable[[Gradients, Sequence[int], Numbers, Numbers, bool], None]
 
 _Bound = float | Tensor
 _DOUBLE = (torch.float64, torch.complex128)
-_PART = 1 << 16  # entries, or a row at least, that are copied at a time
-_SMALL = 1e-30  # coefficients below are multiplied in two steps: float32 has few digits left below 1e-38, and ends at 1e-45
+_PART = 1 << 16  # entries copied at a time, or at least a row
+_SMALL = 1e-30  # smaller coefficients are multiplied in two steps: float32 has few digits left below 1e-38, and ends at 1e-45
 
 
 def scale_all_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
@@ -52,9 +52,9 @@ def scale_each_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, 
 
 
 def clamp_entries_(grads: Gradients, counts: Sequence[int], coefficients: Numbers, thresholds: Numbers, is_host: bool) -> None:
-    """Clamp the entries of each gradient whose coefficient says so to plus or minus its threshold.
+    """Clamp the entries of each gradient with a coefficient below 1 to plus or minus its threshold.
 
-    Complex ones are clamped by modulus; where that is inf, no direction is left to keep, and they stay as they are.
+    Complex entries are clamped by modulus. An entry with a modulus of inf has no direction to keep and is not changed.
     """
     if is_host:
         pairs = zip(coefficients.tolist(), thresholds.tolist(), strict=True)
@@ -98,7 +98,7 @@ def scale_units_(grads: Gradients, counts: Sequence[int], coefficients: Numbers,
 
 
 def _multiply_rows_(grads: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
-    """Multiply each row of each gradient by its factor; never in low precision, which would round it."""
+    """Multiply each row of each gradient by its factor; never in low precision, which would round the factor."""
     rows: list[Tensor] = []
     by_row: list[Tensor] = []
     for grad, own in zip(grads, factors, strict=True):
@@ -118,7 +118,7 @@ def _multiply_rows_(grads: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
 
 
 def _multiply_(grads: Sequence[Tensor], coefficients: Sequence[float]) -> None:
-    """Multiply by numbers in (0, 1), also by those that float32 cannot hold."""
+    """Multiply by numbers in (0, 1), also by numbers that float32 cannot hold."""
     if not grads:
         return
     values, times = [g._values() if g.is_sparse else g for g in grads], 1
@@ -133,12 +133,12 @@ def _multiply_(grads: Sequence[Tensor], coefficients: Sequence[float]) -> None:
 
 
 def _multiply_on_accelerator_(values: list[Tensor], coefficient: Tensor) -> None:
-    """Multiply all by one number; a factor of another type than theirs would take a launch for each."""
+    """Multiply all values by one number; a factor of another dtype would take one launch per tensor."""
     torch._foreach_mul_(values, coefficient.to(values[0].device, _exact(values[0].dtype)))
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of factors for values of a type: never low precision, which would round them."""
+    """Return the dtype of factors for values of a dtype: never low precision, which would round them."""
     return torch.float64 if dtype in _DOUBLE else torch.float32
 
 

@@ -1,8 +1,8 @@
-"""Sharded parameters (DTensor): from the parts that a rank holds to norms on which all ranks agree.
+"""Sharded parameters (DTensor): from the local parts of a rank to norms on which all ranks agree.
 
-Everything elementwise is done to the rank's own part of a gradient. The norms of its blocks to the power p are summed over the
-process group of every mesh dimension, in one all-reduce for all tensors. A block of which each rank of the group has a copy
-enters with the share 1 / ranks: so all ranks come to the same norms to the last bit, whatever only one of them has seen.
+Elementwise operations act on the rank's own part of a gradient. The norms of its blocks to the power p are summed over the
+process group of every mesh dimension, in one all-reduce for all tensors. A block that is copied on each rank of the group counts
+with the share 1 / ranks on each. All ranks therefore get bitwise the same norms, even if only one of them has seen a value.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 __all__ = ["Shards", "is_sharded", "lay_out_gradients", "local", "process_groups"]
 
-_SMALLEST = 1e-290  # powers from here down have lost digits
+_SMALLEST = 1e-290  # smaller powers have lost digits
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Return whether a tensor is a DTensor. (To import the class would cost more time than all of this library.)"""
+    """Return whether a tensor is a DTensor. (Importing the class would take longer than importing this library.)"""
     return hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this rank holds, to be changed in place."""
+    """Return this rank's part of a tensor, to be changed in place."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def lay_out_gradients(params: Sequence[Tensor]) -> None:
-    """Give each gradient the placements of its parameter, in ``p.grad``: partial sums are summed up, for example."""
+    """Give each gradient in ``p.grad`` the placements of its parameter; for example, sum up partial sums."""
     for p in filter(is_sharded, params):
-        grad: Any = p.grad  # a DTensor, too
+        grad: Any = p.grad  # may be a DTensor
         if grad is not None and grad.placements != p.placements:
             p.grad = grad.redistribute(placements=p.placements)
 
 
 def process_groups(params: Sequence[Tensor]) -> list[ProcessGroup] | None:
-    """Return the process groups of all mesh dimensions over which these parameters are spread, in the same order on all ranks.
+    """Return the process groups of all mesh dimensions of these parameters, in the same order on all ranks.
 
-    Dimensions of one rank are left out. Return None if no parameter is a DTensor.
+    Dimensions of one rank have no entry. Return None if no parameter is a DTensor.
     """
     meshes = [p.device_mesh for p in params if is_sharded(p)]
     groups = [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim) if mesh.size(dim) > 1]
@@ -60,9 +60,9 @@ class Shards:
 
     Args:
         params: the parameters, sharded or not.
-        counts: how many blocks each parameter has: one, or one for each entry of its first dimension.
-        groups: the process groups of the ranks that have to agree.
-        device: where norms are kept.
+        counts: the number of blocks of each parameter: one, or one for each entry of its first dimension.
+        groups: the process groups of the ranks that must agree.
+        device: the device of the norms.
         arrays: the arithmetic for norms on that device.
     """
 
@@ -97,16 +97,16 @@ class Shards:
         device: torch.device,
         arrays: Arrays,
     ) -> bool:
-        """Return whether this object matches the arguments: a new one takes longer than a step, and schedules edit levels."""
+        """Return whether this object matches the arguments. A new one takes longer than a step, and schedules edit levels."""
         same_params = len(params) == len(self._params) and all(map(is_, params, self._params))
         return same_params and self._rest == ([*counts], [*groups], device, arrays)
 
     def local(self, by_block: Numbers) -> Numbers:
-        """Return the values of the blocks that this rank holds, from the values of all blocks."""
+        """Return the values of this rank's blocks, from the values of all blocks."""
         return by_block[self._places]
 
     def lengths(self, norms: Numbers, norm_type: float) -> Numbers:
-        """Return the p-norms of all blocks (blocks,), the same on every rank, from the norms of the parts that the ranks hold."""
+        """Return the p-norms of all blocks (blocks,), the same on every rank, from the norms of the local parts."""
         zeros = numpy.zeros(self._size) if self._is_host else cast(Tensor, norms).new_zeros(self._size)
         values = cast(Numbers, zeros)
         values[self._places] = norms
@@ -120,13 +120,13 @@ class Shards:
         return lengths
 
     def _combined(self, values: Numbers, norm_type: float) -> tuple[Numbers, bool]:
-        """Return the p-norms of values on several ranks, and whether float64 held all powers (on an accelerator True)."""
+        """Return the p-norms of values on several ranks, and whether all powers fit float64 (True on an accelerator)."""
         powers = values**norm_type
         if not self._is_host:
             for group, shares in self._reductions:
                 powers = _reduced(powers * shares, "SUM", group)
             return powers ** (1 / norm_type), True
-        lost = ((values > 0) & (powers < _SMALLEST)).sum()  # sent along, for all ranks to know
+        lost = ((values > 0) & (powers < _SMALLEST)).sum()  # sent along, so that all ranks know
         for group, shares in self._reductions:
             sent = _reduced(numpy.append(powers * shares, lost), "SUM", group)
             powers, lost = sent[:-1], sent[-1]
@@ -134,14 +134,14 @@ class Shards:
 
     def _largest(self, values: Numbers) -> Numbers:
         xp = numpy if self._is_host else torch
-        values = xp.where(xp.isnan(values), math.inf, values)  # the largest of NaN and a number is left open
+        values = xp.where(xp.isnan(values), math.inf, values)  # the largest of NaN and a number is undefined
         for group, _ in self._reductions:
             values = _reduced(values, "MAX", group)
         return values
 
 
 def _held_blocks(param: Tensor, count: int) -> Tensor:
-    """Return the indices of the parameter's blocks of which this rank holds all or a part."""
+    """Return the indices of the parameter's blocks that are completely or partly on this rank."""
     if count == 1 or not is_sharded(param):
         return torch.arange(count, device="cpu")
     from torch.distributed.tensor import DTensor, Replicate

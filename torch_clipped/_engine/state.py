@@ -1,16 +1,16 @@
 """State of clipping: plain tensors in the parameter groups, under keys that begin with ``clipping_memory_``.
 
-Every group has all keys from the start.
+Every group has all keys from the start, because torch's ways of loading drop values whose key is missing in the target.
 
     set_steps, set_last                     counts and last values of the clip set, in its first group
     steps, last, norms, norms_count         the same of the whole gradient, and its norms, in the optimizer's first group
     lengths, count, average, ...            the threshold's own: of the whole clip set in its first group, or of the blocks of
-                                            each parameter in the parameter's own group; without entries where the type has
-                                            another threshold, because torch's ways of loading drop what the target has no key for
+                                            each parameter in the parameter's own group; without entries if the type has
+                                            another threshold
 
-On the CPU the engine works on numpy arrays, so that writing the state costs no tensor operation. The arrays own the
-memory, and the tensors in the groups are views of them: torch may move a tensor's memory and free the old one at any time, as
-when the tensor is sent to another process, but never the memory of an array.
+On the CPU the engine works on numpy arrays, so that writing the state costs no tensor operation. The arrays own the memory, and
+the tensors in the groups are views of them. Torch may move a tensor's memory and free the old one at any time, for example when
+the tensor is sent to another process, but never the memory of an array.
 """
 
 from __future__ import annotations
@@ -70,18 +70,18 @@ def copied(group: Entries) -> Group:
 
 
 def is_real(tensor: Tensor) -> bool:
-    """Return whether a tensor has numbers: those on the meta device and in FakeTensorMode only have a shape."""
+    """Return whether a tensor has values; on the meta device and in FakeTensorMode it has only a shape."""
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def common_device(groups: Sequence[Group]) -> torch.device:
-    """Return where norms are combined: on the device of the first parameter that has numbers and is not on the host."""
+    """Return the device on which norms are combined: that of the first parameter that has values and is not on the host."""
     params = (p for group in groups for p in group["params"])
     return next((p.device for p in params if p.device.type != "cpu" and is_real(p)), torch.device("cpu"))
 
 
 def block_counts(rule: Clipping, params: Sequence[Tensor]) -> list[int]:
-    """Return how many norms are measured in each parameter: its blocks, or one where all parameters are one block."""
+    """Return the number of norms measured in each parameter: one per block, or one if all parameters are one block."""
     blocks = rule.measured.blocks
     return [1 if blocks is None else blocks(p) for p in params]
 
@@ -92,7 +92,7 @@ def prepared_memory(group: Group, arguments: Arguments, device: torch.device) ->
     A history whose window differs keeps its newest norms. The group is not changed: see :func:`install`.
 
     Raises:
-        ValueError: there is a value that is no such tensor, or no room for so large a window.
+        ValueError: a value is not such a tensor, or the window does not fit in memory.
     """
     rule, window = arguments.rule, arguments.clipping_window
     shapes = _unused_memory(len(CLIPPING_TYPES)) | COMMON | {"norms": ((window, 1), torch.float64)}
@@ -102,7 +102,7 @@ def prepared_memory(group: Group, arguments: Arguments, device: torch.device) ->
     found = {name: group[MEMORY + name] for name in shapes if MEMORY + name in group}
     together: list[Collection[str]] = [("norms", "norms_count"), () if rule is None else rule.threshold.memory(1, 2)]
     for names in together:
-        if not all(name in found for name in names):  # a count without its norms would speak of zeros
+        if not all(name in found for name in names):  # a count without its norms would count zeros
             found = {name: kept for name, kept in found.items() if name not in names}
     for name, kept in found.items():
         if not isinstance(kept, Tensor) or kept.dim() != len(shapes[name][0]):
@@ -112,7 +112,7 @@ def prepared_memory(group: Group, arguments: Arguments, device: torch.device) ->
             if lengths in found and count in found and found[lengths].numel() and len(found[lengths]) != window:
                 found[lengths], found[count] = resized(found[lengths], found[count], window)
         return {MEMORY + name: _fitting(found.get(name), name, *shapes[name], device) for name in shapes}
-    except (MemoryError, RuntimeError) as error:  # RuntimeError: torch's word for no memory
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError when out of memory
         raise ValueError(f"clipping_window must leave room for so many norms in memory, got {window} ({error})") from None
 
 
@@ -131,7 +131,7 @@ def _fitting(kept: Tensor | None, name: str, shape: tuple[int, ...], dtype: torc
 
 
 def install(group: Group, memory: Mapping[str, Tensor]) -> None:
-    """Put the state into the group, and take out what it no longer needs: it would be no history of the last steps later."""
+    """Put the state into the group; remove state that is no longer needed, because it would be outdated later."""
     for key in [key for key in group if is_memory(key) and key not in memory]:
         del group[key]
     group.update(memory)
@@ -144,14 +144,14 @@ def _unused_memory(types: int) -> dict[str, Shape]:
 
 
 def _are_counts(value: Tensor) -> bool:
-    counts = value.long()  # a bound that a smaller type cannot hold would wrap around to 0
+    counts = value.long()  # in a smaller type the bound would wrap around to 0
     return not value.is_floating_point() and bool(((counts >= 0) & (counts <= LARGEST_COUNT)).all())
 
 
 def check_memory(group: Entries, arguments: Arguments) -> None:
-    """Raise ValueError if the clipping state in a loaded parameter group cannot be that of a run with these arguments."""
+    """Raise ValueError if the clipping state in a loaded parameter group does not fit these arguments."""
     rule = arguments.rule
-    is_own = rule is None or type(rule.threshold).__module__ == Threshold.__module__  # else it may keep what it likes
+    is_own = rule is None or type(rule.threshold).__module__ == Threshold.__module__  # other thresholds may keep any state
     for key in [key for key in group if is_memory(key)]:
         name, value = key.removeprefix(MEMORY), group[key]
         if not isinstance(value, Tensor) or value.layout is not torch.strided or not is_real(value):
@@ -181,7 +181,7 @@ def check_memory(group: Entries, arguments: Arguments) -> None:
 
 
 def _check_threshold_memory(group: Entries, rule: Clipping) -> None:
-    """Raise ValueError if a part of a threshold's state is of other blocks; of what is missing a part all starts anew."""
+    """Raise ValueError if a part of a threshold's state is of other blocks; if a part is missing, all of it starts anew."""
     blocks = 1 if rule.measured.is_one_block else sum(block_counts(rule, group["params"]))
     shapes = {MEMORY + name: shape for name, (shape, _) in rule.threshold.memory(blocks, 2).items()}
     if not all(key in group for key in shapes) or not any(group[key].numel() for key in shapes):
@@ -194,7 +194,7 @@ def _check_threshold_memory(group: Entries, rule: Clipping) -> None:
 
 
 def forget(group: Group, former: Entries, now: Arguments) -> None:
-    """Remove from a group the state of norms that its present clipping arguments would measure differently."""
+    """Remove the state of norms that the group's present clipping arguments would measure differently."""
     kept = set(COMMON) | ({"norms"} if former.get("norm_type") == now.norm_type else set())
     if former.get("norm_type") != now.norm_type:
         kept -= {"norms_count"}
@@ -209,7 +209,7 @@ class _Kept(NamedTuple):
     group: Group
     key: str
     tensor: Tensor
-    address: int  # 0: not looked at
+    address: int  # 0: not checked
     array: StateArray
 
 
@@ -218,7 +218,7 @@ class StateArrays:
 
     Args:
         is_host: whether the arrays are numpy's; on an accelerator they are the tensors themselves.
-        before: the arrays in use so far, which are used again for the tensors that are still there.
+        before: the present arrays; they are used again for tensors that are still in the groups.
     """
 
     def __init__(self, is_host: bool = True, before: StateArrays | None = None) -> None:
@@ -238,14 +238,14 @@ class StateArrays:
         return kept.array
 
     def are_current(self) -> bool:
-        """Return whether the groups still hold these tensors, and where they were."""
+        """Return whether the groups still hold these tensors, at the same addresses."""
         for group, key, tensor, address, _ in self._kept.values():
             if group.get(key) is not tensor or (address and tensor.data_ptr() != address):
                 return False
         return True
 
     def put_back(self) -> None:
-        """Put tensors of the arrays into the groups in place of those that torch has moved into shared memory."""
+        """Put views of the arrays into the groups again, in place of tensors that torch has moved into shared memory."""
         for kept in [*self._kept.values()] if self._is_host else []:
             tensor = kept.tensor
             if kept.address and kept.group.get(kept.key) is tensor and tensor.data_ptr() != kept.address and tensor.is_shared():

@@ -27,11 +27,11 @@ class StepValues(NamedTuple):
     lengths: Numbers  # of the blocks
     thresholds: Numbers
     coefficients: Numbers
-    is_finite: bool  # whether only gradients that are finite are recorded
+    is_finite: bool  # whether only finite gradients are recorded
     recorded: Numbers  # whether the gradient is not zero
     clipped: Numbers  # whether a block was shortened
-    skipped: Truth  # whether the step is left out
-    shrinkage: float  # by how much the gradient was multiplied, on the host; NaN where the level is not in its unit
+    skipped: Truth  # whether the step is skipped
+    shrinkage: float  # factor by which the gradient was multiplied, on the host; NaN if the level is not in its unit
 
     def summary(self, measure: Measure, arrays: Arrays, norm_type: float) -> list[Numbers]:
         """Return the four values of ``clipping_stats``: norm before and after clipping, and medians over the blocks."""
@@ -45,9 +45,9 @@ class StepValues(NamedTuple):
 
 
 class SetStatistics:
-    """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they stand in a parameter group.
+    """Counts (steps, clipped steps, skipped steps) and the values of the last step, as they are kept in a parameter group.
 
-    The last values of many blocks are kept block by block, and summed up when they are read.
+    The last values of many blocks are kept block by block, and summarized when they are read.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SetStatistics:
         self._table: Tensor | None = None  # lengths, thresholds and coefficients of the last step's blocks, on an accelerator
 
     def count(self, recorded: Truth, clipped: Truth, skipped: Truth) -> None:
-        """Count one more step if it is ``recorded``, if something was ``clipped``, and if it is ``skipped``."""
+        """Count one more step if ``recorded``, one more clipped step if ``clipped``, one more skipped step if ``skipped``."""
         if not self.arrays.is_host:
             self.counts.add_(self._truths(cast(Numbers, recorded), cast(Numbers, clipped), skipped))
             return
@@ -87,7 +87,7 @@ class SetStatistics:
         self._table.copy_(torch.where(cast(Tensor, values.recorded), table, self._table))
 
     def write_down(self) -> None:
-        """Write the values of the last step to where they stand."""
+        """Write the values of the last step into the parameter group."""
         if self._unread is not None:
             self.last[:] = self._summary(self._unread)
             self._unread = None
@@ -123,7 +123,7 @@ class SetStatistics:
 class TotalStatistics(SetStatistics):
     """Counts and norms of the whole gradient, kept in the optimizer's first parameter group.
 
-    ``is_complete`` says whether the clip sets measure the norm of all parameter groups, in one norm type.
+    ``is_complete`` is true if the clip sets measure the norm of all parameter groups, in one norm type.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class TotalStatistics(SetStatistics):
         norm = values[0].norm if len(values) == 1 else self._norm([v.norm for v in values])
         if arrays.is_host:
             self.monitor.observe(float(norm), shrinkage)
-        else:  # the host would have to wait to look
+        else:  # the host would have to wait to read it
             self.last.copy_(arrays.where(recorded, arrays.stack(self._combined()), self.last))
             self._all = []
         if self.is_complete:
@@ -161,10 +161,10 @@ class TotalStatistics(SetStatistics):
             arrays.push(self.norms, norm, recorded if is_finite else arrays.isfinite(norm) & recorded)
 
     def _remember_only(self, record: SetStatistics, values: StepValues) -> None:
-        """Count a step of the only clip set on an accelerator and keep its values, by as few operations as possible."""
+        """Count a step of the only clip set on an accelerator and keep its values, with as few operations as possible."""
         arrays, both = self.arrays, (record, self)
         counts = cast(Tensor, self._truths(values.recorded, values.clipped, values.skipped))
-        torch._foreach_add_([r.counts for r in both], [counts.to(record.counts.dtype)] * 2)  # of one type: by one kernel
+        torch._foreach_add_([r.counts for r in both], [counts.to(record.counts.dtype)] * 2)  # of one dtype: one kernel
         if values.lengths.ndim == 0:
             last = arrays.where(values.recorded, arrays.stack(record._summary(values)), record.last)
             torch._foreach_copy_([r.last for r in both], [cast(Tensor, last)] * 2)
@@ -176,11 +176,11 @@ class TotalStatistics(SetStatistics):
             arrays.push(self.norms, values.norm, is_new)
 
     def write_down(self) -> None:
-        """Write the values of the last step to where they stand."""
+        """Write the values of the last step into the parameter group."""
         if self._all and self.arrays.is_host:
             self.last[:] = self._combined()
             self._all = []
-        elif self._all:  # one set of many blocks, whose record has them
+        elif self._all:  # one set of many blocks: its record has the values
             ((record, _),) = self._all
             record.write_down()
             self.last.copy_(record.last)

@@ -1,6 +1,6 @@
 """Clipping in one step: measure, threshold, decide, scale and record, for every clip set of an optimizer.
 
-The host never looks at a number that lives on an accelerator: what is a float or a bool on the host is a tensor there.
+The host never reads a number on an accelerator: floats and bools of the host are tensors there.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["ClipResult", "clip_"]
 class ClipResult(NamedTuple):
     """Result of clipping: whether to skip the step, the norms, and the coefficient that is still to be applied."""
 
-    skip: Truth  # leave this step out
+    skip: Truth  # skip this step
     norms: Sequence[Numbers] = ()  # of the clip sets, before clipping
-    coefficient: Numbers | None = None  # still to be multiplied with all gradients; None if they are scaled already
+    coefficient: Numbers | None = None  # still to be applied to all gradients; None if they are scaled already
 
 
 class Measured(NamedTuple):
@@ -50,9 +50,9 @@ def clip_(
 ) -> ClipResult:
     """Clip the gradients of all clip sets in place and record the step.
 
-    ``grad_scale`` is the factor by which a gradient scaler has multiplied them, ``found_inf`` what it found: true means
-    that it leaves this step out by itself. With ``in_kernel`` the coefficient of the only set is returned for the optimizer's
-    own kernel to apply, so that no pass over the gradients is spent on it.
+    ``grad_scale`` is the factor by which a gradient scaler has multiplied them. ``found_inf`` is true if the scaler skips this
+    step itself. With ``in_kernel`` the coefficient of the only set is returned for the optimizer's own kernel to apply, which
+    saves a pass over the gradients.
     """
     if found_inf is True:
         return ClipResult(found_inf)
@@ -81,10 +81,10 @@ def clip_(
         values, coefficient = [], None
         for clip_set, m, decided in zip(sets, measured, decisions, strict=True):
             if clip_set.measure.clamps_entries and not (clip_set.arrays.is_host and m.all_finite):
-                # inf is clamped, and what stands beside NaN
+                # inf is clamped, and the entries beside NaN
                 is_left = m.is_finite if skip is False else m.is_finite | skip
                 decided = decided._replace(coefficients=clip_set.arrays.where(is_left, decided.coefficients, 0.0))
-            if has_limits and is_skipped is not False:  # gradients of a step that is left out stay as they are
+            if has_limits and is_skipped is not False:  # gradients of a skipped step are not changed
                 kept_whole = clip_set.arrays.where(cast(Numbers, is_skipped), 1.0, decided.coefficients)
                 decided = decided._replace(coefficients=kept_whole)
             if in_kernel and _is_for_kernel(clip_set, m.grads, decided.coefficients):
@@ -93,7 +93,7 @@ def clip_(
                 clip_set.scale_(m.grads, decided.coefficients, decided.limits, grad_scale)
             skipped: Truth = decided.is_spike  # because of this set
             if kept is not True and clip_set.arguments.nonfinite == "skip":
-                is_alone = len(sets) == 1 and found_inf is False  # what the scaler skips is not counted
+                is_alone = len(sets) == 1 and found_inf is False  # steps that the scaler skips are not counted
                 skipped = is_skipped if is_alone else either(skipped, ~(m.all_finite | found_inf))
             values.append(clip_set.values(decided, kept, skipped))
         totals.remember_all([s.record for s in sets], values)
@@ -101,7 +101,7 @@ def clip_(
 
 
 def _skip_spikes(decisions: Sequence[Decided], totals: TotalStatistics, skip: Truth) -> Truth:
-    """Return whether to skip the step, because of ``skip`` or because of a block that was longer than its threshold."""
+    """Return whether to skip the step, because of ``skip`` or because of a block that exceeded its threshold."""
     for decided in decisions:
         skip = either(decided.is_spike, skip)
     if skip is True:
@@ -119,7 +119,7 @@ def _is_for_kernel(clip_set: ClipSet, grads: Gradients, coefficient: Numbers) ->
 def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Factor) -> Measured:
     arrays = clip_set.arrays
     if clip_set.arguments.nonfinite == "zero" and not arrays.is_host:
-        _zero_nonfinite_(grads)  # the host cannot look whether it is needed
+        _zero_nonfinite_(grads)  # the host cannot check whether this is needed
     lengths = clip_set.lengths(grads)
     if isinstance(grad_scale, Tensor) or grad_scale != 1:
         lengths = lengths / grad_scale
@@ -129,7 +129,7 @@ def _measure(clip_set: ClipSet, grads: Gradients, grad_scale: Factor) -> Measure
 def _obey_nonfinite(
     sets: Sequence[ClipSet], measured: list[Measured], totals: TotalStatistics, grad_scale: Factor, found_inf: Truth
 ) -> tuple[Truth, Truth]:
-    """Do what the sets' policies say about gradients that are not finite; return whether to skip the step, and to take it."""
+    """Do as the sets' ``nonfinite`` requires; return whether to skip the step, and whether to take it."""
     for clip_set, m in zip(sets, measured, strict=True):
         if clip_set.arguments.nonfinite == "error" and not m.all_finite:  # waits for an accelerator, too
             raise RuntimeError(

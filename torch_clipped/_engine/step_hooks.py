@@ -16,24 +16,24 @@ __all__ = ["undecorated", "with_quick_hooks"]
 
 
 def undecorated(step: StepFunction) -> StepFunction:
-    """Return the step function without torch's wrapper that runs the step hooks: ``Clipped.step`` has run them already."""
+    """Return the step function without torch's wrapper for the step hooks, which ``Clipped.step`` has run already."""
     function = getattr(step, "__func__", step)
     return cast(StepFunction, vars(function)["__wrapped__"] if getattr(function, "hooked", False) else function)
 
 
 def with_quick_hooks(hooked: StepFunction) -> StepFunction:
-    """Return a step that goes through torch's wrapper ``hooked`` only where there are hooks or a profiler.
+    """Return a step that calls torch's wrapper ``hooked`` only if there are hooks or a profiler.
 
-    The range that the wrapper opens for the profiler takes as long as the norm of a small model. Without a profiler a
-    range of the same name is opened at a thirtieth of the time, for whatever else observes ranges.
+    The wrapper's profiler range takes as long as the norm of a small model. Without a profiler a range of the same name is
+    opened in a thirtieth of the time, for other observers of ranges.
     """
     step = undecorated(hooked)
 
-    # cloudpickle copies this function and what it names: all but modules would be other objects then
+    # cloudpickle copies this function and the objects that it names, except modules
     @wraps(step)
     def quick(self: Optimizer, *args: object, **kwargs: object) -> object:
         if (
-            torch.compiler.is_compiling()  # first: torch's compiler may not know what comes next
+            torch.compiler.is_compiling()  # first: torch's compiler may not support the next calls
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks

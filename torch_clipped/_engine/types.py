@@ -1,4 +1,4 @@
-"""Names for what torch's optimizers hold and hand around without a type of its own."""
+"""Names of types that torch's optimizers use without a name."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ __all__ = ["Entries", "Group", "StateDict", "StepFunction"]
 Group = dict[str, Any]  # a parameter group
 Entries = Mapping[str, Any]  # of a parameter group or of an optimizer's defaults, not to be changed
 StateDict = Group
-StepFunction = Callable[..., Any]  # of an optimizer; returns what the closure did
+StepFunction = Callable[..., Any]  # of an optimizer; returns the closure's result

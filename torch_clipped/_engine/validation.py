@@ -1,4 +1,4 @@
-"""Errors about unknown arguments, with the argument that was meant under its name in older code or in another library."""
+"""Errors about unknown arguments; they suggest the argument that has this name in older code or in another library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "unknown_argument",
 ]
 
-_LEVELS = {  # clipping type: what the libraries that clip in this way call its level
+_LEVELS = {  # clipping type: names of its level in other libraries
     "norm": (
         *("max_norm", "max_grad_norm", "max_gradient_norm", "clip_norm", "global_clipnorm", "grad_norm_clip"),
         *("clip_grad", "clip_grad_norm", "clip_gradient", "clip_max_norm", "grad_clip", "grad_clip_norm", "gradient_clip"),
@@ -60,11 +60,11 @@ def is_like_clipping(name: str) -> bool:
 
 
 def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
-    """Return the error about an argument that ``owner`` does not know, with the one that was probably meant."""
+    """Return the error about an argument that ``owner`` does not have, with the probably intended one."""
     spellings = {spelling.lower(): spelling for spelling in known}
     meant = RENAMED.get(name, f"clipping_{name}")
     if meant not in spellings.values():
-        elsewhere = name in RENAMED or name in RENAMED.values()  # then it is no typo
+        elsewhere = name in RENAMED or name in RENAMED.values()  # then it is not a typo
         near = [] if elsewhere else difflib.get_close_matches(name.lower(), spellings, n=1)
         if not near:
             return TypeError(f"{owner} has no argument {name!r}; choose from {', '.join(spellings.values())}")
@@ -84,7 +84,7 @@ def refuse_unknown(owner: str, given: Iterable[str], known: Iterable[str]) -> No
 
 
 def hinted(function: F) -> F:
-    """Make unknown keywords of a function or a constructor raise an error with a hint; its signature stays explicit."""
+    """Make unknown keywords of a function or a constructor raise an error with a hint; the signature stays explicit."""
 
     @wraps(function)
     def call(*args: object, **kwargs: object) -> object:
@@ -99,7 +99,7 @@ def hinted(function: F) -> F:
 
 
 def fits(kept: Tensor, param: Tensor) -> bool:
-    """Return whether a tensor can be state of this parameter as it is now, after a conversion of type or device at most."""
+    """Return whether a tensor can be state of this parameter, after a conversion of type or device at most."""
     return (
         kept.shape == param.shape
         and kept.layout == param.layout
@@ -111,7 +111,7 @@ def fits(kept: Tensor, param: Tensor) -> bool:
 
 
 def check_fits(name: str, kept: object, param: Tensor) -> None:
-    """Raise ValueError if this is no tensor that can be state of the parameter."""
+    """Raise ValueError if ``kept`` is not a tensor that can be state of the parameter."""
     if not isinstance(kept, Tensor):
         raise ValueError(f"{name} must be a tensor of shape {tuple(param.shape)}, got {kept!r}")
     if not fits(kept, param):
@@ -119,7 +119,7 @@ def check_fits(name: str, kept: object, param: Tensor) -> None:
 
 
 def check_keys(name: str, state: object, keys: Collection[str], owner: str, exact: bool = True) -> None:
-    """Raise ValueError if this is no dict with these keys, or if it has others where the keys are to be exact."""
+    """Raise ValueError if ``state`` is not a dict with these keys, or has other keys although ``exact`` is true."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{name} must be one of a {owner}, got a {type(state).__name__}")
     for key in keys:
@@ -158,6 +158,6 @@ def integer(argument: str, value: object, smallest: int) -> int:
 
 
 def refuse_masked(name: str, samples: object) -> None:
-    """Raise ValueError if samples are masked: numpy would take them for samples like the others."""
+    """Raise ValueError if samples are masked: numpy would treat masked samples like the others."""
     if isinstance(samples, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(samples).sum())):
         raise ValueError(f"{name} must not be masked, got {masked} masked of {samples.size} samples: pass {name}.compressed()")

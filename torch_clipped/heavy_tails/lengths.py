@@ -22,28 +22,28 @@ __all__ = ["gradient_lengths", "noise_lengths"]
 Batch = TypeVar("Batch")
 Loss = Callable[[nn.Module, Batch], Tensor]
 
-_CHUNK = 1 << 20  # entries that are subtracted at a time
-_SAME = 1e-4  # relative drift of a batch's loss and gradient norm between passes: accelerators do not repeat each digit
+_CHUNK = 1 << 20  # entries subtracted at a time
+_SAME = 1e-4  # allowed relative drift of a batch's loss and gradient norm between passes: accelerators do not repeat all digits
 
 
 def gradient_lengths(model: nn.Module, loss: Loss[Batch], loader: Iterable[Batch], batches: int | None = None) -> Tensor:
-    """Measure the norms ||g_i|| of the gradients of single batches, all at the present weights.
+    """Measure the norms ||g_i|| of the gradients of single batches at the present weights.
 
     Weights, ``p.grad``, buffers (running statistics), the training mode and the random states of torch, numpy and Python are
-    afterwards what they were before, also after an exception; hooks that wait for ``p.grad`` are not called. Frozen
-    parameters do not count. A loader with batches of one sample gives the norms of the gradients of single samples.
+    restored afterwards, also after an exception. Hooks on ``p.grad`` are not called. Frozen parameters do not count. A loader
+    with batches of one sample gives the norms of the gradients of single samples.
 
     Args:
-        model: the model, in the mode it is in: ``model.eval()`` first if dropout shall not count as noise.
+        model: the model, used in its present mode: call ``model.eval()`` first if dropout shall not count as noise.
         loss: ``loss(model, batch)`` returns a tensor with one element, as for :meth:`torch_clipped.OptimizersCollector.step`.
-        loader: batches, whatever ``loss`` understands.
-        batches (int): how many of them, from the first on. Default: None, all.
+        loader: batches for ``loss``.
+        batches (int): the number of batches, from the first on. Default: None, all.
 
     Returns:
-        1-D float64 tensor on the CPU, a length for every batch; inf or NaN where a gradient is not finite.
+        1-D float64 tensor on the CPU, with one norm for each batch; inf or NaN if a gradient is not finite.
 
     Raises:
-        ValueError: there is nothing to train, no batch, or ``loss`` returns something else.
+        ValueError: the model has nothing to train, there is no batch, or ``loss`` does not return a tensor with one element.
 
     Example:
         >>> import torch
@@ -60,25 +60,25 @@ def gradient_lengths(model: nn.Module, loss: Loss[Batch], loader: Iterable[Batch
 
 
 def noise_lengths(model: nn.Module, loss: Loss[Batch], loader: Iterable[Batch], batches: int | None = None) -> Tensor:
-    """Measure the norms ||g_i - g|| of the noise in the gradients of single batches, g their mean, at the present weights.
+    """Measure the norms ||g_i - g|| of the noise in the gradients of single batches at the present weights; g is their mean.
 
-    Two passes over the same batches: the first finds the mean, the second the distances from it, and both draw the same random
-    numbers (dropout). Beside the mean one gradient is held at a time. A batch whose loss or gradient norm differs
-    between the passes raises ValueError. A loader that shuffles by the global random state gives the same batches twice, a
-    loader with a generator of its own or persistent workers does not. All notes of :func:`gradient_lengths` on model and loss
-    apply here, too.
+    The first of two passes over the same batches computes the mean, the second the distances from the mean. Both draw the same
+    random numbers (dropout). Only the mean and one gradient are in memory at a time. A batch whose loss or gradient norm differs
+    between the passes raises ValueError. A loader that shuffles by the global random state gives the same batches twice; a loader
+    with its own generator or persistent workers does not. All notes of :func:`gradient_lengths` on model and loss apply here,
+    too.
 
     Args:
-        model: the model, in the mode it is in.
+        model: the model, used in its present mode.
         loss: ``loss(model, batch)`` returns a tensor with one element.
-        loader: batches, which can be gone through twice.
-        batches (int): how many of them, from the first on, at least 2. Default: None, all.
+        loader: batches that can be iterated twice.
+        batches (int): the number of batches, from the first on, at least 2. Default: None, all.
 
     Returns:
-        1-D float64 tensor on the CPU, a length for every batch.
+        1-D float64 tensor on the CPU, with one norm for each batch.
 
     Raises:
-        ValueError: there is nothing to train, there are fewer than two batches, the loader cannot be gone through twice or
+        ValueError: the model has nothing to train, there are fewer than two batches, the loader cannot be iterated twice or
             gives other batches the second time, or a gradient is not finite.
 
     Example:
@@ -132,7 +132,7 @@ def _visit(
     batches: int | None,
     visit: Callable[[float, list[Tensor]], None],
 ) -> None:
-    """Call ``visit`` with the loss and the gradient of every batch; keep neither of them."""
+    """Call ``visit`` with the loss and the gradient of every batch, without keeping them."""
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("model must have parameters that require a gradient, got none")
@@ -173,7 +173,7 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _distance(gradient: Sequence[Tensor], mean: Sequence[Tensor]) -> float:
-    """Return the norm of gradient - mean, a part at a time: the whole difference would be a third gradient in memory."""
+    """Return the norm of gradient - mean, in parts: the whole difference would be a third gradient in memory."""
     parts = []
     for g, average in zip(gradient, mean, strict=True):
         shape = g.shape or (1,)

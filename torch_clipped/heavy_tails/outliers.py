@@ -12,12 +12,12 @@ from .samples import Array, Estimate, Samples, checked, estimates
 
 __all__ = ["NORMAL_SHARES", "OutlierShare", "beyond_fences", "outlier_shares", "outliers"]
 
-NORMAL_SHARES = {1.5: 0.0034883016, 3.0: 1.1709712e-6}  # of a normal law beyond Q3 + 1.5 IQR and Q3 + 3 IQR
+NORMAL_SHARES = {1.5: 0.0034883016, 3.0: 1.1709712e-6}  # of a normal distribution, beyond Q3 + 1.5 IQR and Q3 + 3 IQR
 
 
 @dataclass(frozen=True)
 class OutlierShare:
-    """Count and share of the samples beyond a fence, and the ratio of this share to that of a normal law."""
+    """Count and share of the samples beyond a fence, and the ratio of this share to that of a normal distribution."""
 
     fence: float
     count: int
@@ -28,22 +28,23 @@ class OutlierShare:
 def outlier_shares(
     lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> dict[float, OutlierShare]:
-    """Return the shares beyond the fences Q3 + c IQR with c = 1.5 and 3, and their ratios to those of a normal law.
+    """Return the shares beyond the fences Q3 + c IQR with c = 1.5 and 3, and their ratios to those of a normal distribution.
 
         share_c = P(X > Q3 + c (Q3 - Q1))          normal: 0.0034883 for c = 1.5, 1.171e-6 for c = 3
 
-    Q1 and Q3 are quartiles. The shares exist for every law and depend neither on its unit nor on a shift.
+    Q1 and Q3 are quartiles. The shares exist for every distribution and do not depend on its unit or a shift.
 
     Args:
-        lengths: 1-D, finite, at least 0, four or more of them.
-        confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`. Where no sample lies beyond a fence, the
-            interval is 0 to 0, though shares up to 3 / number of samples are likely then.
+        lengths: 1-D, finite, at least 0, at least four samples.
+        confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`. If no sample is beyond a fence, the
+            interval is 0 to 0, although shares up to 3 / number of samples are likely then.
 
     Returns:
-        For 1.5 and 3.0 the fence, how many samples lie beyond it, their share, and that share over that of a normal law.
+        For 1.5 and 3.0 the fence, the number and the share of samples beyond it, and the ratio to the share of a normal
+        distribution.
 
     Raises:
-        ValueError: an argument is something else.
+        ValueError: an argument is invalid.
 
     Example:
         >>> from torch_clipped.heavy_tails import outlier_shares

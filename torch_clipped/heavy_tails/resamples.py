@@ -1,9 +1,9 @@
 """Resamples for the bootstrap: samples drawn with replacement from a sample, held as counts of its values in rising order.
 
-Up to 20,000 values each value is counted. Of more, neighbouring values are counted together in blocks, so that a resample takes
-a few thousand counts however large the sample is. The 500 smallest and the 500 largest values stay single; each block
-further in holds 1/500 of the values between it and the nearer end. The scatter within a block is left out: of the variance of
-a quantile in the resamples, about one thousandth.
+Up to 20,000 values are counted one by one. In larger samples neighbouring values are counted together in blocks, so that a
+resample takes a few thousand counts however large the sample is. The 500 smallest and the 500 largest values stay single; each
+block further in holds 1/500 of the values between it and the nearer end. The scatter within a block is neglected, about one
+thousandth of the variance of a quantile in the resamples.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["Resamples", "Sample"]
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-_SINGLE = 20_000  # values of a sample that is not cut into blocks
+_SINGLE = 20_000  # largest size of a sample that is not cut into blocks
 _END = 500  # values at either end that stay single, and the inverse of the share of a block further in
-_BATCH = 1 << 21  # counts that are held at a time
-_ROUNDING = 1e-13  # a variance below this share of the mean square is 0 but for rounding
+_BATCH = 1 << 21  # counts in memory at a time
+_ROUNDING = 1e-13  # a variance below this share of the mean square is 0 up to rounding
 
 
 class Sample:
@@ -61,12 +61,12 @@ class Sample:
 
     @cached_property
     def exponent(self) -> int:
-        """Return e for a power 2**e about as large as the values, by which they are divided so that no moment overflows."""
+        """Return e with 2**e about as large as the values; values are divided by 2**e so that no moment overflows."""
         return int(np.frexp(np.abs(self.rising[[0, -1]]).max())[1])
 
     @cached_property
     def center(self) -> float:
-        """Return the median over 2**exponent: moments about it lose few digits when they are moved to the mean."""
+        """Return the median / 2**exponent: moments about it lose few digits when they are moved to the mean."""
         return float(np.ldexp(self.rising[len(self.rising) // 2], -self.exponent))
 
     @cached_property
@@ -81,7 +81,7 @@ class Sample:
 
     @cached_property
     def logs(self) -> Array:
-        """Return the mean of the logarithms in every block; of equal values exactly their logarithm."""
+        """Return the mean of the logarithms in every block; for equal values it is exactly their logarithm."""
         logs = np.log(self.rising)
         return np.clip(self._means(logs), logs[self.edges[:-1]], logs[self.edges[1:] - 1])
 
@@ -91,23 +91,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Resamples:
-    """Resamples of a sample: how many values of every block each of them holds, in an array of shape (resamples, blocks)."""
+    """Resamples of a sample, as numbers of values from every block, in an array of shape (resamples, blocks)."""
 
     sample: Sample
     counts: Counts
 
     @cached_property
     def _firsts(self) -> Counts:
-        """Return the places at which resamples begin when they stand in one row."""
+        """Return the places at which resamples begin if all resamples are in one row."""
         return len(self.sample.rising) * np.arange(len(self.counts))
 
     @cached_property
     def _ends(self) -> Counts:
-        """Return the places at which blocks end when resamples stand in one row."""
+        """Return the places at which blocks end if all resamples are in one row."""
         return np.asarray(self.counts.cumsum(axis=1) + self._firsts[:, None])
 
     def _at(self, rank: int) -> Array:
-        """Return the value of this rank in every resample, from 0; inside a block by interpolating its places."""
+        """Return the value of this rank, from 0, in every resample; inside a block by interpolation."""
         rows, blocks = np.arange(len(self.counts)), self.counts.shape[1]
         block = np.searchsorted(self._ends.ravel(), rank + self._firsts, side="right") - blocks * rows
         drawn = self.counts[rows, block]
@@ -116,7 +116,7 @@ class Resamples:
         return np.asarray(self.sample.rising[places])
 
     def quantile(self, p: float) -> Array:
-        """Return the quantile of every resample, as numpy interpolates it."""
+        """Return the quantile of every resample, interpolated as in numpy."""
         place = p * (len(self.sample.rising) - 1)
         below, above = self._at(math.floor(place)), self._at(math.ceil(place))
         return np.asarray(below + (place - math.floor(place)) * (above - below))
@@ -148,16 +148,16 @@ class Resamples:
         return np.asarray(np.ldexp(self._moments[0] * (count / (count - 1)), 2 * self.sample.exponent))
 
     def skewness(self) -> Array:
-        """Return m_3 / m_2^(3/2) of every resample; NaN if it has no variance."""
+        """Return m_3 / m_2^(3/2) of every resample; NaN without variance."""
         return np.asarray(self._moments[1] / self._moments[0] ** 1.5)
 
     def excess_kurtosis(self) -> Array:
-        """Return m_4 / m_2^2 - 3 of every resample; NaN if it has no variance."""
+        """Return m_4 / m_2^2 - 3 of every resample; NaN without variance."""
         return np.asarray(self._moments[2] / self._moments[0] ** 2 - 3)
 
     @cached_property
     def _moments(self) -> Array:
-        """Return the central moments m_2, m_3 and m_4 of x / 2**exponent; 0 where the values differ by rounding only."""
+        """Return the central moments m_2, m_3 and m_4 of x / 2**exponent; 0 if the values differ by rounding only."""
         a, b, c, d = (self.counts @ self.sample.powers / len(self.sample.rising)).T
         second = b - a**2
         rounding = np.maximum(_ROUNDING * b, (np.finfo(np.float64).eps * (self.sample.center + a)) ** 2)

@@ -1,4 +1,4 @@
-"""Samples checked, and confidence intervals for statistics of them by the bootstrap."""
+"""Checks of samples, and bootstrap confidence intervals for their statistics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Samples = Tensor | ArrayLike
 
 
 class Estimate(NamedTuple):
-    """Statistic and the ends of its confidence interval; NaN where the samples do not determine it."""
+    """Statistic and the ends of its confidence interval; NaN if the samples do not determine it."""
 
     value: float
     low: float
@@ -56,7 +56,7 @@ def checked(name: str, samples: Samples, smallest: int, signed: bool = False) ->
         found = np.asarray(_plain(samples))
     except (RuntimeError, TypeError, ValueError):
         found = np.array(None)
-    if found.size and found.dtype.kind not in "iuf":  # else numpy would take text, dates and True for numbers
+    if found.size and found.dtype.kind not in "iuf":  # otherwise numpy would convert text, dates and True to numbers
         raise ValueError(f"{name} must be numbers, got {reprlib.repr(samples)}")
     values = found.astype(np.float64)
     if values.ndim != 1:
@@ -71,7 +71,7 @@ def checked(name: str, samples: Samples, smallest: int, signed: bool = False) ->
 
 
 def _plain(samples: object) -> object:
-    """Convert tensors for numpy: it has no bfloat16, and takes no number from a tensor that requires a gradient."""
+    """Convert tensors for numpy, which has no bfloat16 and does not read tensors that require gradients."""
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu()
         return (samples.double() if samples.is_floating_point() else samples).numpy()
@@ -81,7 +81,7 @@ def _plain(samples: object) -> object:
 
 
 def relative(values: Array) -> Array:
-    """Divide the values by a power of two about as large, for statistics without a unit: exact, and no power overflows."""
+    """Divide the values by a power of two about as large, for statistics without a unit; exact, and no power overflows."""
     return np.asarray(np.ldexp(values, -np.frexp(np.abs(values).max())[1]))
 
 
@@ -96,10 +96,10 @@ def share_between(name: str, value: object) -> float:
 def estimates(
     values: Array, statistic: Callable[[Resamples], ArrayLike], confidence: float, resamples: int, seed: int
 ) -> list[Estimate]:
-    """Return what ``statistic`` finds of the values, one number or more, with percentile intervals.
+    """Return the one or more results of ``statistic`` for the values, with percentile intervals.
 
-    Percentile intervals, since those of the other methods would need a statistic for each sample left out. A resample in which
-    the statistic is not defined, such as one without variance, leaves an interval of NaN.
+    Other intervals would need the statistic without each sample in turn. If the statistic is undefined in a resample, for
+    example without variance, the interval is NaN.
     """
     confidence = share_between("confidence", confidence)
     count = integer("resamples", resamples, smallest=1)

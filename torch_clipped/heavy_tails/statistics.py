@@ -1,4 +1,4 @@
-"""Statistics of samples, each with a confidence interval."""
+"""Statistics of samples, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tail_indices import Curve, hill_estimate, stable_index, tail_count
 __all__ = ["excess_kurtosis", "quantiles", "skewness", "tail_statistics", "variance_curve"]
 
 PROBABILITIES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_POINTS = 20  # of the curve of variances
+_POINTS = 20  # points of the variance curve
 
 
 def quantiles(
@@ -26,21 +26,21 @@ def quantiles(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[float, Estimate]:
-    """Return the quantiles: below the one of p lies a share p of the samples, interpolated linearly between two of them.
+    """Return the quantiles: a share p of the samples is below the quantile of p, interpolated linearly between two samples.
 
     Args:
-        lengths: 1-D, finite, at least 0, two or more of them.
+        lengths: 1-D, finite, at least 0, at least two samples.
         probabilities: each between 0 and 1, both included. Default: 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99.
-        confidence (float): of the interval, between 0 and 1. Default: 0.95.
-        resamples (int): how many samples are drawn for it. More than 20,000 lengths are drawn in blocks of neighbours, which
-            :mod:`torch_clipped.heavy_tails` describes, so that ten million take seconds. Default: 1000.
-        seed (int): of what is drawn, at least 0; no global random state is touched. Default: 0.
+        confidence (float): confidence of the interval, between 0 and 1. Default: 0.95.
+        resamples (int): the number of resamples for the interval. More than 20,000 samples are drawn in blocks of neighbours, as
+            described in :mod:`torch_clipped.heavy_tails`, so that ten million take seconds. Default: 1000.
+        seed (int): seed of the resamples, at least 0; no global random state is used. Default: 0.
 
     Returns:
         An estimate for every probability.
 
     Raises:
-        ValueError: an argument is something else.
+        ValueError: an argument is invalid.
 
     Example:
         >>> from torch_clipped.heavy_tails import quantiles
@@ -61,17 +61,17 @@ def quantiles(
 
 
 def skewness(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Return the skewness m_3 / m_2^(3/2) with m_p = mean of (x - mean)^p: 0 of a symmetric law (scipy.stats.skew).
+    """Return the skewness m_3 / m_2^(3/2) with m_p = mean of (x - mean)^p (scipy.stats.skew); 0 for a symmetric distribution.
 
-    It cannot exceed sqrt(number of samples), however heavy the tail. The interval is unreliable, mostly too narrow, where the
-    law has no sixth moment.
+    The skewness cannot exceed sqrt(number of samples), however heavy the tail. The interval is unreliable, mostly too narrow, if
+    the distribution has no sixth moment.
 
     Args:
-        lengths: 1-D, finite, at least 0, three or more of them; NaN if all are equal.
+        lengths: 1-D, finite, at least 0, at least three samples; the result is NaN if all are equal.
         confidence, resamples, seed: as in :func:`quantiles`.
 
     Raises:
-        ValueError: an argument is something else.
+        ValueError: an argument is invalid.
 
     Example:
         >>> from torch_clipped.heavy_tails import skewness
@@ -87,17 +87,17 @@ def skewness(lengths: Samples, *, confidence: float = 0.95, resamples: int = 100
 
 
 def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Return the excess kurtosis m_4 / m_2^2 - 3 with m_p = mean of (x - mean)^p: 0 of a normal law (scipy.stats.kurtosis).
+    """Return the excess kurtosis m_4 / m_2^2 - 3 with m_p = mean of (x - mean)^p (scipy.stats.kurtosis).
 
-    It cannot exceed the number of samples, however heavy the tail. The interval is unreliable, mostly too narrow, where the
-    law has no eighth moment.
+    It is 0 for a normal distribution and cannot exceed the number of samples, however heavy the tail. The interval is unreliable,
+    mostly too narrow, if the distribution has no eighth moment.
 
     Args:
-        lengths: 1-D, finite, at least 0, four or more of them; NaN if all are equal.
+        lengths: 1-D, finite, at least 0, at least four samples; the result is NaN if all are equal.
         confidence, resamples, seed: as in :func:`quantiles`.
 
     Raises:
-        ValueError: an argument is something else.
+        ValueError: an argument is invalid.
 
     Example:
         >>> from torch_clipped.heavy_tails import excess_kurtosis
@@ -113,20 +113,20 @@ def excess_kurtosis(lengths: Samples, *, confidence: float = 0.95, resamples: in
 
 
 def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Curve:
-    """Return the empirical variance s^2 = sum of (x - mean)^2 / (n - 1) of the first n lengths, for growing n.
+    """Return the empirical variance s^2 = sum of (x - mean)^2 / (n - 1) of the first n samples, for growing n.
 
-    It settles if the law has a variance, and else goes on growing in jumps. The intervals are unreliable, mostly far too narrow,
-    where the law has no fourth moment.
+    It converges if the distribution has a variance, and otherwise keeps growing in jumps. The intervals are unreliable, mostly
+    far too narrow, if the distribution has no fourth moment.
 
     Args:
-        lengths: 1-D, finite, at least 0, two or more of them, in the order of measuring.
+        lengths: 1-D, finite, at least 0, at least two samples, in the order of measuring.
         confidence, resamples, seed: as in :func:`quantiles`.
 
     Returns:
         At most 20 numbers n, evenly spread on a logarithmic scale, the variances, and the ends of their intervals.
 
     Raises:
-        ValueError: an argument is something else.
+        ValueError: an argument is invalid.
 
     Example:
         >>> from torch_clipped.heavy_tails import variance_curve
@@ -148,23 +148,23 @@ def variance_curve(lengths: Samples, *, confidence: float = 0.95, resamples: int
 def tail_statistics(
     lengths: Samples, share: float = 0.05, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """Return all statistics of this package but its curves in one dict of plain numbers, for a table or a logger.
+    """Return all statistics of this package except its curves in one dict of plain numbers, for a table or a logger.
 
-    The stable index is that of the differences x_1 - x_2, x_3 - x_4, ..., which are symmetric about 0 where lengths are not.
-    Resamples of more than 20,000 lengths are drawn in blocks of neighbours (see ``resamples`` of :func:`quantiles`).
+    The stable index is that of the differences x_1 - x_2, x_3 - x_4, ..., which are symmetric about 0, unlike the norms.
+    Resamples of more than 20,000 samples are drawn in blocks of neighbours (see ``resamples`` of :func:`quantiles`).
 
     Args:
         lengths: 1-D, finite, at least 0.
-        share (float): of the samples that count as the tail for the Hill index. Default: 0.05.
+        share (float): the share of samples in the tail for the Hill index. Default: 0.05.
         confidence, resamples, seed: as in :func:`quantiles`.
 
     Returns:
         ``count``; ``variance``, ``quantile_0.5`` and others, ``skewness``, ``excess_kurtosis``, ``hill_index``, ``stable_index``,
-        ``beyond_1.5_iqr`` and ``beyond_3_iqr`` (shares) and the same with ``_ratio``, each beside the ends of its interval under
-        its name with ``_low`` and ``_high``; ``hill_samples``, ``beyond_1.5_iqr_count``, ``beyond_3_iqr_count``.
+        ``beyond_1.5_iqr`` and ``beyond_3_iqr`` (shares) and the same with ``_ratio``, each with the ends of its interval under
+        its name plus ``_low`` and ``_high``; ``hill_samples``, ``beyond_1.5_iqr_count``, ``beyond_3_iqr_count``.
 
     Raises:
-        ValueError: an argument is something else, or there are too few lengths: 8 at least, and 1 / share about.
+        ValueError: an argument is invalid, or there are too few samples: at least 8 and about 1 / share are needed.
 
     Example:
         >>> from torch_clipped.heavy_tails import tail_statistics

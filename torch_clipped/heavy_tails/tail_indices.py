@@ -1,4 +1,4 @@
-"""Tail indices, which say how quickly large samples become rare."""
+"""Tail indices: measures of how quickly large samples become rare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Curve", "hill_curve", "hill_estimate", "hill_index", "stable_index",
 
 
 class Curve(NamedTuple):
-    """Statistic for growing numbers of samples, with the ends of its confidence intervals: arrays of the same size."""
+    """Statistic for growing numbers of samples, with the ends of its confidence intervals, in arrays of the same size."""
 
     samples: NDArray[np.int64]
     values: Array
@@ -30,19 +30,19 @@ def hill_index(
 
         a = k / (log(x_1 / x_{k+1}) + ... + log(x_k / x_{k+1}))          k = share of the samples, rounded
 
-    A law with a <= 2 has no variance, one with a <= 1 no mean. Laws whose tails are lighter than any power get a large number,
-    which grows with fewer samples k: see :func:`hill_curve`. The interval says nothing about that dependence on k.
+    A distribution with a <= 2 has no variance, one with a <= 1 no mean. Distributions with lighter tails than any power get a
+    large index, which grows with fewer samples k: see :func:`hill_curve`. The interval does not show that dependence on k.
 
     Args:
-        lengths: 1-D, finite, at least 0, and the k + 1 largest positive.
-        share (float): of the samples that count as the tail, between 0 and 1. Default: 0.05.
+        lengths: 1-D, finite, at least 0, with the k + 1 largest positive.
+        share (float): the share of samples in the tail, between 0 and 1. Default: 0.05.
         confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`.
 
     Returns:
         The index; inf if the k + 1 largest are equal.
 
     Raises:
-        ValueError: an argument is something else, or the share is less than one sample.
+        ValueError: an argument is invalid, or the share is less than one sample.
 
     Example:
         >>> from torch_clipped.heavy_tails import hill_index
@@ -60,7 +60,7 @@ def hill_index(
 
 
 def hill_estimate(values: Array, k: int, weight: Estimate) -> Estimate:
-    """Return the Hill index of an estimated tail weight; the weight itself is computed anew, value by value."""
+    """Return the Hill index of an estimated tail weight; the weight itself is computed again, value by value."""
     logs = np.log(np.partition(values, -k - 1)[-k - 1 :])
     return inverse(weight._replace(value=float((logs[1:] - logs[0]).mean())))
 
@@ -76,22 +76,22 @@ def tail_count(values: Array, share: float) -> int:
 
 
 def hill_curve(lengths: Samples, *, confidence: float = 0.95) -> Curve:
-    """Return the Hill estimate for every k from 1 to half of the samples: a tail that is a power shows as a level stretch.
+    """Return the Hill estimate for every k from 1 to half of the samples; a power-law tail gives a flat stretch.
 
-        low, high = a c_p / (2 k)          c_p: the quantile p of the chi-squared law with 2 k degrees of freedom
+        low, high = a c_p / (2 k)          c_p: the quantile p of the chi-squared distribution with 2 k degrees of freedom
 
-    with p = (1 -+ confidence) / 2: exact for a Pareto law, and else valid for many samples where the bias is small. For large k
-    that is a (1 -+ z / sqrt(k)).
+    with p = (1 -+ confidence) / 2. The interval is exact for a Pareto distribution, and otherwise valid for many samples if the
+    bias is small. For large k it is a (1 -+ z / sqrt(k)).
 
     Args:
-        lengths: 1-D, finite, at least 0, two or more positive; k ends before the first x_{k+1} that is 0.
-        confidence (float): of each interval by itself, between 0 and 1. Default: 0.95.
+        lengths: 1-D, finite, at least 0, at least two positive; k ends before the first x_{k+1} that is 0.
+        confidence (float): confidence of each single interval, between 0 and 1. Default: 0.95.
 
     Returns:
         The values of k, the index at each, and the ends of its interval.
 
     Raises:
-        ValueError: an argument is something else.
+        ValueError: an argument is invalid.
         ImportError: scipy is missing.
 
     Example:
@@ -123,27 +123,27 @@ def hill_curve(lengths: Samples, *, confidence: float = 0.95) -> Curve:
 def stable_index(
     samples: Samples, block: int | None = None, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Estimate the index a of a symmetric stable law, 2 if it is the normal one, from sums over blocks of m samples.
+    """Estimate the index a of a symmetric stable distribution, 2 for the normal one, from sums over blocks of m samples.
 
         1 / a = (mean of log|sum of a block| - mean of log|x|) / log m
 
-    since the sum of m such numbers is distributed as m^(1/a) times one of them. It needs independent samples of a law that is
-    symmetric about 0: entries of the gradient noise, or differences of pairs of lengths, but not lengths, whose sums grow like
-    m and give about 1. Of a law that is not stable it says only how fast sums of m grow, which for any law with a variance
-    comes to 2 as m grows. The formula is that of Mohammadi et al., and the use that of Simsekli et al.
+    because the sum of m such numbers is distributed as m^(1/a) times one of them. The samples must be independent, from a
+    distribution symmetric about 0: entries of the gradient noise, or differences of pairs of norms. Norms themselves are not
+    supported: their sums grow like m and give about 1. For a distribution that is not stable the index only shows how fast sums
+    of m grow; with a variance the index tends to 2 as m grows. The formula is from Mohammadi et al., its use from Simsekli et al.
 
     Args:
         samples: 1-D, finite, of both signs.
-        block (int): the number m of samples in a block, at least 2, at most half of the samples; those that fill no block
-            are left out. Default: None, the square root of the number of samples.
-        confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`; whole blocks are drawn, of which the right
-            side is a mean with a variance, so that the bootstrap is right here also for laws without one.
+        block (int): the number m of samples in a block, at least 2, at most half of the samples; a rest that does not fill a
+            block is not used. Default: None, the square root of the number of samples.
+        confidence, resamples, seed: as in :func:`torch_clipped.heavy_tails.quantiles`. Whole blocks are drawn. The formula is a
+            mean over blocks that has a variance, so the bootstrap is valid also for distributions without a variance.
 
     Returns:
-        The index. Chance can take it over 2, and to inf where the sums do not grow. NaN if a sample or a sum is 0.
+        The index. By chance it can exceed 2, and be inf if the sums do not grow. NaN if a sample or a sum is 0.
 
     Raises:
-        ValueError: an argument is something else, or there are fewer than 4 samples.
+        ValueError: an argument is invalid, or there are fewer than 4 samples.
 
     Example:
         >>> import torch

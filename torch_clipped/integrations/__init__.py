@@ -1,4 +1,4 @@
-"""Clipping statistics in the logs of other libraries, each of which is imported only when its name here is used.
+"""Clipping statistics in the logs of other libraries; each library is imported only when its name here is used.
 
 >>> from torch_clipped.integrations import log_clipping_stats
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HuggingFaceClippingCallback", "LightningClippingCallback", "log_clipping_stats"]
 
-# the name, its module here, and what pip has to install for it
+# name, its module here, and the package to install
 _PLACES = {
     "HuggingFaceClippingCallback": ("trainer", '"transformers[torch]"'),
     "LightningClippingCallback": ("lightning", "lightning"),

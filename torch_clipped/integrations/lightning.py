@@ -17,13 +17,13 @@ __all__ = ["LightningClippingCallback"]
 class LightningClippingCallback(Callback):
     """Log the clipping statistics of a Trainer's optimizers: ``Trainer(callbacks=[LightningClippingCallback()])``.
 
-    The statistics go where ``LightningModule.log`` goes, only at the steps that the Trainer logs (``log_every_n_steps``), since
-    reading waits for an accelerator. Their names are ``clipping/grad_norm`` and so on, of several optimizers
-    ``clipping/optimizer_0/grad_norm``, counted as ``self.optimizers()`` does. Where groups are clipped apart, each clip set has
-    its own too, like ``clipping/set_0/grad_norm``. Values that are not finite are left out.
+    The statistics are logged like values of ``LightningModule.log``, only at the steps that the Trainer logs
+    (``log_every_n_steps``), because reading waits for an accelerator. Their names are ``clipping/grad_norm`` and so on; with
+    several optimizers ``clipping/optimizer_0/grad_norm``, in the order of ``self.optimizers()``. If there are several clip sets,
+    each has its own statistics, like ``clipping/set_0/grad_norm``. Values that are not finite are omitted.
 
-    Leave ``gradient_clip_val`` of the Trainer at None: it clips before the optimizer does, and what arrives is no longer the true
-    gradient; there is a ClippingWarning if you do not.
+    Leave ``gradient_clip_val`` of the Trainer at None. Otherwise the Trainer clips before the optimizer, the optimizer does not
+    get the true gradient, and the callback warns with a ClippingWarning.
 
     Raises:
         TypeError: at the start of the fit, if an optimizer does not clip.
@@ -35,7 +35,7 @@ class LightningClippingCallback(Callback):
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse an optimizer that does not clip, and warn where the Trainer clips too."""
+        """Refuse an optimizer that does not clip, and warn if the Trainer clips too."""
         warn_of_double_clipping(trainer.optimizers, "gradient_clip_val", trainer.gradient_clip_val, "None")
 
     def on_train_batch_end(
@@ -46,5 +46,5 @@ class LightningClippingCallback(Callback):
             return
         for i, optimizer in enumerate(trainer.optimizers):
             prefix = f"clipping/optimizer_{i}/" if len(trainer.optimizers) > 1 else "clipping/"
-            # no mean is taken over batches, but where training_step takes the iterator their size has to be said
+            # no mean over batches is taken, but their size must be given if training_step takes the iterator
             pl_module.log_dict(clipping_values(optimizer, prefix), on_step=True, on_epoch=False, batch_size=1)

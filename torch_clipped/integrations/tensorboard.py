@@ -21,15 +21,15 @@ class ScalarWriter(Protocol):
 def log_clipping_stats(writer: ScalarWriter, optimizer: Optimizer, step: int, prefix: str = "clipping/") -> None:
     """Write the clipping statistics of an optimizer as scalars, named as in ``clipping_stats``.
 
-    Where groups are clipped apart, those of each clip set are written too, as ``clipping/set_0/grad_norm`` and so on. Values
-    that are not finite are left out: NaN is unknown, and an infinite threshold none yet. Reading waits for an accelerator, so
-    call this as often as you log, not after every step.
+    If there are several clip sets, the statistics of each are written too, as ``clipping/set_0/grad_norm`` and so on. Values that
+    are not finite are omitted: NaN is an unknown value, an infinite threshold means no threshold yet. Reading waits for an
+    accelerator, so call this function only when you log, not after every step.
 
     Args:
         writer: a SummaryWriter of torch or tensorboardX, or anything with its ``add_scalar``.
-        optimizer: one that clips; it may be wrapped, as Accelerate's ``prepare`` returns it.
+        optimizer: an optimizer that clips, possibly wrapped, for example by Accelerate's ``prepare``.
         step (int): the number of the training step.
-        prefix (str): stands before every name. Default: ``"clipping/"``.
+        prefix (str): the prefix of every name. Default: ``"clipping/"``.
 
     Raises:
         TypeError: the optimizer does not clip.

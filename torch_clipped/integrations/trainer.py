@@ -16,21 +16,21 @@ __all__ = ["HuggingFaceClippingCallback"]
 
 
 class HuggingFaceClippingCallback(TrainerCallback):
-    """Add clipping statistics to what a Trainer logs of its training: ``HuggingFaceClippingCallback.attach(trainer)``.
+    """Add clipping statistics to the training logs of a Trainer: ``HuggingFaceClippingCallback.attach(trainer)``.
 
-    The statistics stand under ``clipping/grad_norm`` and so on, beside the loss, wherever the Trainer reports to: in
-    ``state.log_history``, and as ``train/clipping/grad_norm`` in TensorBoard and W&B. Where groups are clipped apart,
-    each clip set has its own, like ``clipping/set_0/grad_norm``. Values that are not finite are left out. The statistics are read
-    in the main process, only at steps that are logged, since reading waits for an accelerator.
+    The statistics are logged as ``clipping/grad_norm`` and so on, beside the loss, to all targets of the Trainer: in
+    ``state.log_history``, and as ``train/clipping/grad_norm`` in TensorBoard and W&B. If there are several clip sets, each has
+    its own statistics, like ``clipping/set_0/grad_norm``. Values that are not finite are omitted. The statistics are read in the
+    main process, only at logged steps, because reading waits for an accelerator.
 
-    Set ``max_grad_norm=0`` in the TrainingArguments: the Trainer clips before the optimizer does, at 1.0 by default, and what
-    arrives is no longer the true gradient; there is a ClippingWarning if you do not.
+    Set ``max_grad_norm=0`` in the TrainingArguments. Otherwise the Trainer clips before the optimizer, at 1.0 by default, the
+    optimizer does not get the true gradient, and the callback warns with a ClippingWarning.
 
-    A callback in ``Trainer(callbacks=[...])`` stands behind those of ``report_to``, which then have reported already when it adds
-    something. :meth:`attach` puts it in front of them.
+    A callback in ``Trainer(callbacks=[...])`` runs after the callbacks of ``report_to``, too late to add values to their reports.
+    :meth:`attach` puts it in front of them.
 
     Args:
-        prefix (str): stands before every name. Default: ``"clipping/"``.
+        prefix (str): the prefix of every name. Default: ``"clipping/"``.
 
     Raises:
         TypeError: at the beginning of the training, if the Trainer's optimizer does not clip.
@@ -60,14 +60,14 @@ class HuggingFaceClippingCallback(TrainerCallback):
 
     @classmethod
     def attach(cls, trainer: Trainer, prefix: str = "clipping/") -> HuggingFaceClippingCallback:
-        """Make a callback and put it in front of all others of a Trainer, so that they see what it adds.
+        """Make a callback and put it in front of all others of a Trainer, so that they get the added values.
 
         Args:
-            trainer (transformers.Trainer): before its ``train``.
-            prefix (str): stands before every name. Default: ``"clipping/"``.
+            trainer (transformers.Trainer): the Trainer, before its ``train`` is called.
+            prefix (str): the prefix of every name. Default: ``"clipping/"``.
 
         Returns:
-            The callback, which ``trainer.remove_callback`` takes away again.
+            The callback; ``trainer.remove_callback`` removes it.
         """
         callback = cls(prefix)
         trainer.callback_handler.callbacks.insert(0, callback)
@@ -76,7 +76,7 @@ class HuggingFaceClippingCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: object = None, **kwargs: object
     ) -> None:
-        """Refuse an optimizer that does not clip, and warn where the Trainer clips too."""
+        """Refuse an optimizer that does not clip, and warn if the Trainer clips too."""
         warn_of_double_clipping([optimizer], "max_grad_norm", args.max_grad_norm, "0")
 
     def on_log(
@@ -88,7 +88,7 @@ class HuggingFaceClippingCallback(TrainerCallback):
         optimizer: object = None,
         **kwargs: object,
     ) -> None:
-        """Add the statistics to logs of the training, which have a loss, and to the history, where they stand already."""
+        """Add the statistics to logs of the training, which have a loss, and to their entries in the history."""
         if state.is_world_process_zero and "loss" in logs:
             values = clipping_values(optimizer, self.prefix)
             logs.update(values)

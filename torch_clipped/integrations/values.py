@@ -1,4 +1,4 @@
-"""Values to log of an optimizer that clips, also where a library has wrapped it."""
+"""Values to log for an optimizer that clips, also if a library has wrapped it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["clipped_optimizer", "clipping_values", "warn_of_double_clipping"]
 
 
 def clipped_optimizer(optimizer: object) -> Clipped:
-    """Return the optimizer that clips: this one, or the ``optimizer`` of the wrapper that a library has put around it.
+    """Return the optimizer that clips: ``optimizer`` itself, or the optimizer inside a wrapper of a library.
 
     Args:
-        optimizer: an optimizer that clips, perhaps wrapped (by Accelerate's ``prepare``, say).
+        optimizer: an optimizer that clips, possibly wrapped, for example by Accelerate's ``prepare``.
 
     Returns:
         The optimizer that clips.
 
     Raises:
-        TypeError: it does not clip.
+        TypeError: the optimizer does not clip.
 
     Example:
         >>> import torch
@@ -42,14 +42,14 @@ def clipped_optimizer(optimizer: object) -> Clipped:
 
 
 def clipping_values(optimizer: object, prefix: str = "clipping/") -> dict[str, float]:
-    """Return the statistics of :meth:`torch_clipped.Clipped.clipping_stats` under the names that they have in logs.
+    """Return the statistics of :meth:`torch_clipped.Clipped.clipping_stats` under their names in logs.
 
-    Where groups are clipped apart, those of each clip set follow as ``set_0/grad_norm`` and so on. Values that are not finite
-    are left out: NaN is unknown, and an infinite threshold none yet. Reading waits for an accelerator.
+    If there are several clip sets, the statistics of each follow as ``set_0/grad_norm`` and so on. Values that are not finite are
+    omitted: NaN is an unknown value, an infinite threshold means no threshold yet. Reading waits for an accelerator.
 
     Args:
         optimizer: as in :func:`clipped_optimizer`.
-        prefix (str): stands before every name. Default: ``"clipping/"``.
+        prefix (str): the prefix of every name. Default: ``"clipping/"``.
 
     Returns:
         The values by name.
@@ -81,9 +81,9 @@ def warn_of_double_clipping(optimizers: Sequence[object], argument: str, value: 
 
     Args:
         optimizers: each as in :func:`clipped_optimizer`.
-        argument (str): of the Trainer.
-        value: what it is; None and 0 do not clip.
-        right (str): what it should be.
+        argument (str): the name of the Trainer's argument.
+        value: the value of the argument; None and 0 do not clip.
+        right (str): the value that it should have.
 
     Raises:
         TypeError: an optimizer does not clip.

@@ -59,7 +59,7 @@ def plan(
     loaded = load(task, data, pretrained, 0, quick)
     settings = {
         "task": task,
-        "source": loaded.source,
+        "source": loaded.source + (", learning rate decays to 0" if loaded.decays else ""),
         "metric": loaded.metric,
         "batch": loaded.batch,
         "steps": steps or loaded.steps,
@@ -95,9 +95,8 @@ def train_all(task: Task, settings: dict[str, Any], journal: Journal) -> None:
         return _read(journal.done(_name(method.label, lr, level, seed), steps, lambda: asdict(new())))
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ClippingWarning
-        )  # about the ends of a grid, where every gradient may be clipped to nothing or overflow
+        # At the ends of a grid every gradient may overflow, or be clipped to nothing.
+        warnings.simplefilter("ignore", ClippingWarning)
         outcomes([*settings["clippings"]], settings["learning_rates"], settings["seeds"], trained)
 
 

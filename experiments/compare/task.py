@@ -22,7 +22,6 @@ TASKS = {  # modules with a function ``load``, imported only when used: each may
     "acrobot": "experiments.compare.task_acrobot",
 }
 PARTS = ("train", "validation", "test")
-DECAY = "learning rate decays to 0"  # part of the ``source`` of a task
 Grids = Mapping[str, tuple[float, ...]]
 
 
@@ -34,7 +33,7 @@ class Task(Protocol):
         metric: "accuracy", "mean IoU", "Matthews correlation", ...
         batch: number of samples in a batch.
         steps: default number of steps of a training.
-        source: one line about model and data, and about the learning rate if it decays.
+        source: one line about model and data.
         learning_rates: first grid of the search, for "SGD" (with momentum 0.9) and "Adam": ascending by factors of 2.
         decays: whether the learning rate decays to 0, linearly over the steps.
         trivial: name of a method that learns next to nothing, and its metric on the test data.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .segmentation_data import BORDER, SHAPE_SIZE, SHAPES, VOC_CLASSES, Pictures, draw_shapes, read_voc
-from .task import DECAY, PARTS, Grids
+from .task import PARTS, Grids
 from .task_parts import device_of, evaluating, halves, seeded, shuffled
 from .unet import UNet
 
@@ -30,7 +30,7 @@ class SegmentationTask:
     def __init__(
         self, parts: dict[str, Pictures], classes: int, source: str, width: int, depth: int, batch: int, steps: int
     ) -> None:
-        self.training, self.classes, self.source = parts["train"], classes, f"{source}, {DECAY}"
+        self.training, self.classes, self.source = parts["train"], classes, source
         self.width, self.depth, self.steps = width, depth, steps
         self.batch = min(batch, len(self.training[0]))
         evaluated = len(parts["validation"][0])

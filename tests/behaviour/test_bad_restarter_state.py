@@ -37,7 +37,7 @@ ONE, TWO = torch.zeros(3), torch.zeros(2, dtype=torch.complex64)
 
 
 def bad_restarts():
-    """What a state is changed to, and the error, by name; made when asked for: sparse tensors disturb tests that count bytes."""
+    """Return wrong values of a state and the error, by name."""
     return {
         "no dict": (None, "state_dict must be one of a Restarter, got a NoneType"),
         "a list": ([1, 2], "state_dict must be one of a Restarter, got a list"),

@@ -366,6 +366,12 @@ def test_learning_rate_decays_to_0_where_the_task_says_so(decays):
     assert training.test == pytest.approx(task.evaluate(model, "test"), rel=1e-5)
 
 
+@pytest.mark.parametrize(("decays", "words"), [(False, "a line"), (True, "a line, learning rate decays to 0")])
+def test_settings_say_whether_the_learning_rate_decays(line, decays, words):
+    line.decays = decays
+    assert compare.plan("image").settings["source"] == words
+
+
 def test_curve_has_as_many_blocks_as_fit_and_a_mean_of_each():
     training = compare.train(Line(), Method("SGD", "norm"), 0.05, 1.0, 0, 120, "cpu", tqdm(disable=True), points=2, tested=False)
     assert [block[0] for block in training.curve][:3] == [2, 4, 7]

@@ -16,7 +16,7 @@ from experiments.common.text import load_text
 from experiments.compare import sequences, task_image, task_image_folders, task_text, task_translation
 from experiments.compare.methods import Method
 from experiments.compare.residual_networks import resnet18
-from experiments.compare.task import DECAY, PARTS, load
+from experiments.compare.task import PARTS, load
 from experiments.compare.task_image_folders import MEAN, SIZE, STD, ImageFolders
 from experiments.compare.task_parts import commonest_share, evenly, halves, shuffled
 from experiments.compare.task_text_cola import read_corpus
@@ -72,7 +72,6 @@ def test_loss_and_metric_fit_the_model(task):
     assert_can_be_trained_and_measured(task)
     assert task.name in BUILT_IN
     assert "/" not in task.source
-    assert task.decays == task.source.endswith(DECAY)
 
 
 def test_a_few_steps_of_adam_improve_loss_and_metric(task):

@@ -1,4 +1,6 @@
-"""Comparisons of tensors, and of states that hold them."""
+"""Comparisons of tensors, and of states that hold them; the tensors that are alive."""
+
+import gc
 
 import torch
 
@@ -39,3 +41,8 @@ def bits(value):
     if isinstance(value, dict):
         return {key: bits(one) for key, one in value.items()}
     return [bits(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def live_tensors(*types):
+    """Return the dense tensors of these classes that are alive; sparse ones, which other tests hold, have no one storage."""
+    return [thing for thing in gc.get_objects() if type(thing) in types and thing.layout is torch.strided]

@@ -1,7 +1,6 @@
 """Statistics of tails on laws whose answers are known, and lengths of gradients at weights that stay where they are."""
 
 import copy
-import gc
 import math
 import random
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from support.assertions import live_tensors
 from support.cases import pairwise
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -600,7 +600,7 @@ def test_noise_holds_two_gradients_at_a_time_beyond_those_of_the_model():
 
         @staticmethod
         def backward(ctx, grad):
-            tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter) and t.layout is torch.strided]
+            tensors = live_tensors(torch.Tensor, nn.Parameter)
             storages = {t.untyped_storage().data_ptr() for t in tensors if t.untyped_storage().nbytes() >= size}
             alive.append(len(storages))
             return torch.full((1 << 21,), float(grad) * ctx.scale), None

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support.assertions import equal
+from support.assertions import equal, live_tensors
 from support.cases import pairwise, saved_and_loaded
 from torch import nn, optim
 
@@ -232,13 +232,9 @@ def test_last_restarts_without_an_average_and_without_a_copy(problem):
     assert all(mean is None for mean in restarter.state_dict()["means"])
 
 
-def is_dense(thing):
-    return type(thing) is torch.Tensor and thing.layout is torch.strided  # others may stem from other tests
-
-
 def tensor_bytes():
     gc.collect()
-    storages = {o.untyped_storage().data_ptr(): o.untyped_storage().nbytes() for o in gc.get_objects() if is_dense(o)}
+    storages = {o.untyped_storage().data_ptr(): o.untyped_storage().nbytes() for o in live_tensors(torch.Tensor)}
     return sum(storages.values())
 
 

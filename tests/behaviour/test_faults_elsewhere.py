@@ -414,13 +414,7 @@ def scaled_run(problem, clipped_class, clipping_type, implementation, *, unscale
         grads = problem.gradients(step)
         if step == overflow_at:
             grads[0].view(-1)[1] = math.inf
-        optimizer.zero_grad()
-        loss = sum((p * g).sum() for p, g in zip(params, grads, strict=True))
-        scaler.scale(loss).backward()
-        if unscale:
-            scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
+        problem.scaled_step(scaler, optimizer, grads, unscale=unscale)
         if step != overflow_at:
             lengths.append(problem.length([p.grad for p in params]))
     return torch.cat([p.detach().flatten() for p in params]), optimizer.clipping_stats(), optimizer.grad_norms(), lengths

@@ -213,13 +213,7 @@ def scaled_run(problem, name, clipping_type, flags, scaled, unscale, overflow, w
             if not scaled:
                 continue
             grads[step % 2].view(-1)[1] = math.inf if step % 3 else math.nan
-        optimizer.zero_grad()
-        loss = sum((p * g).sum() for p, g in zip(params, grads, strict=True))
-        scaler.scale(loss).backward()
-        if unscale:
-            scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
+        problem.scaled_step(scaler, optimizer, grads, unscale=unscale)
         scales.add(scaler.get_scale())
     assert len(scales) > 1 or not scaled
     return problem.copies(params), optimizer.clipping_stats(), optimizer.grad_norms()

@@ -617,16 +617,6 @@ def test_bad_gradient_of_a_frozen_or_missing_neighbour_is_not_there(problem):
 # Under a gradient scaler.
 
 
-def scaled_step(problem, scaler, optimizer, grads, *, unscale):
-    params = parameters_of(optimizer)
-    optimizer.zero_grad()
-    scaler.scale(sum((p * g).sum() for p, g in zip(params, grads, strict=True))).backward()
-    if unscale:
-        scaler.unscale_(optimizer)
-    scaler.step(optimizer)
-    scaler.update()
-
-
 @pairwise(name=OPTIMIZERS, policy=POLICIES, flags=FLAGS, unscale=[False, True])
 def test_scaler_leaves_out_its_overflows_whatever_the_policy(problem, name, policy, flags, unscale):
     clipped_class, options = OPTIMIZERS[name]
@@ -638,11 +628,11 @@ def test_scaler_leaves_out_its_overflows_whatever_the_policy(problem, name, poli
         for step in range(8):
             if step in overflows:
                 before = problem.copies(params), states(optimizer), optimizer.grad_norms()
-                scaled_step(problem, scaler, optimizer, poisoned(problem.gradients(step), math.inf), unscale=unscale)
+                problem.scaled_step(scaler, optimizer, poisoned(problem.gradients(step), math.inf), unscale=unscale)
                 assert equal(params, before[0])
                 assert equal(states(optimizer), before[1])
                 assert torch.equal(optimizer.grad_norms(), before[2])
-            scaled_step(problem, scaler, optimizer, problem.gradients(step), unscale=unscale)
+            problem.scaled_step(scaler, optimizer, problem.gradients(step), unscale=unscale)
         assert scaler.get_scale() == 2.0 ** (12 - len(overflows))
         return [*params, *states(optimizer), optimizer.grad_norms()], optimizer.clipping_stats()
 
@@ -660,7 +650,7 @@ def test_scaled_gradient_near_overflow_is_measured_without_its_scale(problem, cl
     optimizer = ClippedSGD(params, lr=0.1, nonfinite="error", **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=1000)
     before = problem.copies(params)
-    scaled_step(problem, scaler, optimizer, problem.gradients(0, 1e5), unscale=False)
+    problem.scaled_step(scaler, optimizer, problem.gradients(0, 1e5), unscale=False)
     stats = optimizer.clipping_stats()
     assert stats["steps"] == 1
     assert all(p.isfinite().all() for p in params)

@@ -39,5 +39,16 @@ class Problem:
         return [p.grad for p in params]
 
     @staticmethod
+    def scaled_step(scaler, optimizer, grads, *, unscale):
+        """Step with ``grads`` by a gradient scaler, which is told to unscale by hand or not."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.zero_grad()
+        scaler.scale(sum((p * g).sum() for p, g in zip(params, grads, strict=True))).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+
+    @staticmethod
     def copies(tensors):
         return [t.detach().clone() for t in tensors]

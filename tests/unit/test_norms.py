@@ -187,6 +187,11 @@ def test_norms_beyond_what_float64_can_square(size, scale):
         assert whole(tensors[:1], p, "host") == approx(wanted[0], tolerance)
 
 
+@pytest.mark.parametrize(("scale", "norm"), [(1e25, math.inf), (1e-25, 0.0)])
+def test_norms_of_rows_on_an_accelerator_have_the_range_of_float32_as_documented(scale, norm):
+    assert measured([torch.full((2, 3), scale)], (2,), 2, "accelerator") == [norm, norm]
+
+
 @pytest.mark.parametrize("scale", [1e-44, 1e-25, 1e25, 1e38])
 def test_norms_of_whole_tensors_on_an_accelerator_beyond_what_float32_can_square(scale):
     tensors = [drawn(300, scale=scale), drawn(3)]

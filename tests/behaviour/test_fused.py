@@ -92,6 +92,31 @@ def test_memory_layouts_that_fused_kernels_get_wrong(lay_out, level, name):
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("overflow_at", [None, 0, 2])
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradient_scaler_where_the_fused_kernel_that_was_asked_for_would_be_wrong(name, overflow_at):
+    """The scaler leaves unscaling to a fused kernel, and the kernel of this step cannot unscale."""
+    cls, options = CLASSES[name]
+    runs = []
+    for fused in (True, False):
+        param = torch.nn.Parameter(randn(4, 6))
+        optimizer = cls([param], clipping_level=0.5, fused=fused, foreach=None if fused else False, **options)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        norms = []
+        for step in range(4):
+            optimizer.zero_grad()
+            scaler.scale(param.sum()).backward()
+            param.grad = (1024 * randn(6, 4, seed=step)).T
+            if step == overflow_at:
+                param.grad[0, 0] = math.inf
+            scaler.step(optimizer)
+            scaler.update(1024.0)
+            norms.append(optimizer.clipping_stats()["grad_norm"])
+        runs.append((param.detach().clone(), norms))
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-5, atol=1e-6)
+    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-5, nan_ok=True)
+
+
 @pytest.mark.parametrize("dampening", [0.0, 0.3])
 def test_parameter_whose_first_gradient_comes_late(dampening):
     runs = []

@@ -339,6 +339,22 @@ def test_cap_written_to_a_group_holds_in_the_next_step(arithmetic):
 
 
 @BOTH
+def test_entries_that_a_decision_leaves_whole_are_clamped_to_the_cap_alone(table, arithmetic):
+    register_clipping("never_entry", Clipping("coordinate", Constant(1.0), lambda alpha, beta, draw: alpha > math.inf))
+    register_clipping("each_entry", Clipping("coordinate", Constant(1.0)))
+    for clipping_type, cap, wanted in (
+        ("never_entry", 4.0, [3.0, -4.0]),
+        ("never_entry", 0.5, [0.5, -0.5]),
+        ("each_entry", 4.0, [1.0, -1.0]),
+        ("each_entry", 0.5, [0.5, -0.5]),
+    ):
+        weight = torch.nn.Parameter(torch.zeros(2))
+        weight.grad = torch.tensor([3.0, -8.0])
+        ClippedSGD([weight], clipping_type=clipping_type, clipping_cap=cap).step()
+        assert weight.grad.tolist() == wanted
+
+
+@BOTH
 def test_labels_keep_equal_groups_apart(arithmetic):
     def new(labels):
         params = [one_weight(), one_weight()]

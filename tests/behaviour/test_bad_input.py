@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from support.cases import TYPES, parameters_of
+from support.cases import FLAGS, TYPES, parameters_of
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, ClippingWarning
 
@@ -19,7 +19,6 @@ OPTIMIZERS = {
     "adam": lambda params, **options: ClippedAdam(params, lr=1e-3, eps=1e-3, **options),
     "adamw": lambda params, **options: ClippedAdamW(params, lr=1e-3, eps=1e-3, **options),
 }
-FLAGS = {"chosen": {}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}, "fused": {"fused": True}}
 ARGUMENTS = ("clipping_type", "clipping_level", "clipping_beta", "clipping_window", "norm_type", "nonfinite", "clipping_seed")
 # Gradients stay below what torch's own arithmetic holds when nothing clips: g**2 of Adam, sums of momentum.
 LARGEST = {torch.float16: 1e2, torch.bfloat16: 1e12, torch.float32: 1e12, torch.float64: 1e100}

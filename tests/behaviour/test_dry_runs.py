@@ -5,7 +5,7 @@ from itertools import cycle, product
 
 import pytest
 import torch
-from support.cases import TYPES
+from support.cases import ONE_A_KIND, TYPES
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
@@ -18,7 +18,6 @@ OPTIMIZERS = {
     "adamw": (ClippedAdamW, torch.optim.AdamW, {"lr": 0.1}),
     "rmsprop": (lambda p, **k: clip_optimizer(torch.optim.RMSprop(p, lr=k.pop("lr")), **k), torch.optim.RMSprop, {"lr": 0.1}),
 }
-ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 DEFAULTS = {
     "device": lambda: defaults("meta"),
     "device, by a context": lambda: torch.device("meta"),

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from support.assertions import assert_close, equal
-from support.cases import TYPES, pairwise
+from support.cases import FLAGS, ONE_A_KIND, ONE_A_MEASURE, TYPES, pairwise
 from support.problems import Problem
 from support.reference import ReferenceClipper
 
@@ -15,14 +15,11 @@ from torch_clipped import Clipped, ClippedAdamW, ClippedSGD, clip_gradients_
 from torch_clipped.decisions import uniform
 
 F64 = torch.float64
-ONE_A_MEASURE = ["norm", "layer_wise", "coord_wise", "adaptive"]
-ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 CLASSES = {
     "SGD": (ClippedSGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
     "AdamW": (ClippedAdamW, torch.optim.AdamW, {"lr": 0.01}),
 }
 NAMES_AND_TYPES = [*(("SGD", name) for name in TYPES), *(("AdamW", name) for name in ONE_A_MEASURE)]
-FLAGS = {"chosen": {}, "loop": {"foreach": False, "fused": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 LEVELS = {
     "adaptive": 0.05,
     "auto": 0.5,

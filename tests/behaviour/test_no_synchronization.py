@@ -6,7 +6,7 @@ from itertools import cycle, product
 
 import pytest
 import torch
-from support.cases import TYPES
+from support.cases import ONE_A_KIND, TYPES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_clipped import ClippedAdamW, ClippedSGD, ClippingWarning, LevelScheduler
@@ -22,7 +22,6 @@ LOOKS = {
     aten.unique_dim.default,
     aten._unique2.default,
 }
-ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 POLICIES = ["skip", "zero", "propagate"]
 CLASSES = [ClippedSGD, ClippedAdamW]
 

@@ -8,18 +8,16 @@ from itertools import cycle
 import pytest
 import torch
 from support.assertions import assert_same, equal
-from support.cases import TYPES, pairwise, parameters_of
+from support.cases import FLAGS, ONE_A_KIND, TYPES, pairwise, parameters_of
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, ClippingWarning, clip_optimizer
 
-ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 CONSTANT = ["norm", "layer_wise", "linear_rand_norm", "quadratic_rand_norm"]
 OPTIMIZERS = {
     "sgd": (ClippedSGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
     "adam": (ClippedAdam, {"lr": 0.05, "amsgrad": True}),
     "adamw": (ClippedAdamW, {"lr": 0.05}),
 }
-FLAGS = {"chosen": {}, "fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}}
 KINDS = [("sgd", "chosen"), ("sgd", "fused"), ("sgd", "loop"), ("adam", "chosen"), ("adam", "foreach"), ("adamw", "fused")]
 TYPES_AND_KINDS = [(clipping_type, *kind) for clipping_type, kind in zip(TYPES, cycle(KINDS), strict=False)]
 POLICIES = ["skip", "error", "zero", "propagate"]

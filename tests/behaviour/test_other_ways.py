@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from support.assertions import assert_close, equal
-from support.cases import pairwise, saved_and_loaded
+from support.cases import ONE_A_KIND, pairwise, saved_and_loaded
 from support.reference import ReferenceClipper
 from torch.optim import lr_scheduler
 
@@ -38,7 +38,6 @@ ALL = list(CLIPPING_TYPES)
 REAL = [name for name in ALL if name != "none"]
 STATELESS = ["none", "norm", "layer_wise", "coord_wise", "adaptive"]
 WITH_MEMORY = [name for name in ALL if name not in STATELESS]
-ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 MATRICES = ((4, 3), (2, 5), (3, 3))
 BASES = {
     "SGD": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},

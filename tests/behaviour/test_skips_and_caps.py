@@ -11,7 +11,7 @@ from itertools import cycle, product
 import numpy as np
 import pytest
 import torch
-from support.cases import pairwise
+from support.cases import ONE_A_KIND, pairwise
 from support.reference import ReferenceClipper, reference_adam_step, reference_sgd_step
 
 from torch_clipped import ClippedAdamW, ClippedSGD, Clipping, Constant, GradientClipper, clip_optimizer, register_clipping
@@ -23,7 +23,6 @@ STEPS = 60
 LEVELS = {"auto": 0.6, "linear_rand_auto": 0.6, "quadratic_rand_auto": 0.6, "coord_wise": 2.0, "norm": 6.0, "layer_wise": 4.0}
 LEVELS |= {"linear_rand_norm": 6.0, "quadratic_rand_norm": 6.0, "adaptive": 2.0}
 TYPES = [name for name, rule in CLIPPING_TYPES.items() if rule is not None]
-ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
 ACTIONS = ["clip", "skip"]
 TYPES_AND_ACTIONS = [*product(ONE_A_KIND, ACTIONS), *zip([name for name in TYPES if name not in ONE_A_KIND], cycle(ACTIONS))]
 REMEMBERING = [name for name in TYPES if CLIPPING_TYPES[name].threshold.memory(1, 2)]

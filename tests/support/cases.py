@@ -10,6 +10,9 @@ from allpairspy import AllPairs
 from .reference import CLIPPING_TYPES
 
 TYPES = [name for name in CLIPPING_TYPES if name != "none"]
+ONE_A_KIND = ["norm", "linear_rand_auto", "layer_wise_auto", "coord_wise", "adaptive", "adagc"]  # of measures and thresholds
+ONE_A_MEASURE = ["norm", "layer_wise", "coord_wise", "adaptive"]
+FLAGS = {"chosen": {}, "fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}}
 LEVELS = {  # the defaults of the types whose level is a norm or a quantile
     "norm": 1.0,
     "layer_wise": 0.3,

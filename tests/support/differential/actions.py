@@ -12,6 +12,8 @@ import torch
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, GradientClipper
 
+from ..cases import FLAGS
+
 ADAM = {"lr": 0.01, "eps": 1e-3, "weight_decay": 0.01}
 OPTIMIZERS = {
     "sgd": (ClippedSGD, torch.optim.SGD, {"lr": 0.01}),
@@ -20,7 +22,6 @@ OPTIMIZERS = {
     "adamw": (ClippedAdamW, torch.optim.AdamW, ADAM | {"amsgrad": True}),
     "clipper": (None, torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
 }
-FLAGS = {"chosen": {}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}, "fused": {"fused": True}}
 LOOP = FLAGS["loop"]
 CLIPPING = ("clipping_", "norm_type", "nonfinite")  # what the keys of clipping in a parameter group begin with
 

@@ -1,7 +1,13 @@
-"""Whole training steps under torch.compile: the weights of the eager ones, and nothing is compiled again from step to step."""
+"""Steps, and whole training steps, under torch.compile: the weights of the eager ones, and nothing is compiled again."""
+
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from support.assertions import assert_close
+from support.loops import CLASSES
 from support.versions import needs_torch
 from torch._dynamo.utils import counters
 
@@ -54,3 +60,47 @@ def test_compiled_training_is_the_eager_one_and_is_compiled_once(cls, clipping_t
     assert compiled_stats == pytest.approx(stats, rel=1e-4)
     assert stats["clipped_steps"] > 0
     assert graphs == 1  # of model and loss; the graph breaks at backward() and step()
+
+
+@pytest.mark.parametrize(
+    ("name", "clipping_type", "backend"),
+    [
+        *(("SGD", name, "eager") for name in ("none", "norm", "layer_wise_auto", "linear_rand_auto", "adaptive")),
+        *(("AdamW", name, "eager") for name in ("none", "norm")),
+        *((name, "norm", "aot_eager") for name in ("SGD", "AdamW")),
+    ],
+)
+def test_compiled_step_is_the_eager_one(problem, name, clipping_type, backend):
+    clipped_class, _, options = CLASSES[name]
+    torch.compiler.reset()
+    runs = []
+    for compiled in (False, True):
+        params = problem.parameters()
+        optimizer = clipped_class(params, **options, clipping_type=clipping_type, clipping_window=4)
+        step = torch.compile(optimizer.step, backend=backend) if compiled else optimizer.step
+        for number in range(5):
+            for p, g in zip(params, problem.gradients(number), strict=True):
+                p.grad = g
+            step()
+        runs.append((problem.copies(params), optimizer.clipping_stats()))
+    (weights, stats), (compiled_weights, compiled_stats) = runs
+    assert_close(compiled_weights, weights, 1e-5)
+    assert compiled_stats == pytest.approx(stats, rel=1e-5, nan_ok=True)
+    assert stats["steps"] == 5 or clipping_type == "none"
+
+
+FIRST_STEP = """
+import torch
+from torch_clipped import ClippedSGD
+weight = torch.nn.Parameter(torch.zeros(2))
+weight.grad = torch.tensor([3.0, 4.0])
+optimizer = ClippedSGD([weight], lr=1.0)
+torch.compile(optimizer.step, backend="eager")()
+print(weight.tolist())
+"""
+
+
+def test_first_step_of_a_process_may_be_a_compiled_one():
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == pytest.approx([-0.6, -0.8])

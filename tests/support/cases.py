@@ -49,6 +49,11 @@ def parameters_of(optimizer):
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def gradients_of(params):
+    """Return the gradients of parameters."""
+    return [p.grad for p in params]
+
+
 def saved_and_loaded(value, **options):
     """Return a value as it comes back from a file, which by default holds plain tensors and numbers only."""
     file = io.BytesIO()

@@ -239,3 +239,24 @@ def test_a_buffer_that_somebody_replaces_is_looked_at():
             p.grad = torch.arange(6.0).view(3, 2)
             one.step()
     torch.testing.assert_close(weight, plain)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fills new memory with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.usefixtures("no_host", "poisoned_memory")
+@pytest.mark.filterwarnings("ignore:.*skipped:RuntimeWarning")
+def test_first_step_that_a_fused_kernel_skips_leaves_a_momentum_of_zero(kernel_calls):
+    param = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ClippedSGD([param], lr=1.0, momentum=0.9, clipping_level=100.0)
+    for gradient in (torch.inf, 1.0, 1.0):
+        param.grad = torch.full((3,), gradient)
+        optimizer.step()
+    assert len(kernel_calls) == 3
+    assert param.tolist() == pytest.approx([-2.9] * 3)

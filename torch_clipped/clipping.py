@@ -9,7 +9,7 @@ module of that name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .decisions import Always, Decision, Randomly
 from .measures import MEASURES, Measure
@@ -114,7 +114,9 @@ def register_clipping(name: str, clipping: Clipping) -> None:
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"name must be a Python identifier, got {name!r}")
     if name in CLIPPING_TYPES or name in OLDER_SPELLINGS:
-        raise ValueError(f"name must be new, but there is a clipping type {name!r} already")
+        is_own = name not in (*get_args(ClippingType), *OLDER_SPELLINGS)
+        hint = f"; to replace it, first run torch_clipped.clipping.CLIPPING_TYPES.pop({name!r})" if is_own else ""
+        raise ValueError(f"name must be new, but there is a clipping type {name!r} already{hint}")
     if not isinstance(clipping, Clipping):
         raise TypeError(f"clipping must be a Clipping(measure, threshold, decision), got {clipping!r}")
     CLIPPING_TYPES[name] = clipping

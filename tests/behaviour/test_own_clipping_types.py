@@ -115,6 +115,15 @@ def test_taken_names_are_refused(name):
     assert CLIPPING_TYPES.get(name) is row
 
 
+def test_error_about_a_name_of_ones_own_says_how_to_replace_it(table):
+    register_clipping("mine", Clipping("global", Constant(1.0)))
+    with pytest.raises(ValueError, match=r"'mine' already; to replace it, first run (\S+)$") as error:
+        register_clipping("mine", Clipping("global", Constant(2.0)))
+    exec(str(error.value).rpartition("first run ")[2], {"torch_clipped": torch_clipped})
+    register_clipping("mine", Clipping("global", Constant(2.0)))
+    assert table["mine"].threshold == Constant(2.0)
+
+
 @pytest.mark.parametrize("name", ["", "two words", "1st", None, 3, "a-b"])
 def test_names_that_are_none_are_refused(name, table):
     before = dict(table)

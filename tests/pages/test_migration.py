@@ -15,7 +15,7 @@ from support import pages, peers
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from torch_clipped import ClippedSGD, Clipping, GradientClipper, MeanStd, Quantile, clipping, register_clipping
+from torch_clipped import ClippedSGD, Clipping, GradientClipper, MeanStd, Quantile, ZClip, clipping, register_clipping
 from torch_clipped.history import mean_and_std, push, quantile, where
 
 SECTIONS = pages.sections(pages.page("docs/migration.md"))
@@ -350,6 +350,19 @@ def test_standard_clip_is_a_row_without_the_mean_once_two_norms_are_known(measur
     assert difference(mean_too, train(make_step)) > 1e-2
 
 
+@pytest.mark.parametrize("window", [1000, 50])
+def test_auto_is_a_percentile_of_the_norms_by_hand_while_they_fit_its_window(window):
+    norms = []
+
+    def clip(model):
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+        clip_grad_norm_(model.parameters(), np.percentile(norms, 80))
+
+    wanted = train(theirs(clip))
+    found = difference(train(ours("auto", 0.8, momentum=0.9, clipping_window=window)), wanted)
+    assert found < 1e-5 if window == 1000 else found > 1e-3
+
+
 # Composer and timm.
 
 
@@ -448,6 +461,13 @@ def test_warmup_steps_of_zclip_are_a_warm_up():
     wanted = train(zclip(max_grad_norm=None, warmup_steps=8))
     assert difference(train(ours("zclip", 2.5, momentum=0.9, clipping_warmup=8)), wanted) < 1e-5
     assert difference(train(ours("zclip", 2.5, momentum=0.9)), wanted) > 1e-3
+
+
+def test_alpha_of_zclip_is_the_averaging_of_a_type_of_ones_own():
+    wanted = train(zclip(max_grad_norm=None, alpha=0.9))
+    register_clipping("zclip_alpha", Clipping("global", ZClip(2.5, averaging=0.9)))
+    assert difference(train(ours("zclip_alpha", momentum=0.9)), wanted) < 1e-5
+    assert difference(train(ours("zclip", momentum=0.9)), wanted) > 1e-3
 
 
 @pytest.mark.parametrize(

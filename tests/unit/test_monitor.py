@@ -120,4 +120,4 @@ def test_reading_without_skips_ends_a_row():
         skipped += step < 50 or 100 < step < 150
         found += messages(monitor.observe_counts, counts_of(step, skipped), SPIKE)
     assert len(found) == 2
-    assert found[0].startswith("49 of 50 steps were skipped, because their gradients were longer than their thresholds")
+    assert found[0].startswith("49 of 50 steps were skipped, because their gradients were above their thresholds")

@@ -70,10 +70,10 @@ class SkipReason(NamedTuple):
 
 
 NOT_FINITE = SkipReason("not finite", "not finite", "nonfinite='skip'")
-SPIKE = SkipReason("longer than its threshold", "longer than their thresholds", "clipping_action='skip'")
+SPIKE = SkipReason("above its threshold", "above their thresholds", "clipping_action='skip'")
 EITHER = SkipReason(  # reasons that an accelerator does not tell apart
-    "not finite or longer than its threshold",
-    "not finite or longer than their thresholds",
+    "not finite or above its threshold",
+    "not finite or above their thresholds",
     "nonfinite='skip', clipping_action='skip'",
 )
 
@@ -183,7 +183,7 @@ class StepMonitor:
         if self._tiny > 0.99 * self.STEPS:
             self._warn(
                 "level",
-                f"{self._tiny} of the last {self.STEPS} steps were clipped to less than a thousandth of their length: is "
+                f"{self._tiny} of the last {self.STEPS} steps were clipped to less than a thousandth of their norm: is "
                 "clipping_level in the unit of the gradient? clipping_stats() shows both",
             )
         # If the norms agree up to rounding and have two significant digits, the loop has clipped them already. Without rounding,

@@ -1,6 +1,6 @@
 """Clipping in one step: measure, threshold, decide, scale and record, for every clip set of an optimizer.
 
-The host never reads a number on an accelerator: floats and bools of the host are tensors there.
+The host reads no number on an accelerator, except with ``nonfinite="error"``: floats and bools are tensors there.
 """
 
 from __future__ import annotations

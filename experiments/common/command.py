@@ -19,6 +19,7 @@ from .journal import Journal, Result
 from .machine import versions
 
 TUNING_SEED = 1000  # used only by trainings that choose learning rates
+LARGEST = 2**62  # of the integers among the options
 INTERRUPTED = 130  # exit code of a program that was ended by Ctrl-C
 RESULTS, FIGURES = Path("results"), Path("figures")
 
@@ -74,6 +75,9 @@ def command(
         journal = Journal(folder / f"{plan.name}.partial.jsonl" if plan.resumes else None, settings, resume)
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:  # data may take seconds to load
+        print("Interrupted, nothing was finished.", file=sys.stderr)
+        return INTERRUPTED
     try:
         with tqdm(total=plan.steps, unit="step", mininterval=0.5, disable=None) as journal.progress:
             plan.train(journal)
@@ -135,7 +139,7 @@ def out_folder(out: Path | None, changes: Sequence[str]) -> Path:
     """
     if out is None:
         return made(RESULTS / "quick" if "--quick" in changes else RESULTS)
-    if changes and out.resolve() == FIGURES.resolve():
+    if changes and out.resolve() in (FIGURES.resolve(), Path(__file__).resolve().parents[2] / FIGURES):
         words = f"where {', '.join(changes)} is given: {FIGURES} holds results of the default settings"
         raise ValueError(f"out must name another folder {words}")
     return made(out)
@@ -173,8 +177,10 @@ def made(folder: Path, option: str = "out") -> Path:
 
 
 def check_at_least(config: object, smallest: Mapping[str, int]) -> None:
-    """Raise ValueError if one of these attributes is smaller than its bound."""
+    """Raise ValueError if one of these attributes is smaller than its bound, or too large for a seed of torch."""
     for name, least in smallest.items():
         value = getattr(config, name)
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value > LARGEST:
+            raise ValueError(f"{name} must be at most {LARGEST}, got {value}")

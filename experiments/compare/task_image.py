@@ -30,7 +30,7 @@ def load(data: Path | None, pretrained: Path | None, seed: int, quick: bool) -> 
     parts, words = load_images(data, seed)
     stride = 1 if parts["train"][0].shape[-1] < LARGE else 2
     task = GreyImages("image", parts, partial(small_residual_network, stride=stride), 15 if quick else 200, quick)
-    task.source = f"small residual network on {words}"
+    task.source, task.decays = f"small residual network on {words}", True
     task.learning_rates = {"SGD": (0.02, 0.04, 0.08, 0.16), "Adam": (0.001, 0.002, 0.004, 0.008)}
     return task
 
@@ -93,7 +93,7 @@ class GreyImages:
 class ImageNet:
     """Colour photographs in folders of their classes, cut to 224 x 224 pixels as in He et al. 2016."""
 
-    name, metric, decays = "image", "accuracy", False
+    name, metric, decays = "image", "accuracy", True
 
     def __init__(self, data: Path, quick: bool) -> None:
         self._folders = folders = ImageFolders(data)

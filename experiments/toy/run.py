@@ -28,10 +28,8 @@ PROBLEMS: dict[str, Callable[[int, bool], Problem]] = {  # by seed, and whether 
         toy_quadratic.Config(seed=seed, **({"steps": 12_500, "measured_steps": 10_000, "parts": 1} if quick else {}))
     ),
     "adagrad": lambda seed, quick: adagrad(toy_adagrad.Config(seed=seed, **({"steps": 1250} if quick else {}))),
-    "regression": lambda seed, quick: regression(
-        toy_regression.Config(seed=seed, **({"epochs": 1, "seeds": 5} if quick else {}))
-    ),
-    "published": lambda seed, quick: published(toy_published.Config(seed=seed, **({"epochs": 1, "seeds": 5} if quick else {}))),
+    "regression": lambda seed, quick: regression(toy_regression.Config(seed=seed, **(FEW if quick else {}))),
+    "published": lambda seed, quick: published(toy_published.Config(seed=seed, **(FEW if quick else {}))),
 }
 
 

@@ -117,13 +117,30 @@ def test_out_that_cannot_be_a_folder_is_refused(name, capsys):
     assert "out must be a folder that can be written, got 'file' (File exists)" in refused(capsys, name, "--out", "file")
 
 
+@pytest.mark.parametrize("name", ["heavy-tails", "spikes", "thresholds", "endurance"])
+def test_seed_that_torch_cannot_take_is_named(name, capsys):
+    seed = "99999999999999999999"
+    assert f"seed must be at most {2**62}, got {seed}" in refused(capsys, name, "--seed", seed)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_interruption_while_the_data_load_returns_130(name, monkeypatch, capsys):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module(f"experiments.{name.replace('-', '_')}.run"), "plan", interrupted)
+    assert command(name, "--quick") == 130
+    assert "Interrupted, nothing was finished." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("quick", [True, False], ids=["quick", "changed"])
 def test_figures_take_results_of_the_default_settings_only(name, quick, capsys):
     options = ["--quick"] if quick else CHANGED[name]
     words = f"out must name another folder where {options[0]} is given: figures holds results of the default settings"
     assert words in refused(capsys, name, *options, "--out", "figures")
-    assert words in refused(capsys, name, *options, "--out", str(Path.cwd() / "figures"))
+    for folder in (Path.cwd() / "figures", Path(__file__).parents[2] / "figures"):  # the latter from any folder
+        assert words in refused(capsys, name, *options, "--out", str(folder))
     assert not Path("figures").exists()
 
 

@@ -322,7 +322,7 @@ class Clipped(Optimizer):
     def clipping_stats(self, per_set: Literal[True]) -> list[dict[str, float]]: ...
 
     def clipping_stats(self, per_set: bool = False) -> dict[str, float] | list[dict[str, float]]:
-        """Return the clipping statistics as plain floats for any logger. Reading waits for an accelerator; stepping does not.
+        """Return the clipping statistics as plain floats for any logger. Reading waits for an accelerator.
 
         Args:
             per_set: whether to return a list with one dict for each clip set, instead of one dict for the whole gradient.

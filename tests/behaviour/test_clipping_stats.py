@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.properties import TYPES, scalars, step_scalars
+from support.properties import LEVEL_TYPES, scalars, step_scalars
 
 from torch_clipped import ClippedSGD
 
@@ -20,7 +20,7 @@ STATS = {
 }
 
 
-@pytest.mark.parametrize("clipping_type", ["none", *TYPES])
+@pytest.mark.parametrize("clipping_type", ["none", *LEVEL_TYPES])
 def test_stats_are_a_dict_of_plain_floats(problem, clipping_type):
     optimizer = ClippedSGD(problem.parameters(), clipping_type=clipping_type)
     for step in range(3):

@@ -12,7 +12,6 @@ from torch_clipped import Clipped, ClippedAdam, ClippedAdamW, ClippedSGD, Clippi
 from torch_clipped.clipping import CLIPPING_TYPES
 
 F64 = torch.float64
-ALL = list(CLIPPING_TYPES)
 
 
 class ClippedLBFGS(Clipped, torch.optim.LBFGS):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.assertions import equal
 from support.cases import pairwise
-from support.properties import OPTIMIZERS, TYPES, stats_of
+from support.properties import LEVEL_TYPES, OPTIMIZERS, stats_of
 
 from torch_clipped import ClippedAdamW, ClippedSGD
 
@@ -33,7 +33,7 @@ def saved(params, optimizer):
     return loaded["params"], fresh
 
 
-@pairwise(clipping_type=["none", *TYPES], name=OPTIMIZERS, copied=[deepcopied, pickled, saved])
+@pairwise(clipping_type=["none", *LEVEL_TYPES], name=OPTIMIZERS, copied=[deepcopied, pickled, saved])
 def test_copy_keeps_the_history_and_goes_on_by_itself(problem, clipping_type, name, copied):
     clipped_class, _, options = OPTIMIZERS[name]
     params = problem.parameters()
@@ -65,7 +65,7 @@ def test_copy_takes_new_groups(problem, copied):
     assert problem.length(clipped[len(grads) :]) == pytest.approx(0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize("clipping_type", LEVEL_TYPES)
 def test_state_of_clipping_is_plain_tensors_and_numbers_in_groups(problem, clipping_type):
     optimizer = ClippedSGD(problem.parameters(), momentum=0.9, clipping_type=clipping_type)
     problem.step(optimizer, problem.gradients(0))
@@ -98,7 +98,7 @@ def test_step_that_torch_refuses_leaves_nothing_switched_on():
     assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
 
 
-@pytest.mark.parametrize("clipping_type", ["none", *TYPES])
+@pytest.mark.parametrize("clipping_type", ["none", *LEVEL_TYPES])
 def test_repr_is_short_and_shows_the_clipping_arguments(problem, clipping_type):
     optimizer = ClippedSGD([{"params": problem.parameters()}], clipping_type=clipping_type)
     before = repr(optimizer)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from support.cases import pairwise
-from support.properties import FLAGS, step_scalars
+from support.properties import KERNELS, step_scalars
 
 from torch_clipped import ClippedSGD
 
@@ -55,11 +55,11 @@ def test_length_of_huge_and_tiny_entries_together():
     assert optimizer.clipping_stats()["grad_norm"] == pytest.approx(5e25, rel=1e-5)
 
 
-@pytest.mark.parametrize("flags", ["chosen", *FLAGS])
+@pytest.mark.parametrize("flags", ["chosen", *KERNELS])
 @pytest.mark.parametrize("size", [1e25, 1e-30])
 def test_huge_and_tiny_gradients_are_clipped_to_the_level(problem, size, flags):
     params = problem.parameters()
-    optimizer = ClippedSGD(params, lr=0.0, momentum=0.9, clipping_level=size / 10, **FLAGS.get(flags, {}))
+    optimizer = ClippedSGD(params, lr=0.0, momentum=0.9, clipping_level=size / 10, **KERNELS.get(flags, {}))
     grads = problem.step(optimizer, [g * size for g in problem.gradients(0, 1.0)])
     assert problem.length([g.double() / size for g in grads]) == pytest.approx(0.1, rel=1e-5)
 
@@ -72,11 +72,11 @@ def test_huge_gradient_is_clipped_to_an_ordinary_level(problem):
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@pairwise(ids=str, clipping_type=["norm", "layer_wise"], flags=["chosen", *FLAGS], dtype=TOLERANCE, norm=[50.0, 1e4, 9.4e5])
+@pairwise(ids=str, clipping_type=["norm", "layer_wise"], flags=["chosen", *KERNELS], dtype=TOLERANCE, norm=[50.0, 1e4, 9.4e5])
 def test_gradients_of_low_precision_are_clipped_to_the_level(problem, clipping_type, flags, dtype, norm):
     shapes = ((20, 20),)
     params = problem.parameters(dtype, shapes)
-    options = FLAGS.get(flags, {}) | {"clipping_type": clipping_type, "clipping_level": 1}
+    options = KERNELS.get(flags, {}) | {"clipping_type": clipping_type, "clipping_level": 1}
     optimizer = ClippedSGD(params, lr=0.1, momentum=0.9, **options)
     signs = problem.gradients(0, shapes=shapes)[0].sign()
     grads = problem.step(optimizer, [(signs * norm / 20).to(dtype)])

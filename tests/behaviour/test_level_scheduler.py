@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from support.assertions import assert_close
+from support.cases import flat
 from support.loops import each_type_with
 from support.reference import ReferenceClipper
 from torch.optim import lr_scheduler
@@ -14,11 +15,6 @@ from torch_clipped.clipping import CLIPPING_TYPES
 from torch_clipped.decisions import uniform
 
 F64 = torch.float64
-ALL = list(CLIPPING_TYPES)
-
-
-def flat(tensors):
-    return [t.detach().double().flatten().tolist() for t in tensors]
 
 
 def test_level_scheduler_writes_the_level_of_each_step(problem):

@@ -6,7 +6,7 @@ from itertools import cycle
 import pytest
 import torch
 from support.assertions import assert_close, equal
-from support.cases import FLAGS, TYPES, gradients_of, pairwise
+from support.cases import FLAGS, TYPES, flat, gradients_of, pairwise
 from support.loops import CLASSES, ClippedRMSprop, each_type_with
 from support.reference import ReferenceClipper
 
@@ -16,10 +16,6 @@ from torch_clipped.decisions import uniform
 
 F64 = torch.float64
 ALL = list(CLIPPING_TYPES)
-
-
-def flat(tensors):
-    return [t.detach().double().flatten().tolist() for t in tensors]
 
 
 # GradScaler

@@ -9,11 +9,9 @@ from support.cases import TYPES, gradients_of, saved_and_loaded
 from support.reference import ReferenceClipper
 from support.ways import BASES, base, mixed, shapes_of
 
-from torch_clipped.clipping import CLIPPING_TYPES
 from torch_clipped.decisions import uniform
 
 F64 = torch.float64
-ALL = list(CLIPPING_TYPES)
 NEW = ["RMSprop", "Adagrad", "NAdam", "Muon", "Lion"]
 
 

@@ -1,4 +1,4 @@
-"""A step on an accelerator never makes the host wait: shown with tensors that stand for an accelerator's, and with real ones."""
+"""A step that a fused kernel takes does not make the host wait: with tensors that stand for an accelerator's, and real ones."""
 
 import math
 from contextlib import contextmanager

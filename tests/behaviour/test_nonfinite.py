@@ -8,8 +8,8 @@ from itertools import cycle
 import pytest
 import torch
 from support.assertions import assert_same, equal
-from support.cases import FLAGS, ONE_A_KIND, TYPES, pairwise, parameters_of
-from support.nonfinite import OPTIMIZERS, VALUES, equal_or_both_nan, plain, poisoned, quietly_step, states, told
+from support.cases import FLAGS, ONE_A_KIND, TYPES, pairwise, parameters_of, state_of
+from support.nonfinite import OPTIMIZERS, VALUES, equal_or_both_nan, plain, poisoned, quietly_step, told
 
 from torch_clipped import ClippedAdam, ClippedSGD, ClippingWarning, clip_optimizer
 
@@ -42,7 +42,7 @@ def test_run_with_bad_steps_inserted_is_bit_for_bit_the_run_without_them(problem
                 bad = poisoned(grads, VALUES[step % 3], tensor=step % 4, entry=-1)
                 quietly_step(problem, optimizer, bad)
             clipped += problem.copies(problem.step(optimizer, grads))
-        return [*params, *states(optimizer), *clipped, optimizer.grad_norms()], optimizer
+        return [*params, *state_of(optimizer), *clipped, optimizer.grad_norms()], optimizer
 
     wanted, unbroken = run(())
     bad_steps = (0, 1, 4, 5, 7, steps - 2, steps - 1)
@@ -93,7 +93,7 @@ def test_optimizer_whose_first_steps_are_all_bad_starts_afresh_afterwards(proble
         problem.step(optimizer, problem.gradients(step))
         problem.step(fresh, problem.gradients(step))
     assert equal(params, wanted)
-    assert equal(states(optimizer), states(fresh))
+    assert equal(state_of(optimizer), state_of(fresh))
 
 
 def test_skip_returns_the_loss_of_the_closure(problem):
@@ -189,7 +189,7 @@ def test_error_in_closure_step_leaves_weights_and_state(problem):
     params = problem.parameters()
     optimizer = ClippedAdam(params, lr=0.1, nonfinite="error")
     problem.step(optimizer, problem.gradients(0))
-    before = problem.copies(params), states(optimizer)
+    before = problem.copies(params), state_of(optimizer)
 
     def closure():
         for p, g in zip(params, poisoned(problem.gradients(1), math.nan, 2), strict=True):
@@ -198,7 +198,7 @@ def test_error_in_closure_step_leaves_weights_and_state(problem):
     with pytest.raises(RuntimeError, match=r"group 0\b"):
         optimizer.step(closure)
     assert equal(params, before[0])
-    assert equal(states(optimizer), before[1])
+    assert equal(state_of(optimizer), before[1])
 
 
 # zero
@@ -217,7 +217,7 @@ def test_zero_is_the_run_with_zeros_in_those_places(problem, clipping_type, name
             grads = poisoned(problem.gradients(step), values[step % 3], tensor=step % 4)
             grads = poisoned(grads, values[(step + 1) % 3], tensor=(step + 1) % 4, entry=-1)
             seen += problem.copies(problem.step(optimizer, grads))
-        return [*params, *seen, *states(optimizer), optimizer.grad_norms()], optimizer
+        return [*params, *seen, *state_of(optimizer), optimizer.grad_norms()], optimizer
 
     (got, optimizer), (wanted, unbroken) = run(VALUES), run([0.0] * 3)
     assert equal(got, wanted)
@@ -271,7 +271,7 @@ def test_propagate_of_a_global_type_is_torchs_step_on_the_raw_gradient(problem, 
         params = problem.parameters()
         optimizer = clipped_class(params, **options, foreach=True, **clipping)
         problem.step(optimizer, poisoned(problem.gradients(1, 30.0), math.inf, 2))
-        results.append([p.detach() for p in params] + states(optimizer))
+        results.append([p.detach() for p in params] + state_of(optimizer))
     assert equal_or_both_nan(*results)
 
 

@@ -7,8 +7,8 @@ from itertools import cycle
 import pytest
 import torch
 from support.assertions import assert_same, equal
-from support.cases import FLAGS, ONE_A_KIND, TYPES, pairwise
-from support.nonfinite import POLICIES, VALUES, poisoned, quietly_step, states
+from support.cases import FLAGS, ONE_A_KIND, TYPES, pairwise, state_of
+from support.nonfinite import POLICIES, VALUES, poisoned, quietly_step
 
 from torch_clipped import ClippedSGD, ClippingWarning
 
@@ -82,14 +82,14 @@ def test_policies_hold_for_every_floating_type(problem, clipping_type, policy, f
     optimizer = ClippedSGD(params, lr=0.01, momentum=0.9, **options)
     problem.step(optimizer, problem.gradients(0, 2.0, dtype=dtype))
     grads = problem.gradients(1, 20.0, dtype=dtype)
-    before = problem.copies(params), states(optimizer)
+    before = problem.copies(params), state_of(optimizer)
     bad = poisoned(grads, math.inf, 3)
     if policy == "error":
         with pytest.raises(RuntimeError, match=r"group 0\b"):
             problem.step(optimizer, bad)
     else:
         quietly_step(problem, optimizer, bad)
-    untouched = equal(params, before[0]) and equal(states(optimizer), before[1])
+    untouched = equal(params, before[0]) and equal(state_of(optimizer), before[1])
     assert untouched == (policy in ("skip", "error"))
     assert sum((~p.isfinite()).sum().item() for p in params) == stays_bad(policy, clipping_type, math.inf)
     assert all(p.dtype == dtype for p in params)
@@ -120,7 +120,7 @@ def test_units_of_float16_are_clipped_to_their_threshold_by_whatever_factor(weig
     assert param.grad.double().norm(dim=1).tolist() == pytest.approx([wanted] * 20, rel=2e-2)
 
 
-# Sparse gradients.
+# Sparse and complex gradients.
 
 
 def embedding_gradient(values, indices=(1, 3, 1)):

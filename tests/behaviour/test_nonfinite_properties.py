@@ -7,23 +7,23 @@ from itertools import cycle
 import pytest
 import torch
 from support.assertions import equal
-from support.cases import pairwise
-from support.properties import FLAGS, OPTIMIZERS, TYPES, scalars, state_of, stats_of, step_scalars
+from support.cases import pairwise, state_of
+from support.properties import KERNELS, LEVEL_TYPES, OPTIMIZERS, scalars, stats_of, step_scalars
 
 from torch_clipped import ClippedSGD
 
 
-def poisoned(problem, step, value=math.nan, tensor=1):
+def poisoned_gradients(problem, step, value=math.nan, tensor=1):
     grads = problem.gradients(step)
     grads[tensor].view(-1)[0] = value
     return grads
 
 
-@pairwise(clipping_type=TYPES, value=[math.nan, math.inf, -math.inf], name=OPTIMIZERS, flags=["chosen", "foreach"])
+@pairwise(clipping_type=LEVEL_TYPES, value=[math.nan, math.inf, -math.inf], name=OPTIMIZERS, flags=["chosen", "foreach"])
 def test_skip_leaves_everything_as_it_was_warns_once_and_counts(problem, clipping_type, value, name, flags):
     clipped_class, _, options = OPTIMIZERS[name]
     params = problem.parameters()
-    arguments = {"clipping_type": clipping_type, "clipping_window": 6, **options, **FLAGS.get(flags, {})}
+    arguments = {"clipping_type": clipping_type, "clipping_window": 6, **options, **KERNELS.get(flags, {})}
     optimizer = clipped_class(params, **arguments)
     for step in range(4):
         problem.step(optimizer, problem.gradients(step))
@@ -31,7 +31,7 @@ def test_skip_leaves_everything_as_it_was_warns_once_and_counts(problem, clippin
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step in range(4, 7):
-            problem.step(optimizer, poisoned(problem, step, value))
+            problem.step(optimizer, poisoned_gradients(problem, step, value))
     assert len(caught) == 1
     assert equal(params, before[0])
     assert equal(state_of(optimizer), before[1])
@@ -42,7 +42,7 @@ def test_skip_leaves_everything_as_it_was_warns_once_and_counts(problem, clippin
     assert (before[3]["skipped_steps"], stats["skipped_steps"]) == (0, 3)
 
 
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize("clipping_type", LEVEL_TYPES)
 def test_run_with_skipped_steps_is_the_run_without_them(problem, clipping_type):
     def run(*, interrupted):
         params = problem.parameters()
@@ -50,7 +50,7 @@ def test_run_with_skipped_steps_is_the_run_without_them(problem, clipping_type):
         optimizer = ClippedSGD(params, lr=0.1, momentum=0.9, **options)
         for step in range(20):
             if interrupted and step % 4 == 0:
-                problem.step(optimizer, poisoned(problem, step))
+                problem.step(optimizer, poisoned_gradients(problem, step))
             problem.step(optimizer, problem.gradients(step))
         return params, optimizer.grad_norms()
 
@@ -66,7 +66,7 @@ def test_skip_in_the_first_step_leaves_weights_and_momentum_usable(problem):
     before = problem.copies(params)
     optimizer = ClippedSGD(params, lr=0.1, momentum=0.9)
     with pytest.warns(RuntimeWarning, match="not finite"):
-        problem.step(optimizer, poisoned(problem, 0))
+        problem.step(optimizer, poisoned_gradients(problem, 0))
     assert equal(params, before)
     problem.step(optimizer, problem.gradients(1, 5.0))
     assert problem.length([p.detach() - b for p, b in zip(params, before, strict=True)]) == pytest.approx(0.1, rel=1e-4)
@@ -83,7 +83,7 @@ def test_skip_skips_every_clip_set_of_the_step():
     assert [stats["steps"] for stats in optimizer.clipping_stats(per_set=True)] == [1, 1]
 
 
-@pytest.mark.parametrize(("clipping_type", "name"), [*zip(TYPES, cycle(OPTIMIZERS), strict=False)])
+@pytest.mark.parametrize(("clipping_type", "name"), [*zip(LEVEL_TYPES, cycle(OPTIMIZERS), strict=False)])
 def test_error_names_the_group_before_anything_changed(problem, clipping_type, name):
     clipped_class, _, options = OPTIMIZERS[name]
     params = problem.parameters()
@@ -91,7 +91,7 @@ def test_error_names_the_group_before_anything_changed(problem, clipping_type, n
     optimizer = clipped_class(groups, clipping_type=clipping_type, nonfinite="error", **options)
     problem.step(optimizer, problem.gradients(0))
     before = problem.copies(params), state_of(optimizer), optimizer.grad_norms(), stats_of(optimizer)
-    grads = poisoned(problem, 1)
+    grads = poisoned_gradients(problem, 1)
     with pytest.raises(RuntimeError, match=r"group 1\b"):
         problem.step(optimizer, grads)
     assert equal(params, before[0])
@@ -111,7 +111,7 @@ def test_error_in_one_clip_set_leaves_the_others_alone():
     assert [stats["steps"] for stats in optimizer.clipping_stats(per_set=True)] == [0, 0]
 
 
-@pairwise(clipping_type=TYPES, value=[math.nan, math.inf, -math.inf], name=OPTIMIZERS)
+@pairwise(clipping_type=LEVEL_TYPES, value=[math.nan, math.inf, -math.inf], name=OPTIMIZERS)
 def test_zero_clips_what_is_finite(problem, clipping_type, value, name):
     clipped_class, _, options = OPTIMIZERS[name]
 
@@ -119,7 +119,7 @@ def test_zero_clips_what_is_finite(problem, clipping_type, value, name):
         params = problem.parameters()
         optimizer = clipped_class(params, clipping_type=clipping_type, nonfinite="zero", **options)
         for step in range(6):
-            grads = problem.step(optimizer, poisoned(problem, step, bad if step % 2 else 0.0))
+            grads = problem.step(optimizer, poisoned_gradients(problem, step, bad if step % 2 else 0.0))
         return [*params, *grads, optimizer.grad_norms()], optimizer.clipping_stats()
 
     (tensors, stats), (wanted, wanted_stats) = run(value), run(0.0)
@@ -128,7 +128,7 @@ def test_zero_clips_what_is_finite(problem, clipping_type, value, name):
     assert (stats["steps"], stats["skipped_steps"]) == (6, 0)
 
 
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize("clipping_type", LEVEL_TYPES)
 def test_zero_with_nothing_finite_is_a_step_of_length_zero(problem, clipping_type):
     params = problem.parameters()
     optimizer = ClippedSGD(params, lr=0.1, clipping_type=clipping_type, nonfinite="zero")
@@ -140,13 +140,13 @@ def test_zero_with_nothing_finite_is_a_step_of_length_zero(problem, clipping_typ
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("clipping_type", TYPES)
+@pytest.mark.parametrize("clipping_type", LEVEL_TYPES)
 def test_propagate_lets_the_gradient_through_and_forgets_its_length(problem, clipping_type, value):
     params = problem.parameters()
     optimizer = ClippedSGD(params, lr=0.1, clipping_type=clipping_type, nonfinite="propagate")
     problem.step(optimizer, problem.gradients(0))
     norms = optimizer.grad_norms()
-    problem.step(optimizer, poisoned(problem, 1, value))
+    problem.step(optimizer, poisoned_gradients(problem, 1, value))
     assert params[1].isfinite().all() == (clipping_type == "coord_wise" and math.isinf(value))  # entries are clamped
     assert torch.equal(optimizer.grad_norms(), norms)
     assert optimizer.clipping_stats()["skipped_steps"] == 0

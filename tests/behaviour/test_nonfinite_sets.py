@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from support.assertions import equal
-from support.cases import FLAGS, ONE_A_KIND, pairwise
-from support.nonfinite import OPTIMIZERS, POLICIES, equal_or_both_nan, plain, poisoned, quietly_step, states, told
+from support.cases import FLAGS, ONE_A_KIND, pairwise, state_of
+from support.nonfinite import OPTIMIZERS, POLICIES, equal_or_both_nan, plain, poisoned, quietly_step, told
 
 from torch_clipped import ClippedSGD
 
@@ -33,10 +33,10 @@ def test_bad_set_that_skips_stops_all_sets(problem, bad):
     grads = problem.gradients(1, 50.0)
     for tensor in bad:
         grads = poisoned(grads, math.nan, tensor)
-    before = problem.copies(params), states(optimizer), told(optimizer, without_skips=True)
+    before = problem.copies(params), state_of(optimizer), told(optimizer, without_skips=True)
     quietly_step(problem, optimizer, grads)
     assert equal(params, before[0])
-    assert equal(states(optimizer), before[1])
+    assert equal(state_of(optimizer), before[1])
     assert plain([optimizer.clipping_stats(), *optimizer.clipping_stats(per_set=True)]) == before[2]
     assert optimizer.clipping_stats()["skipped_steps"] == 1
 
@@ -118,14 +118,14 @@ def test_scaler_leaves_out_its_overflows_whatever_the_policy(problem, name, poli
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1000)
         for step in range(8):
             if step in overflows:
-                before = problem.copies(params), states(optimizer), optimizer.grad_norms()
+                before = problem.copies(params), state_of(optimizer), optimizer.grad_norms()
                 problem.scaled_step(scaler, optimizer, poisoned(problem.gradients(step), math.inf), unscale=unscale)
                 assert equal(params, before[0])
-                assert equal(states(optimizer), before[1])
+                assert equal(state_of(optimizer), before[1])
                 assert torch.equal(optimizer.grad_norms(), before[2])
             problem.scaled_step(scaler, optimizer, problem.gradients(step), unscale=unscale)
         assert scaler.get_scale() == 2.0 ** (12 - len(overflows))
-        return [*params, *states(optimizer), optimizer.grad_norms()], optimizer.clipping_stats()
+        return [*params, *state_of(optimizer), optimizer.grad_norms()], optimizer.clipping_stats()
 
     (wanted, wanted_stats), (got, stats) = run(()), run((0, 3, 7))
     for a, b in zip(got, wanted, strict=True):
@@ -150,6 +150,9 @@ def test_scaled_gradient_near_overflow_is_measured_without_its_scale(problem, cl
         assert furthest == pytest.approx(0.1 * 0.1, rel=1e-4)  # learning rate x level
     else:
         assert stats["grad_norm"] == pytest.approx(1e5, rel=1e-5)
+
+
+# Norms of the whole gradient.
 
 
 def test_infinite_norm_of_a_later_set_does_not_enter_the_norms_of_the_whole_gradient():

@@ -24,8 +24,6 @@ from torch_clipped import (
 )
 from torch_clipped.clipping import CLIPPING_TYPES
 
-F64 = torch.float64
-
 
 @pytest.mark.usefixtures("table")
 def test_own_row_that_repeats_a_type_clips_like_it(problem):
@@ -156,8 +154,3 @@ def test_rows_of_wrong_parts_are_refused_when_made_or_registered(arguments, matc
     with pytest.raises((ValueError, TypeError), match=match):
         register_clipping("mine", Clipping(*arguments))
     assert table == before
-
-
-def test_every_other_way_is_a_public_name():
-    for name in ("Clipped", "clip_optimizer", "clip_gradients_", "GradientClipper", "register_clipping", "Clipping"):
-        assert name in torch_clipped.__all__

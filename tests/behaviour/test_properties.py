@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from support.assertions import equal
-from support.cases import pairwise
-from support.properties import FLAGS, GLOBAL, OPTIMIZERS, TYPES, scalars, state_of, step_scalars
+from support.cases import pairwise, state_of
+from support.properties import GLOBAL, KERNELS, LEVEL_TYPES, OPTIMIZERS, scalars, step_scalars
 
 from torch_clipped import ClippedSGD
 
@@ -21,7 +21,7 @@ RANDOM_POWERS = {"linear_rand_norm": 1, "quadratic_rand_norm": 2}
 HUGE_LEVELS = dict.fromkeys(CONSTANT, 1e30) | {"auto": 1, "linear_rand_auto": 1.0}
 
 
-@pairwise(clipping_type=HUGE_LEVELS, name=OPTIMIZERS, flags=["chosen", *FLAGS])
+@pairwise(clipping_type=HUGE_LEVELS, name=OPTIMIZERS, flags=["chosen", *KERNELS])
 def test_huge_threshold_changes_nothing_bit_for_bit(problem, clipping_type, name, flags):
     clipped_class, _, options = OPTIMIZERS[name]
 
@@ -33,17 +33,17 @@ def test_huge_threshold_changes_nothing_bit_for_bit(problem, clipping_type, name
             assert equal(problem.step(optimizer, grads), grads)
         return [*params, *state_of(optimizer)]
 
-    wanted = run(FLAGS["fused" if flags == "chosen" else flags], clipping_type="none")
-    assert equal(run(FLAGS.get(flags, {}), clipping_type=clipping_type, clipping_level=HUGE_LEVELS[clipping_type]), wanted)
+    wanted = run(KERNELS["fused" if flags == "chosen" else flags], clipping_type="none")
+    assert equal(run(KERNELS.get(flags, {}), clipping_type=clipping_type, clipping_level=HUGE_LEVELS[clipping_type]), wanted)
 
 
-@pairwise(ids=str, name=OPTIMIZERS, flags=["default", *FLAGS], dtype=[torch.float32, torch.float64, torch.bfloat16])
+@pairwise(ids=str, name=OPTIMIZERS, flags=["default", *KERNELS], dtype=[torch.float32, torch.float64, torch.bfloat16])
 def test_type_none_is_torchs_optimizer_bit_for_bit(problem, name, flags, dtype):
     clipped_class, plain_class, options = OPTIMIZERS[name]
 
     def run(optimizer_class, **arguments):
         params = problem.parameters(dtype)
-        optimizer = optimizer_class(params, **options, **FLAGS.get(flags, {}), **arguments)
+        optimizer = optimizer_class(params, **options, **KERNELS.get(flags, {}), **arguments)
         for step in range(6):
             grads = problem.gradients(step, dtype=dtype)
             if step == 3:
@@ -58,10 +58,10 @@ def test_type_none_is_torchs_optimizer_bit_for_bit(problem, name, flags, dtype):
 # What clips.
 
 
-@pairwise(ids=str, clipping_type=TYPES, flags=FLAGS, dtype=[torch.float32, torch.float64])
+@pairwise(ids=str, clipping_type=LEVEL_TYPES, flags=KERNELS, dtype=[torch.float32, torch.float64])
 def test_clipped_length_never_exceeds_its_threshold(problem, clipping_type, flags, dtype):
     optimizer = ClippedSGD(
-        problem.parameters(dtype), momentum=0.9, clipping_type=clipping_type, clipping_window=9, **FLAGS[flags]
+        problem.parameters(dtype), momentum=0.9, clipping_type=clipping_type, clipping_window=9, **KERNELS[flags]
     )
     clipped_steps = 0
     for step in range(40):
@@ -82,9 +82,9 @@ def test_clipped_length_never_exceeds_its_threshold(problem, clipping_type, flag
     assert optimizer.clipping_stats()["clipped_steps"] == clipped_steps
 
 
-@pytest.mark.parametrize(("clipping_type", "flags"), [*zip(GLOBAL, cycle(FLAGS), strict=False)])
+@pytest.mark.parametrize(("clipping_type", "flags"), [*zip(GLOBAL, cycle(KERNELS), strict=False)])
 def test_scalar_measures_keep_the_direction_of_the_whole_gradient(problem, clipping_type, flags):
-    optimizer = ClippedSGD(problem.parameters(), momentum=0.9, clipping_type=clipping_type, **FLAGS[flags])
+    optimizer = ClippedSGD(problem.parameters(), momentum=0.9, clipping_type=clipping_type, **KERNELS[flags])
     for step in range(25):
         raw = problem.gradients(step)
         ratios = torch.cat([(g / r).flatten() for g, r in zip(problem.step(optimizer, raw), raw, strict=True)])

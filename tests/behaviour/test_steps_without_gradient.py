@@ -4,12 +4,12 @@ import pytest
 import torch
 from support.assertions import equal
 from support.cases import pairwise
-from support.properties import OPTIMIZERS, TYPES, stats_of
+from support.properties import LEVEL_TYPES, OPTIMIZERS, stats_of
 
 from torch_clipped import ClippedAdam, ClippedSGD
 
 
-@pairwise(clipping_type=TYPES, name=OPTIMIZERS, nothing=["zeros", "none", "some zeros, some none"])
+@pairwise(clipping_type=LEVEL_TYPES, name=OPTIMIZERS, nothing=["zeros", "none", "some zeros, some none"])
 def test_step_of_length_zero_records_counts_and_draws_nothing(problem, clipping_type, name, nothing):
     clipped_class, _, options = OPTIMIZERS[name]
     arguments = {"clipping_type": clipping_type, "clipping_beta": 0.5, "clipping_window": 8, **options}

@@ -54,6 +54,17 @@ def gradients_of(params):
     return [p.grad for p in params]
 
 
+def state_of(optimizer):
+    """Return all values of ``optimizer.state``, as a flat list of tensors."""
+    params = parameters_of(optimizer)
+    return [torch.as_tensor(v).clone() for p in params for _, v in sorted(optimizer.state[p].items()) if v is not None]
+
+
+def flat(tensors):
+    """Return the entries of each tensor as a list."""
+    return [t.detach().double().flatten().tolist() for t in tensors]
+
+
 def saved_and_loaded(value, **options):
     """Return a value as it comes back from a file, which by default holds plain tensors and numbers only."""
     file = io.BytesIO()

@@ -9,7 +9,6 @@ import torch
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD, ClippingWarning
 
 from .assertions import equal
-from .cases import parameters_of
 
 OPTIMIZERS = {
     "sgd": (ClippedSGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
@@ -24,11 +23,6 @@ def equal_or_both_nan(left, right):
     return all(
         torch.equal(a.isnan(), b.isnan()) and equal([a.nan_to_num()], [b.nan_to_num()]) for a, b in zip(left, right, strict=True)
     )
-
-
-def states(optimizer):
-    params = parameters_of(optimizer)
-    return [torch.as_tensor(v).clone() for p in params for _, v in sorted(optimizer.state[p].items()) if v is not None]
 
 
 def told(optimizer, *, without_skips):

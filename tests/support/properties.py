@@ -5,20 +5,16 @@ import torch
 
 from torch_clipped import ClippedAdam, ClippedAdamW, ClippedSGD
 
+from .cases import FLAGS, LEVELS, parameters_of
+
 GLOBAL = ["norm", "auto", "linear_rand_norm", "quadratic_rand_norm", "linear_rand_auto", "quadratic_rand_auto"]
-TYPES = [*GLOBAL, "layer_wise", "coord_wise"]
+LEVEL_TYPES = list(LEVELS)
 OPTIMIZERS = {
     "sgd": (ClippedSGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
     "adam": (ClippedAdam, torch.optim.Adam, {"lr": 0.05, "weight_decay": 0.01}),
     "adamw": (ClippedAdamW, torch.optim.AdamW, {"lr": 0.05, "amsgrad": True}),
 }
-FLAGS = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}}
-
-
-def state_of(optimizer):
-    """Everything in ``optimizer.state``, as a flat list of tensors."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return [torch.as_tensor(v).clone() for p in params for _, v in sorted(optimizer.state[p].items()) if v is not None]
+KERNELS = {name: flags for name, flags in FLAGS.items() if name != "chosen"}
 
 
 def stats_of(optimizer):
@@ -27,7 +23,7 @@ def stats_of(optimizer):
 
 def step_scalars(optimizer, *gradients):
     """Step with one-element gradients; the clipped gradients."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    params = parameters_of(optimizer)
     for p, g in zip(params, gradients, strict=True):
         p.grad = torch.tensor([float(g)], dtype=p.dtype)
     optimizer.step()

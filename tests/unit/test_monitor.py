@@ -51,7 +51,7 @@ ALTERNATING = [1.0, 1.0 + 1e-6]  # in float32 clip_grad_norm_ leaves such norms
         (ALTERNATING * 100, 1),
         ([1.0] * 200, 0),  # one gradient again and again
         ([1.0 + 1e-6 * step / 200 for step in range(200)], 0),  # slow training
-        ([1.2345, 1.2345 + 1e-6] * 100, 0),  # not a norm that somebody wrote
+        ([1.23, 1.23 + 1e-6] * 100, 0),  # three digits: not a norm that somebody wrote
         ([1.0, 1.0 + 3e-6] * 100, 0),  # more than rounding
         (ALTERNATING * 99 + [1.0, 5.0], 0),
         ([1.0] * 148 + ALTERNATING * 26, 0),  # 50 turns: a quarter of the steps

@@ -87,14 +87,16 @@ def test_last_step_of_one_block_and_counts_of_all(form):
     assert steps.records[0].statistics() == approx(wanted)
 
 
+@pytest.mark.parametrize("measure", ["global", "layer"])
 @pytest.mark.parametrize("form", FORMS)
-def test_step_that_is_not_recorded_leaves_the_last_values(form):
-    steps = Steps(form)
-    steps.step(steps.values(4.0, thresholds=3.0, coefficients=0.75, clipped=True))
-    before = steps.totals.statistics()
-    steps.step(steps.values(0.0, recorded=False))
-    assert steps.totals.statistics() == before
-    assert steps.records[0].statistics() == before
+def test_step_that_is_not_recorded_leaves_the_last_values(form, measure):
+    steps = Steps(form, [measure])
+    block = (lambda number: [number]) if measure == "layer" else (lambda number: number)
+    steps.step(steps.values(4.0, block(4.0), block(3.0), block(0.75), clipped=True))
+    steps.step(steps.values(9.0, block(9.0), block(1.0), block(1.0), recorded=False))
+    for stats in (steps.totals.statistics(), steps.records[0].statistics()):
+        assert [stats[name] for name in ("grad_norm", "clipped_norm", "threshold", "coefficient")] == [4.0, 3.0, 3.0, 0.75]
+        assert [stats[name] for name in ("steps", "clipped_steps")] == [1, 1]
     assert steps.totals.grad_norms().tolist() == [4.0]
 
 
@@ -109,9 +111,9 @@ def test_skipped_step_is_counted(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_medians_over_blocks_leave_out_those_without_a_usable_length(form):
     steps = Steps(form, ["layer"])
-    lengths, thresholds, coefficients = [3.0, 0.0, 4.0, 0.0], [1.0, 9.0, 2.0, 9.0], [1 / 3, 1.0, 0.5, 1.0]
-    steps.step(steps.values(5.0, lengths, thresholds, coefficients, clipped=True))
-    wanted = {"grad_norm": 5.0, "clipped_norm": 5**0.5, "threshold": 1.5, "coefficient": 5 / 12}
+    lengths, thresholds, coefficients = [3.0, 0.0, 4.0, INF], [1.0, 9.0, 2.0, 9.0], [1 / 3, 1.0, 0.5, 1.0]
+    steps.step(steps.values(INF, lengths, thresholds, coefficients, clipped=True))
+    wanted = {"grad_norm": INF, "clipped_norm": INF, "threshold": 1.5, "coefficient": 5 / 12}
     assert {name: steps.totals.statistics()[name] for name in wanted} == approx(wanted)
     assert {name: steps.records[0].statistics()[name] for name in wanted} == approx(wanted)
 

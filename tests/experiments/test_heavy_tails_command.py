@@ -17,6 +17,7 @@ from experiments.heavy_tails import run as heavy_tails
 from torch_clipped import ClippedSGD
 
 RUNS = 1 + len(heavy_tails.UNCLIPPED_SHARES)
+DRAWN = 40  # characters before and after a training
 
 
 class Trained:
@@ -31,6 +32,7 @@ class Trained:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
             patch.setattr(heavy_tails, "BATCH", 8)
             patch.setattr(heavy_tails, "VALIDATION_WINDOWS", 16)
+            patch.setattr(heavy_tails, "DRAWN", DRAWN)
             if not picture:  # drawing one takes longer than the training
                 patch.setattr(heavy_tails, "plot", lambda *files: None)
             self.code = main(["heavy-tails", "--data", str(text), "--out", str(out), *sizes, *options])
@@ -260,7 +262,7 @@ def test_text_is_drawn_from_the_predictions_of_the_model():
 def test_summary_holds_what_the_first_models_wrote_before_and_after(trained):
     texts, first, *_ = trained.summary["texts"], *trained.runs
     assert list(texts) == ["untrained", *(f"{run['optimizer']}, lr {run['lr']:g}" for run in trained.runs)]
-    assert {len(text) for text in texts.values()} == {heavy_tails.DRAWN}
+    assert {len(text) for text in texts.values()} == {DRAWN}
     assert len({*texts.values()}) == 1 + RUNS
     assert f"untrained: {texts['untrained']!r}" in trained.printed
     assert f"lr {first['lr']:g}: {texts['ClippedSGD, lr 5']!r}" in trained.printed

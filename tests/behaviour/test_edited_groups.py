@@ -284,3 +284,15 @@ def test_a_row_that_becomes_several_is_clipped_row_by_row():
     weight.grad = torch.tensor([[1e-3] * 3, [30.0] * 3])
     optimizer.step()
     torch.testing.assert_close(weight.grad, torch.tensor([[1e-3] * 3, [1e-2] * 3]))
+
+
+def test_warning_of_a_kept_level_names_the_former_type_of_that_group():
+    params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    groups = [{"params": params[:1], "clipping_type": "auto"}, {"params": params[1:], "clipping_type": "norm"}]
+    optimizer = ClippedSGD(groups)
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.param_groups[1]["clipping_type"] = "zscore"
+    with pytest.warns(ClippingWarning, match="clipping_type of parameter group 1 was changed from 'norm' to 'zscore'"):
+        optimizer.step()

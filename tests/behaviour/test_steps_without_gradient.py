@@ -64,3 +64,14 @@ def test_one_tensor_without_gradient_is_not_in_the_length_and_not_touched(proble
     assert optimizer.clipping_stats()["grad_norm"] == pytest.approx(wanted, rel=1e-6)
     assert torch.equal(params[1], before[1])
     assert not torch.equal(params[0], before[0])
+
+
+@pytest.mark.parametrize("policy", ["skip", "error", "zero", "propagate"])
+@pytest.mark.parametrize("clipping_type", ["norm", "layer_wise", "coord_wise"])
+def test_step_of_zeros_is_not_counted_whatever_the_policy(clipping_type, policy):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ClippedSGD([weight], clipping_type=clipping_type, nonfinite=policy)
+    for gradient, steps in ((0.0, 0), (1.0, 1), (0.0, 1)):
+        weight.grad = torch.full((3,), gradient)
+        optimizer.step()
+        assert optimizer.clipping_stats()["steps"] == steps

@@ -111,9 +111,9 @@ def test_skipped_step_is_counted(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_medians_over_blocks_leave_out_those_without_a_usable_length(form):
     steps = Steps(form, ["layer"])
-    lengths, thresholds, coefficients = [3.0, 0.0, 4.0, INF], [1.0, 9.0, 2.0, 9.0], [1 / 3, 1.0, 0.5, 1.0]
+    lengths, thresholds, coefficients = [0.3, 0.0, 0.4, INF], [0.1, 9.0, 0.2, 9.0], [1 / 3, 1.0, 0.5, 1.0]
     steps.step(steps.values(INF, lengths, thresholds, coefficients, clipped=True))
-    wanted = {"grad_norm": INF, "clipped_norm": INF, "threshold": 1.5, "coefficient": 5 / 12}
+    wanted = {"grad_norm": INF, "clipped_norm": INF, "threshold": 0.15, "coefficient": 5 / 12}
     assert {name: steps.totals.statistics()[name] for name in wanted} == approx(wanted)
     assert {name: steps.records[0].statistics()[name] for name in wanted} == approx(wanted)
 

@@ -177,10 +177,14 @@ def made(folder: Path, option: str = "out") -> Path:
 
 
 def check_at_least(config: object, smallest: Mapping[str, int]) -> None:
-    """Raise ValueError if one of these attributes is smaller than its bound, or too large for a seed of torch."""
+    """Check these attributes by :func:`check_integer`."""
     for name, least in smallest.items():
-        value = getattr(config, name)
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-        if value > LARGEST:
-            raise ValueError(f"{name} must be at most {LARGEST}, got {value}")
+        check_integer(name, getattr(config, name), least)
+
+
+def check_integer(name: str, value: int, least: int) -> None:
+    """Raise ValueError if an integer is smaller than its bound, or too large for a seed of torch."""
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {value}")

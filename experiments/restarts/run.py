@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from torch_clipped import ClippedSGD, ClippingWarning, OptimizerProperties, OptimizersCollector, Restarter, RestartProperties
 
-from ..common.command import TUNING_SEED, Plan, command, parser_of
+from ..common.command import TUNING_SEED, Plan, check_integer, command, parser_of
 from ..common.files import write_csv, write_json
 from ..common.journal import Journal, Result
 from ..common.text import load_text
@@ -37,8 +37,7 @@ Entrant = tuple[RestartProperties | None, float]  # restarts and learning rate
 
 def plan(seed: int = 0, shorter: int = 1) -> Plan:
     """Return the plan for both problems, with ``shorter`` times fewer steps."""
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_integer("seed", seed, 0)
     problems = [
         replace(problem, steps=problem.steps // shorter) for problem in (language_model(load_text(None), seed), regression(seed))
     ]

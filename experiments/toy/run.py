@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..common.command import TUNING_SEED, Plan, command, parser_of
+from ..common.command import TUNING_SEED, Plan, check_integer, command, parser_of
 from ..common.journal import Journal, Result
 from . import adagrad as toy_adagrad
 from . import published as toy_published
@@ -35,8 +35,7 @@ PROBLEMS: dict[str, Callable[[int, bool], Problem]] = {  # by seed, and whether 
 
 def plan(seed: int = 0, only: str | None = None, quick: bool = False) -> Plan:
     """Return the plan for all problems or ``only`` one; ``quick`` makes them smaller and shorter."""
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_integer("seed", seed, 0)
     problems = {name: PROBLEMS[name](seed, quick) for name in ([only] if only else PROBLEMS)}
     seeds = problems["regression"].settings["seeds"] if "regression" in problems else 0
     if TUNING_SEED in range(seed, seed + seeds):

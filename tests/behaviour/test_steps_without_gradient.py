@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.assertions import equal
 from support.cases import pairwise
+from support.nonfinite import POLICIES
 from support.properties import LEVEL_TYPES, OPTIMIZERS, stats_of
 
 from torch_clipped import ClippedAdam, ClippedSGD
@@ -66,7 +67,7 @@ def test_one_tensor_without_gradient_is_not_in_the_length_and_not_touched(proble
     assert not torch.equal(params[0], before[0])
 
 
-@pytest.mark.parametrize("policy", ["skip", "error", "zero", "propagate"])
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("clipping_type", ["norm", "layer_wise", "coord_wise"])
 def test_step_of_zeros_is_not_counted_whatever_the_policy(clipping_type, policy):
     weight = torch.nn.Parameter(torch.zeros(3))

@@ -117,7 +117,7 @@ def test_out_that_cannot_be_a_folder_is_refused(name, capsys):
     assert "out must be a folder that can be written, got 'file' (File exists)" in refused(capsys, name, "--out", "file")
 
 
-@pytest.mark.parametrize("name", ["heavy-tails", "spikes", "thresholds", "endurance"])
+@pytest.mark.parametrize("name", ["heavy-tails", "spikes", "thresholds", "endurance", "toy", "restarts"])
 def test_seed_that_torch_cannot_take_is_named(name, capsys):
     seed = "99999999999999999999"
     assert f"seed must be at most {2**62}, got {seed}" in refused(capsys, name, "--seed", seed)

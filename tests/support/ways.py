@@ -5,6 +5,8 @@ import torch
 
 from torch_clipped import Clipped
 
+from .cases import gradients_of, parameters_of
+
 MATRICES = ((4, 3), (2, 5), (3, 3))
 BASES = {
     "SGD": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
@@ -37,12 +39,12 @@ def shapes_of(name, problem):
 
 def step_by_hand(optimizer, clipper, grads):
     """Set gradients, clip them with a GradientClipper and step; the norm before and the clipped gradients."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    params = parameters_of(optimizer)
     for p, g in zip(params, grads, strict=True):
         p.grad = g.clone()
     norm = clipper.step()
     optimizer.step()
-    return norm, [p.grad for p in params]
+    return norm, gradients_of(params)
 
 
 def with_gradients(problem, norm=5.0, dtype=torch.float64):
